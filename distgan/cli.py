@@ -1,0 +1,125 @@
+"""The `distgan` command: one thin function a command; heavy imports wait until they are needed."""
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from distgan.errors import UserError
+from distgan.reporting.console import complain, counting_progress, say, show_table
+from shards.errors import ShardError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Pack, train, sample: DCGANs."
+)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command whose user mistakes are one line and exit code 2."""
+
+    @app.command()
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (UserError, ShardError) as error:
+            complain(str(error))
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            complain("stopped; the same command goes on from here")
+            raise typer.Exit(75) from None
+
+    return guarded
+
+
+@command
+def pack(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Image folder, .tar or .zip of images, folder of WebDataset tars, or digits, cifar10, mnist."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for the shards.")],
+    size: Annotated[int | None, typer.Option(help="Pixels a side; 64 for folders and archives.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 or 3.")] = None,
+    shard_size_mb: Annotated[int, typer.Option(help="Size of a shard.")] = 32,
+    workers: Annotated[int | None, typer.Option(help="Processes; none means all cores.")] = None,
+    bad_images: Annotated[
+        Literal["fail", "skip"], typer.Option(help="Stop at a broken image, or list it in rejected.jsonl.")
+    ] = "fail",
+    cls: Annotated[bool, typer.Option(help="Write class numbers into the tars for other readers.")] = True,
+    split: Annotated[Literal["train", "test"], typer.Option(help="Of cifar10 and mnist.")] = "train",
+    root: Annotated[
+        Path | None, typer.Option(help="Where the official files of cifar10 and mnist lie; none downloads them.")
+    ] = None,
+) -> None:
+    """Pack images into WebDataset shards at the training size. A stopped pack goes on when called again."""
+    from shards.pack import pack as pack_shards
+
+    with counting_progress("packing") as show:
+        index = pack_shards(
+            source, out, size=size, channels=channels, shard_size_mb=shard_size_mb, workers=workers, bad_images=bad_images,
+            cls=cls, split=split, root=root, progress=show,
+        )  # fmt: skip
+    show_table(f"packed {out}", describe(index))
+
+
+@command
+def verify(shards: Annotated[Path, typer.Argument(help="Folder of packed shards.")]) -> None:
+    """Check every count and checksum; exit 1 and the names of what is damaged."""
+    from shards.verify import verify as verify_shards
+
+    problems = verify_shards(shards)
+    for problem in problems:
+        complain(str(problem))
+    if problems:
+        raise typer.Exit(1)
+    say(f"{shards}: every shard is as it was packed")
+
+
+@command
+def info(shards: Annotated[Path, typer.Argument(help="Folder of packed shards.")]) -> None:
+    """Show samples, classes, size and fingerprint."""
+    from shards.index import read_index
+
+    show_table(str(shards), describe(read_index(shards)))
+
+
+def describe(index: Any) -> list[tuple[str, Any]]:
+    """A dataset in rows for a person."""
+    channels, height, width = index.image_shape
+    num_bytes = sum(shard.num_bytes for shard in index.shards)
+    rows = [
+        ("samples", f"{index.num_samples:,}"),
+        ("images", f"{width}x{height}, {channels} channel{'s' if channels > 1 else ''}, {index.encoding}"),
+        ("shards", f"{len(index.shards)}, {num_bytes / 1e6:,.1f} MB"),
+        ("fingerprint", index.fingerprint),
+    ]
+    if index.class_names:
+        classes = ", ".join(
+            f"{name} {count:,}" for name, count in zip(index.class_names, index.class_counts, strict=True)
+        )
+        rows.insert(
+            2,
+            (
+                "classes",
+                f"{len(index.class_names)}: {classes}" if len(index.class_names) <= 100 else len(index.class_names),
+            ),
+        )
+    return rows
+
+
+@command
+def sample(
+    source: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder or generator.safetensors.")],
+    num: Annotated[int, typer.Option(help="How many images.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Which images.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("samples.png"),
+) -> None:
+    """Write a grid of images from a trained generator."""
+    from distgan.jobs.sample import sample as write_samples
+
+    say(f"wrote {write_samples(source, num=num, seed=seed, out=out)}")

@@ -1,0 +1,122 @@
+"""What rank zero tells of a run, to the run folder, the console and W&B alike; on other ranks every call does nothing."""
+
+import json
+from typing import Any
+
+from torch import Tensor
+
+from distgan.config import Config, flat_values
+from distgan.reporting import console
+from distgan.reporting.images import save_grid, save_losses_plot
+from distgan.reporting.wandb_sink import WandbSink, new_run_id
+from distgan.runfolder import RunFolder, read_rows, write_atomically
+
+
+class Reporter:
+    """The voice of a run; `folder` is None on every rank but zero."""
+
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        *,
+        config: Config,
+        wandb_id: str | None,
+        total_images: int,
+        epoch_images: int,
+        equilibrium: tuple[float, float],
+    ) -> None:
+        self.folder, self.config = folder, config
+        self.wandb_id = wandb_id or new_run_id()
+        self.total_images, self.epoch_images, self.equilibrium = total_images, epoch_images, equilibrium
+        self.console: console.TrainingConsole | None = None
+        self.wandb: WandbSink | None = None
+
+    def say(self, text: str) -> None:
+        """One line to the console."""
+        if self.folder is None:
+            return
+        (self.console or console).say(text)
+
+    def start(
+        self,
+        table: list[tuple[str, Any]],
+        *,
+        config_toml: str,
+        provenance: dict[str, Any],
+        images_seen: int,
+        notes: list[str],
+    ) -> None:
+        """Write the files of the start, show the table, open W&B."""
+        if self.folder is None:
+            return
+        folder = self.folder
+        folder.forget_after(images_seen)
+        write_atomically(folder.path / "config.toml", config_toml)
+        write_atomically(folder.path / "provenance.json", json.dumps(provenance, indent=1) + "\n")
+        folder.write_status("running", "training", images_seen=images_seen)
+        console.show_table("distgan", table)
+        self.console = console.TrainingConsole(total_images=self.total_images)
+        self.console.start()
+        if images_seen:
+            what = f"resumed at {images_seen / 1000:g} kimg" + "".join(f"; {note}" for note in notes)
+            self.event("resume", what, images_seen=images_seen)
+        world = provenance["world"]
+        self.wandb = WandbSink(
+            self.config.log.wandb,
+            project=self.config.log.project,
+            run_id=self.wandb_id,
+            name=folder.path.name,
+            folder=folder.path,
+            config=flat_values(self.config) | {"world": world},
+            tags=[folder.path.name.rpartition("-")[0] or folder.path.name, f"{world['processes']}x{world['device']}"],
+            complain=lambda text: self.event("warning", text, images_seen=images_seen),
+        )
+
+    def event(self, kind: str, sentence: str, *, images_seen: int, **figures: Any) -> None:
+        """Something happened: to events.jsonl and the console."""
+        if self.folder is None:
+            return
+        self.folder.add_event(kind, sentence, images_seen=images_seen, **figures)
+        self.say(sentence)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """The metrics of a tick."""
+        if self.folder is None or self.console is None or self.wandb is None:
+            return
+        self.folder.add_metrics(row)
+        self.console.show(row)
+        self.wandb.log(row)
+
+    def samples(self, fakes: Tensor, reals: Tensor | None, *, images_seen: int) -> None:
+        """Grids of uint8 images [B, C, H, W] as files and to W&B."""
+        if self.folder is None or self.wandb is None:
+            return
+        kimg = images_seen / 1000
+        path = save_grid(fakes, self.folder.samples / f"{kimg:010.3f}.png")
+        pictures = {"samples/fakes": (path, f"{kimg:g} kimg, moving average, fixed latents")}
+        if reals is not None:
+            pictures["samples/reals"] = (save_grid(reals, self.folder.samples / "reals.png"), "real images")
+        self.wandb.log({"progress/kimg": kimg}, pictures)
+
+    def close(self, state: str, reason: str, *, images_seen: int) -> None:
+        """Write the outcome, plot the losses, then wait for W&B: a job that is being preempted may not live to see it end."""
+        if self.folder is None:
+            return
+        self.folder.add_event(state, reason, images_seen=images_seen)
+        self.folder.write_status(state, reason, images_seen=images_seen)
+        self.plot()
+        if self.console is not None:
+            self.console.close()
+        if self.wandb is not None:
+            self.wandb.close()
+        folder, self.folder = self.folder, None
+        folder.close()
+        console.say(f"{state}: {reason}; {images_seen / 1000:g} kimg; {folder.path}")
+
+    def plot(self) -> None:
+        """losses.png from the rows so far."""
+        assert self.folder is not None, "only rank zero plots"
+        rows = read_rows(self.folder.path / "metrics.jsonl")
+        save_losses_plot(
+            rows, self.folder.path / "losses.png", epoch_images=self.epoch_images, equilibrium=self.equilibrium
+        )

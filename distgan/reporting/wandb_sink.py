@@ -1,0 +1,129 @@
+"""Weights & Biases on rank zero, in a thread of its own: a slow, dead or absent server never holds up the training.
+
+Rows and pictures go into a queue; the thread starts the run, sends them, and closes it within a stated time. What
+could not be sent lies in the run folder's `wandb/` for `wandb sync`.
+"""
+
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+INIT_TIMEOUT_SEC = 20
+FINISH_TIMEOUT_SEC = 30
+CONNECT_TIMEOUT_SEC = 3.0
+
+
+def new_run_id() -> str:
+    """An id for a new W&B run; a resumed run uses the one in its checkpoint."""
+    return secrets.token_hex(4)
+
+
+class WandbSink:
+    """A W&B run that logs in the background; `complain` is told in one line what did not work."""
+
+    def __init__(
+        self,
+        mode: str,
+        *,
+        project: str,
+        run_id: str,
+        name: str,
+        folder: Path,
+        config: dict[str, Any],
+        tags: list[str],
+        complain: Callable[[str], None],
+    ) -> None:
+        self.mode, self.complain, self.run_id = mode, complain, run_id
+        self.settings: dict[str, Any] = {
+            "project": project,
+            "id": run_id,
+            "name": name,
+            "dir": str(folder),
+            "config": config,
+            "tags": tags,
+        }
+        self.queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self.work, name="wandb", daemon=True)
+        if mode != "disabled":
+            self.thread.start()
+
+    def log(self, row: dict[str, Any], images: dict[str, tuple[Path, str]] | None = None) -> None:
+        """Queue one row, and picture files with captions."""
+        if self.mode != "disabled":
+            self.queue.put({"row": row, "images": images or {}})
+
+    def close(self) -> None:
+        """Send what is queued; gives up, with a word, where that takes too long."""
+        if self.mode == "disabled":
+            return
+        self.queue.put(None)
+        self.thread.join(INIT_TIMEOUT_SEC * 2 + FINISH_TIMEOUT_SEC)
+        if self.thread.is_alive():
+            self.complain(
+                "W&B did not finish in time; what is missing there can be sent with: wandb sync " + self.settings["dir"]
+            )
+
+    def work(self) -> None:
+        """The thread: start, log, finish; any failure ends the logging and nothing else."""
+        try:
+            run, wandb = self.start()
+            while (item := self.queue.get()) is not None:
+                pictures = {
+                    key: wandb.Image(str(path), caption=caption) for key, (path, caption) in item["images"].items()
+                }
+                run.log(item["row"] | pictures)
+            run.finish()
+        except Exception as error:  # a logging service must never end a training
+            self.complain(f"W&B stopped: {one_line(error)}; the run goes on, its rows are in metrics.jsonl")
+
+    def start(self) -> tuple[Any, Any]:
+        """(run, wandb): online where asked for and possible, else offline."""
+        os.environ.setdefault("WANDB_INIT_TIMEOUT", str(INIT_TIMEOUT_SEC))
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(FINISH_TIMEOUT_SEC))
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        mode: Any = self.mode
+        if mode == "auto" and os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+            mode = os.environ["WANDB_MODE"]
+        if mode in ("auto", "online"):
+            obstacle = why_offline(wandb)
+            if obstacle and self.mode == "online":
+                self.complain(f"W&B is offline: {obstacle}")
+            mode = "offline" if obstacle else "online"
+        try:
+            run = wandb.init(mode=mode, resume="allow", **self.settings)
+        except Exception as error:  # of many kinds: no answer, refused key, garbage
+            if mode != "online":
+                raise
+            self.complain(f"W&B is offline: {one_line(error)}")
+            wandb.teardown()  # or the id is held to be in use
+            run = wandb.init(mode="offline", **self.settings)
+        run.define_metric("progress/kimg")
+        run.define_metric("*", step_metric="progress/kimg")
+        return run, wandb
+
+
+def why_offline(wandb: Any) -> str | None:
+    """What stands in the way of an online run, asked without prompting; None where nothing does."""
+    import socket
+
+    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+        return "no API key; type: wandb login"
+    address = urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.api.settings("base_url"))
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=CONNECT_TIMEOUT_SEC).close()
+    except OSError as error:
+        return f"{address.hostname} does not answer ({one_line(error)})"
+    return None
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an error's text, cut to a readable length."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

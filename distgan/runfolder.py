@@ -1,0 +1,111 @@
+"""The run folder: lock, status, rows and events. Only rank zero writes here.
+
+config.toml  status.json  provenance.json  metrics.jsonl  events.jsonl  samples/  checkpoints/  generator.safetensors
+"""
+
+import fcntl
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from distgan.errors import UserError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file in one move: a reader sees the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; a torn last line, left by a killed process, is dropped."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class RunFolder:
+    """A run folder held by this process; raises UserError where another run holds it or it cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            for folder in (path, self.samples, self.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+            self.lock = (path / ".lock").open("a+")
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the run folder {path}: {error.strerror}; choose another with --run-dir"
+            ) from None
+        self.take_lock()
+
+    @property
+    def samples(self) -> Path:
+        """Sample grids."""
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint."""
+        return self.path / "checkpoints"
+
+    def take_lock(self) -> None:
+        """Hold the folder for the life of this process; the kernel lets go of it even after SIGKILL."""
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.lock.seek(0)
+            holder = self.lock.read().strip() or "another process"
+            self.lock.close()
+            raise UserError(
+                f"the run folder {self.path} is being written by {holder}; wait for it, stop it, or choose another --run-dir"
+            ) from None
+        self.lock.truncate(0)
+        self.lock.write(f"pid {os.getpid()} on {platform.node()}")
+        self.lock.flush()
+
+    def close(self) -> None:
+        """Let the next run have it."""
+        self.lock.close()
+
+    def write_status(self, state: str, reason: str, *, images_seen: int) -> None:
+        """status.json, the contract for scripts: running, done, preempted, collapsed or failed, and one line why."""
+        status = {
+            "state": state,
+            "reason": reason,
+            "images_seen": images_seen,
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        write_atomically(self.path / "status.json", json.dumps(status, indent=1) + "\n")
+
+    def add_event(self, kind: str, sentence: str, *, images_seen: int, **figures: Any) -> None:
+        """Append to events.jsonl what happened to the run: resume, preemption, warnings."""
+        event = {"kind": kind, "images_seen": images_seen, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        self.append("events.jsonl", event | {"what": sentence} | figures)
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Append to metrics.jsonl one row of a tick."""
+        self.append("metrics.jsonl", row)
+
+    def append(self, name: str, row: dict[str, Any]) -> None:
+        """One line, whole or not at all."""
+        with (self.path / name).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def forget_after(self, images_seen: int) -> None:
+        """Drop rows of steps that a resumed run takes again, so that each stands once."""
+        path = self.path / "metrics.jsonl"
+        rows = read_rows(path)
+        kept = [row for row in rows if row["progress/images"] <= images_seen]
+        if rows:
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -1,0 +1,75 @@
+"""The door of a training run: command line -> Config -> Trainer -> exit code.
+
+    accelerate launch distgan/train.py [--preset NAME] [--data SHARDS] [section.field=value ...]
+
+Exit codes: 0 done, 2 a user's mistake, 75 interrupted and saved, 1 anything else. Behind a launcher read status.json.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    # Started by path: this folder must not stand where its modules could hide other libraries'.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from distgan.interrupt import Interrupt  # before the slow imports, so that a signal during them is not lost
+
+INTERRUPT = Interrupt()
+if __name__ == "__main__":
+    INTERRUPT.install()
+
+from typing import Annotated
+
+import typer
+
+from distgan.config import changed_from_defaults, load_config, preset_names
+from distgan.errors import RunFailed, UserError
+from distgan.reporting.console import complain, show_table
+from shards.errors import ShardError
+
+EXIT_CODES = {"done": 0, "preempted": 75, "collapsed": 76}
+
+
+def train(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings as section.field=value.", metavar="SETTING...")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help=f"One of {', '.join(preset_names())}, or a .toml file.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder of packed shards (distgan pack); none: handwritten digits.")
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where to write; the same command resumes.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Show the settings and stop.")] = False,
+) -> None:
+    """Train a DCGAN. Settings: default < preset < command line."""
+    words = list(overrides or []) + ([f"data.shards={data!r}"] if data else [])
+    if preset is None and data is None:
+        preset = "digits"
+    is_main = os.environ.get("RANK", "0") == "0"
+    try:
+        config = load_config(preset, words)
+        if dry_run:
+            if is_main:
+                show_table("settings that differ from the defaults", list(changed_from_defaults(config).items()))
+            return
+        from distgan.trainer import Trainer
+
+        name = Path(preset).stem if preset else "run"
+        state = Trainer(config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv).run()
+    except (UserError, ShardError) as error:
+        if is_main:
+            complain(str(error))
+        raise SystemExit(2) from None
+    except RunFailed as error:
+        if is_main:
+            complain(str(error))
+        raise SystemExit(1) from None
+    INTERRUPT.ignore()
+    raise SystemExit(EXIT_CODES[state])
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(train)
+    app(prog_name="train.py")

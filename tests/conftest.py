@@ -1,0 +1,27 @@
+"""Small data for all tests: numbered images, packed once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.pack import pack
+
+NUM_IMAGES = 30
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 grey 32x32 images in two classes; each hides its number in its first two pixels."""
+    root = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(0)
+    for number in range(NUM_IMAGES):
+        pixels = noise.integers(0, 256, (32, 32), dtype=np.uint8)
+        pixels[0, :2] = divmod(number, 256)
+        folder = root / ("even" if number % 2 == 0 else "odd")
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+    out = tmp_path_factory.mktemp("packed") / "shards"
+    pack(str(root), out, size=32, channels=1, workers=1)
+    return out

@@ -1,0 +1,101 @@
+"""Checkpoints are whole or absent, and believed only when every byte is right."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from distgan import checkpoint
+from distgan.checkpoint import CheckpointError
+
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3, dtype=torch.int64)}
+
+
+def write(folder: Path, images_seen: int) -> Path:
+    """A small checkpoint."""
+    return checkpoint.save(folder, images_seen=images_seen, tensors=TENSORS, state={"wandb_id": "x"})
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    """Tensors and state come back as they were; the newest of several is chosen; pruning keeps the newest."""
+    for images in (12, 999_000, 1_000_500):
+        write(tmp_path, images)
+    (tmp_path / ".000002000.000.tmp").mkdir()
+    tensors, state = checkpoint.load_latest(tmp_path, pytest.fail)
+    assert state["images_seen"] == 1_000_500
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+    checkpoint.prune(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000999.000", "00001000.500"]
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damage_is_noticed_and_the_one_before_is_used(tmp_path: Path, name: str, damage: str) -> None:
+    """A flipped byte, a cut file or a missing one: the newest is passed over by name; with none left, an error."""
+    write(tmp_path, 1000)
+    path = write(tmp_path, 2000) / name
+    content = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content if damage == "flip" else content[:-3])
+    told: list[str] = []
+    _, state = checkpoint.load_latest(tmp_path, told.append)
+    assert state["images_seen"] == 1000
+    assert len(told) == 1 and "00002.000" in told[0] and "damaged" in told[0]
+    (tmp_path / "00000001.000" / "manifest.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="all 2 checkpoints"):
+        checkpoint.load_latest(tmp_path, told.append)
+
+
+def test_interrupted_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk in the middle of a save: the error is passed on, nothing half-written stays, the old one loads."""
+    write(tmp_path, 1000)
+
+    def full(_path: Path) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(checkpoint, "sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, 2000)
+    assert [path.name for path in tmp_path.iterdir()] == ["00000001.000"]
+    assert checkpoint.load_latest(tmp_path, pytest.fail)[1]["images_seen"] == 1000
+
+
+def test_manifest_is_not_a_way_out_of_the_folder(tmp_path: Path) -> None:
+    """Only the two known files are read, whatever the manifest lists."""
+    path = write(tmp_path, 1000)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["../../etc/passwd"] = {"num_bytes": 1, "sha256": ""}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert checkpoint.load(path)[1]["images_seen"] == 1000
+    shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_optimizer_goes_on_as_if_never_stopped(layout: torch.memory_format) -> None:
+    """After pack and unpack the next step is bit-identical, for weights of either memory layout."""
+
+    def make(weight: torch.Tensor) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        parameter = torch.nn.Parameter(weight.clone(memory_format=torch.preserve_format))
+        return parameter, torch.optim.Adam([parameter], lr=0.1, fused=True)
+
+    def step(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).to(
+            memory_format=layout
+        )
+        optimizer.step()
+
+    parameter, optimizer = make(torch.randn(4, 3, 2, 2).to(memory_format=layout))
+    step(parameter, optimizer)
+    tensors, plain = checkpoint.pack_optimizer("o", optimizer)
+    stored = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    again, other = make(parameter.detach())
+    checkpoint.unpack_optimizer("o", other, stored, json.loads(json.dumps(plain)))
+    step(parameter, optimizer)
+    step(again, other)
+    assert torch.equal(parameter, again)

@@ -1,0 +1,76 @@
+"""The `distgan` command on real files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from distgan.cli import app
+from distgan.generators import generate, load_generator, sample_latents
+from tests.worlds import run_world, train_run
+
+
+def call(*words: object) -> tuple[int, str]:
+    """(exit code, output) of a command."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_pack_info_verify(tmp_path: Path) -> None:
+    """A folder is packed, shown and found whole; a flipped byte is found by name and exits 1."""
+    for number in range(6):
+        folder = tmp_path / "images" / ("cat" if number % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40, 50, 3), number * 40, np.uint8)).save(folder / f"{number}.jpg")
+    code, said = call("pack", tmp_path / "images", tmp_path / "shards", "--size", 32, "--workers", 1)
+    assert code == 0, said
+    assert "cat 3, dog 3" in said
+    code, said = call("info", tmp_path / "shards")
+    assert (code, "32x32, 3 channels" in said) == (0, True)
+    assert call("verify", tmp_path / "shards")[0] == 0
+    shard = next((tmp_path / "shards").glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[700] ^= 1
+    shard.write_bytes(content)
+    code, said = call("verify", tmp_path / "shards")
+    assert (code, shard.name in said) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pack", "nowhere", "out"], "nowhere"),
+        (["info", "nowhere"], "nowhere"),
+        (["sample", "nowhere"], "no such file or folder: nowhere"),
+        (["sample", "."], "holds no generator"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 2, the value, no traceback, nothing written."""
+    monkeypatch.chdir(tmp_path)
+    code, said = call(*words)
+    assert (code, expected in said) == (2, True), said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_samples_from_run_checkpoint_and_file_agree(shards: Path, tmp_path: Path) -> None:
+    """All three name one generator; sample i does not depend on how many are drawn; a grid is written."""
+    run = tmp_path / "run"
+    run_world(1, train_run, shards, run, ["train.kimg=0.024"])
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    generators = [load_generator(path) for path in (run, newest, run / "generator.safetensors")]
+    images = [generate(network, sample_latents(4, spec, seed=3)) for network, spec in generators]
+    torch.testing.assert_close(images[0], images[1], rtol=0, atol=0)
+    torch.testing.assert_close(images[0], images[2], rtol=0, atol=0)
+    network, spec = generators[0]
+    torch.testing.assert_close(images[0][:2], generate(network, sample_latents(2, spec, seed=3)), rtol=0, atol=1e-6)
+    code, said = call("sample", run, "--num", 9, "--seed", 3, "--out", tmp_path / "some" / "grid.png")
+    assert code == 0, said
+    with Image.open(tmp_path / "some" / "grid.png") as picture:
+        assert picture.size == (3 * 64 + 4 * 4, 3 * 64 + 4 * 4)

@@ -1,0 +1,86 @@
+"""The shape of the house: imports go downwards, libraries stay in their rooms, no file hides another module."""
+
+import ast
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted([*ROOT.glob("distgan/**/*.py"), *ROOT.glob("shards/**/*.py")])
+ROOMS = [  # top to bottom; what stands on one line may import what stands there and below
+    {"train", "cli"},
+    {"jobs"},
+    {"trainer"},
+    {"steps", "players", "resume", "runtime", "runfolder", "checkpoint", "evaluation", "reporting"},
+    {"dataset", "networks", "objectives", "ema", "optimizers", "generators", "randomness", "interrupt"},
+    {"config", "distributed", "errors"},
+]
+LIBRARY_ROOMS = {
+    "accelerate": {"runtime", "steps", "players"},
+    "wandb": {"reporting/wandb_sink"},
+    "rich": {"reporting/console"},
+    "typer": {"train", "cli"},
+    "webdataset": set(),
+}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Absolute names of everything a file imports, at any depth."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def level(module: str) -> int | None:
+    """Line of ROOMS a distgan module stands on."""
+    return next((number for number, rooms in enumerate(ROOMS) if module in rooms), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_downwards(path: Path) -> None:
+    """Nothing imports upwards; shards know nothing of distgan; nothing imports a door."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    imports = imported_modules(path)
+    if parts[0] == "shards":
+        assert not {
+            name for name in imports if name.split(".")[0] in ("distgan", "accelerate", "wandb", "rich", "typer")
+        }
+        return
+    if parts[1] == "__init__":
+        assert not imports
+        return
+    own = level(parts[1])
+    assert own is not None, f"{path} has no place in ROOMS"
+    for name in imports:
+        words = name.split(".")
+        if words[0] == "distgan" and len(words) > 1 and level(words[1]) is not None:
+            assert level(words[1]) >= own, f"{path} imports {name}"
+        if words[0] in LIBRARY_ROOMS:
+            assert {"/".join(parts[1:]), parts[1]} & LIBRARY_ROOMS[words[0]], f"{path} imports {words[0]}"
+
+
+def test_no_file_hides_another_module() -> None:
+    """A file in distgan/ named like an installed module would shadow it when the door is started by path."""
+    for path in ROOT.glob("distgan/*"):
+        if path.name not in ("__init__.py", "__pycache__") and (path.suffix == ".py" or path.is_dir()):
+            assert find_spec(path.stem) is None, path.name
+
+
+def test_files_stay_readable() -> None:
+    """A file past 380 lines wants to be two."""
+    assert {str(path): length for path in FILES if (length := len(path.read_text().splitlines())) > 380} == {}
+
+
+def test_help_is_light() -> None:
+    """The doors import neither torch nor accelerate before they have work to do."""
+    heavy = "('torch', 'accelerate', 'sklearn', 'wandb')"
+    code = f"import sys, distgan.train, distgan.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,106 @@
+"""Networks, moving average, random draws and losses against closed forms."""
+
+import math
+
+import pytest
+import torch
+
+from distgan.ema import GeneratorEma, measure_norm_statistics
+from distgan.networks import GeneratorSpec, build_discriminator, build_generator
+from distgan.objectives.adversarial import ADVERSARIAL
+from distgan.randomness import normal, uniform
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shapes_and_ranges(size: int, channels: int) -> None:
+    """Latents become images in [-1, 1], images become one logit each, and every parameter gets a gradient."""
+    spec = GeneratorSpec("dcgan", size, channels, width=4, latent_dim=7)
+    generator, discriminator = build_generator(spec), build_discriminator(spec, width=4)
+    images = generator(torch.randn(3, 7))
+    assert images.shape == (3, channels, size, size)
+    assert images.abs().max() <= 1
+    logits = discriminator(images)
+    assert logits.shape == (3,)
+    logits.sum().backward()
+    assert all(p.grad is not None for network in (generator, discriminator) for p in network.parameters())
+
+
+def test_dcgan_has_the_textbook_size() -> None:
+    """At 32 pixels and width 64: 1.07M and 0.66M parameters, weights from N(0, 0.02)."""
+    spec = GeneratorSpec("dcgan", 32, 3, width=64, latent_dim=100)
+    generator, discriminator = build_generator(spec), build_discriminator(spec, width=64)
+    sizes = [sum(p.numel() for p in network.parameters()) for network in (generator, discriminator)]
+    assert [round(size / 1e6, 2) for size in sizes] == [1.07, 0.66]
+    assert generator.project.weight.std().item() == pytest.approx(0.02, rel=0.01)
+
+
+def test_weights_come_from_the_seed_alone() -> None:
+    """Same seed same weights, whatever the global generator has done; another seed, other weights."""
+    spec = GeneratorSpec("dcgan", 32, 1, width=4, latent_dim=7)
+    first = build_generator(spec, seed=1).project.weight
+    torch.rand(5)
+    assert torch.equal(first, build_generator(spec, seed=1).project.weight)
+    assert not torch.equal(first, build_generator(spec, seed=2).project.weight)
+
+
+def test_unknown_image_size_names_the_choices() -> None:
+    """48 pixels are refused with the sizes on offer."""
+    with pytest.raises(ValueError, match="48 pixels; the networks are built for 32, 64, 128"):
+        build_generator(GeneratorSpec("dcgan", 48, 3, width=4, latent_dim=7))
+
+
+def test_draws_belong_to_positions() -> None:
+    """Any slice of positions draws what the whole would; purposes and seeds are apart; moments are those of N(0, 1)."""
+    positions = torch.arange(20_000)
+    whole = normal((10,), positions, seed=3, purpose="latents")
+    torch.testing.assert_close(
+        whole[500:600], normal((10,), positions[500:600], seed=3, purpose="latents"), rtol=0, atol=0
+    )
+    assert not torch.equal(whole, normal((10,), positions, seed=4, purpose="latents"))
+    assert not torch.equal(whole, normal((10,), positions, seed=3, purpose="flip"))
+    moments = torch.tensor([whole.mean(), whole.square().mean(), whole.pow(4).mean()])
+    torch.testing.assert_close(moments, torch.tensor([0.0, 1.0, 3.0]), atol=0.05, rtol=0)
+    assert torch.corrcoef(whole.T).fill_diagonal_(0).abs().max() < 0.03
+    shares = uniform((), positions, seed=0, purpose="flip").histc(10, 0, 1) / len(positions)
+    torch.testing.assert_close(shares, torch.full((10,), 0.1), atol=0.01, rtol=0)
+
+
+def test_ema_halves_in_its_halflife() -> None:
+    """After one half-life of images the average has moved half the way; early on the half-life is 1/20 of the images."""
+    spec = GeneratorSpec("dcgan", 32, 1, width=4, latent_dim=7)
+    raw = build_generator(spec, seed=0)
+    ema = GeneratorEma(raw, halflife_kimg=1.0)
+    start = ema.generator.project.weight.clone()
+    torch.nn.init.constant_(raw.project.weight, 1.0)
+    for _ in range(10):
+        ema.update(raw, batch_size=100, images_seen=1_000_000)
+    torch.testing.assert_close(ema.generator.project.weight, (start + 1.0) / 2)
+    young = GeneratorEma(build_generator(spec, seed=0), halflife_kimg=1.0)
+    young.update(raw, batch_size=100, images_seen=2_000)
+    torch.testing.assert_close(young.generator.project.weight, (start + 1.0) / 2)
+
+
+def test_norm_statistics_are_those_of_the_batches() -> None:
+    """Running statistics become the plain means over the given latents, and momentum is left as it was."""
+    generator = build_generator(GeneratorSpec("dcgan", 32, 1, width=4, latent_dim=7)).eval()
+    latents = torch.randn(64, 7)
+    measure_norm_statistics(generator, latents, num_batches=1)
+    maps = generator.project(latents).unflatten(1, (-1, 4, 4))
+    norm = generator.layers[0]
+    torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, maps.var((0, 2, 3)))
+    assert norm.momentum == 0.1
+    assert not norm.training
+
+
+def test_bce_is_cross_entropy() -> None:
+    """Losses equal torch's on targets 1 - smoothing, 0 and 1; at logit zero they are the stated equilibrium."""
+    loss, logits = ADVERSARIAL["bce"], torch.linspace(-3, 3, 7)
+    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    torch.testing.assert_close(loss.real_loss(logits, 0.1), cross_entropy(logits, torch.full((7,), 0.9)))
+    torch.testing.assert_close(loss.fake_loss(logits), cross_entropy(logits, torch.zeros(7)))
+    torch.testing.assert_close(loss.generator_loss(logits), cross_entropy(logits, torch.ones(7)))
+    zero = torch.zeros(4)
+    assert loss.equilibrium == pytest.approx((2 * math.log(2), math.log(2)))
+    assert (loss.real_loss(zero, 0.0) + loss.fake_loss(zero)).item() == pytest.approx(loss.equilibrium[0])

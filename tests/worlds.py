@@ -1,0 +1,130 @@
+"""Real worlds for tests: forked processes with a gloo group, and training runs in them that note what they read."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["distgan.trainer"])  # imported once: a new world then starts in well under a second
+
+SMALL = (
+    "networks.generator_width=4", "networks.discriminator_width=4", "networks.latent_dim=8", "train.batch_size=12",
+    "train.cpu_threads=1", "train.precision=launcher", "log.wandb=disabled", "log.every_kimg=0.012",
+    "log.samples_every_kimg=1", "checkpoint.every_kimg=1",
+)  # fmt: skip
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _child(
+    rank: int, size: int, port: int, results: Any, function: Callable[..., Any], arguments: Sequence[Any]
+) -> None:
+    if size > 1:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        results.put((rank, function(*arguments), None))
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))
+
+
+def run_world(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:
+    """Call `function(*arguments)` on every rank of a new world; results in rank order, or the first failure raised."""
+    results, port = CONTEXT.SimpleQueue(), free_port()
+    processes = [
+        CONTEXT.Process(target=_child, args=(rank, size, port, results, function, arguments)) for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        gathered = sorted((results.get() for _ in range(size)), key=lambda result: result[0])
+    finally:
+        for process in processes:
+            process.join(timeout)
+            process.kill()
+    failures = [failure for _, _, failure in gathered if failure]
+    if failures:
+        raise AssertionError("\n".join(failures))
+    return [value for _, value, _ in gathered]
+
+
+def train_run(shards: Path, run_dir: Path, words: Sequence[str], stop_after: int | None = None) -> dict[str, Any]:
+    """Train in this process; notes the ids of all images read, and any file that another rank than zero writes."""
+    import distgan.trainer as trainer_module
+    from distgan.config import load_config
+    from distgan.interrupt import Interrupt
+
+    ids: list[int] = []
+    writes: list[str] = []
+    rank = int(os.environ.get("RANK", "0"))
+
+    class NotingStream(trainer_module.BatchStream):
+        def __next__(self) -> Any:
+            batch = super().__next__()
+            ids.extend(image_id(image) for image in batch.numpy())
+            if stop_after is not None and trainer.images_seen >= stop_after:
+                interrupt.signal_name = "SIGTERM"
+            return batch
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        reading = event == "open" and "r" in str(arguments[1] or "r")
+        writing = event in ("open", "os.rename", "os.mkdir", "os.remove") and not reading
+        if writing and str(arguments[0]).startswith(str(run_dir)):
+            writes.append(f"{event} {arguments[0]}")
+
+    if rank:
+        sys.addaudithook(watch)
+    trainer_module.BatchStream = NotingStream
+    interrupt = Interrupt()
+    config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *words])
+    trainer = trainer_module.Trainer(config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"])
+    start = trainer.images_seen
+    state = trainer.run()
+    players = trainer.players
+    networks = {"generator": players.bare_generator, "discriminator": players.bare_discriminator}
+    weights = {
+        f"{name}.{key}": tensor.detach().numpy().copy()
+        for name, network in networks.items()
+        for key, tensor in network.named_parameters()
+    }
+    return {
+        "state": state,
+        "start": start,
+        "images_seen": trainer.images_seen,
+        "ids": ids,
+        "writes": writes,
+        "weights": weights,
+    }
+
+
+def image_id(image: np.ndarray) -> int:
+    """The number that `numbered_images` hid in the first two pixels."""
+    return int(image[0, 0, 0]) * 256 + int(image[0, 0, 1])
+
+
+def checkpoint_digest(run_dir: Path) -> str:
+    """sha256 of the tensors of a run's newest checkpoint."""
+    newest = sorted((run_dir / "checkpoints").iterdir())[-1]
+    return hashlib.sha256((newest / "tensors.safetensors").read_bytes()).hexdigest()
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
