@@ -1,33 +1,26 @@
 """The images of a run: packed shards, or, with none given, the handwritten digits that scikit-learn ships."""
 
 import fcntl
-import os
 from pathlib import Path
 
 from distgan.config import Data
 from distgan.errors import UserError
 from shards.index import ShardIndex, read_index
 from shards.reader import ShardReader
-
-
-def cache_folder() -> Path:
-    """DISTGAN_CACHE, or `distgan` in the user's cache folder."""
-    chosen = os.environ.get("DISTGAN_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distgan"
+from shards.sources import cache_folder
 
 
 def packed_digits() -> Path:
     """The digits as 32x32 shards in the cache, packed by the first process that asks."""
-    from shards.pack import pack
-
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".digits.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            pack("digits", folder / "digits-32", workers=1)
+            if not (folder / "digits-32" / "index.json").exists():
+                from shards.pack import pack
+
+                pack("digits", folder / "digits-32", workers=1)
     except OSError as error:
         raise UserError(
             f"cannot write to the cache {folder}: {error.strerror}; set DISTGAN_CACHE to another folder"

@@ -59,6 +59,7 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Yield `show(done, total)`: a bar with rate and time left in a terminal, a line now and then elsewhere."""
     console = make_console()
     started = last_line = time.monotonic()
+    already: int | None = None  # done by an earlier, interrupted call
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[rate]} images/s"), TimeRemainingColumn(),
@@ -67,9 +68,10 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
         task = progress.add_task(what, total=None, rate="-")
 
         def show(done: int, total: int) -> None:
-            nonlocal last_line
+            nonlocal last_line, already
+            already = done if already is None else already
             now = time.monotonic()
-            rate = done / max(now - started, 1e-9)
+            rate = (done - already) / max(now - started, 1e-9)
             progress.update(task, completed=done, total=total, rate=f"{rate:,.0f}")
             if not console.is_terminal and (now - last_line > SECONDS_BETWEEN_LINES or done == total):
                 last_line = now
