@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,10 @@ def load_latest(folder: Path, complain: Callable[[str], None]) -> tuple[Tensors,
     return None
 
 
-def prune(folder: Path, *, keep: int) -> None:
-    """Remove all but the newest, and what killed processes left unfinished."""
-    for path in [*list_checkpoints(folder)[:-keep], *folder.glob(".*.tmp")]:
+def prune(folder: Path, *, keep: int, wanted: Collection[str] = ()) -> None:
+    """Remove all but the newest and the wanted names, and what killed processes left unfinished."""
+    old = [path for path in list_checkpoints(folder)[:-keep] if path.name not in wanted]
+    for path in [*old, *folder.glob(".*.tmp")]:
         shutil.rmtree(path, ignore_errors=True)
 
 

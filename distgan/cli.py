@@ -8,11 +8,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from distgan.errors import UserError
-from distgan.reporting.console import complain, counting_progress, say, show_table
+from distgan.reporting.console import complain, counting_progress, say, share_progress, show_columns, show_table
 from shards.errors import ShardError
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Pack, train, sample: DCGANs."
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Pack images, score and sample DCGANs.",
 )
 
 
@@ -123,3 +126,58 @@ def sample(
     from distgan.jobs.sample import sample as write_samples
 
     say(f"wrote {write_samples(source, num=num, seed=seed, out=out)}")
+
+
+@command
+def probe(
+    shards: Annotated[Path, typer.Argument(help="Folder of packed shards with class labels.")],
+    flip: Annotated[
+        bool, typer.Option(help="Mirror images at random: right for photographs, wrong for digits.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the training.", min=0)] = 0,
+) -> None:
+    """Train the small classifier in whose features generators of these images are scored."""
+    from distgan.jobs.probe import probe as train_probe
+
+    with share_progress("training the probe") as show:
+        trained, path = train_probe(shards, flip=flip, seed=seed, progress=show)
+    card = trained.card
+    say(
+        f"{card.accuracy:.1%} of {card.num_held_out:,} held-out images named rightly; probe {trained.version} in {path}"
+    )
+
+
+@command
+def evaluate(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, checkpoints, generator files, folders of images, or packed shards."),
+    ],
+    data: Annotated[Path, typer.Option(help="Packed shards of the real images.")],
+    num: Annotated[int, typer.Option(help="Fakes to score; never more than half the real images.", min=12)] = 10_000,
+    extractor: Annotated[str, typer.Option(help="auto, random, probe, inception, or the file of a probe.")] = "auto",
+    inception_weights: Annotated[Path | None, typer.Option(help="File of Inception weights.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Names of metrics, with commas; none means all.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the latents.", min=0)] = 0,
+    json: Annotated[Path | None, typer.Option(help="File for the numbers.")] = None,
+) -> None:
+    """Score generated images against real ones: a table and a verdict."""
+    from distgan.config import Evaluation
+    from distgan.jobs.evaluate import evaluate_inputs
+
+    settings = Evaluation(
+        num_samples=num,
+        extractor=extractor,
+        inception_weights=None if inception_weights is None else str(inception_weights),
+        metrics=None if metrics is None else tuple(metrics.split(",")),
+    )
+    scored = evaluate_inputs(inputs, data, settings=settings, seed=seed, json_file=json)
+    reals = scored[0].result.reals
+    rows = [
+        [name, *(f"{each.result.values[name]:.4g}" for each in scored), f"{reals[name]:.4g}" if name in reals else ""]
+        for name in scored[0].result.values
+    ]
+    show_columns(["", *(each.name for each in scored), "real images"], rows)
+    for each in scored:
+        say(f"{each.name}: {each.verdict}", style="bold red" if each.verdict.is_trouble else "bold green")
+    say(scored[0].result.protocol.line())

@@ -1,24 +1,16 @@
-"""Every setting: its type, default, range and one sentence; read from a preset and `section.field=value` words.
-
-    default < preset (TOML) < command line      the later layer wins; `train.epochs` and `train.kimg` replace each other
+"""Every setting: its type, default, range and one sentence. `layers.py` reads them from presets and command lines.
 
 Imports nothing heavy, so that `--help` and `--dry-run` answer at once.
 """
 
-import difflib
 import hashlib
 import json
-import tomllib
-from collections.abc import Iterator, Sequence
-from importlib.resources import files
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from distgan.errors import UserError
-
-PRESETS = files("distgan") / "presets"
 
 
 def setting(default: Any, sentence: str, *, identity: bool = True, **bounds: Any) -> Any:
@@ -143,6 +135,113 @@ class Checkpoint(Section):
     keep: int = setting(2, "Newest checkpoints that are kept.", identity=False, ge=1)
 
 
+class Evaluation(Section):
+    """How generated images are held against real ones."""
+
+    every_kimg: float | None = setting(
+        None, "Between two evaluations; none means 1/10 of the run.", identity=False, gt=0
+    )
+    num_samples: int = setting(2000, "Fakes of an evaluation; never more than half the images.", identity=False, ge=12)
+    extractor: str = setting(
+        "auto",
+        "Features: auto (the dataset's probe, else random), random, probe, inception, or the file of another dataset's probe.",
+        identity=False,
+    )
+    inception_weights: str | None = setting(
+        None, "File of Inception weights; none lets torch-fidelity download its own.", identity=False
+    )
+    metrics: tuple[str, ...] | None = setting(None, "Metrics to compute; none means all.", identity=False)
+    best_metric: str = setting(
+        "quality/frechet", "Metric by which the best checkpoint is chosen and kept.", identity=False
+    )
+
+
+class Thresholds(Section):
+    """Where the verdicts begin; a share is relative to the value of real images unless said otherwise."""
+
+    one_image_spread: float = setting(
+        0.2,
+        "Complete collapse: features vary less than this part of the reals' and fakes are duplicates.",
+        identity=False,
+    )
+    duplicates: float = setting(
+        0.5, "More than this share of fakes with a near-duplicate (absolute) is a partial collapse.", identity=False
+    )
+    plausible_precision: float = setting(
+        0.5, "Fakes are judged for diversity once their precision reaches this part of the reals'.", identity=False
+    )
+    low_coverage: float = setting(
+        0.25, "Partial collapse: coverage below this part of the reals' while the fakes are plausible.", identity=False
+    )
+    missing_classes: float = setting(
+        0.05, "Partial collapse: more than this share of the classes missing.", identity=False
+    )
+    coverage_fall: float = setting(
+        0.6, "Partial collapse: coverage below this part of the run's own best, once that was settled.", identity=False
+    )
+    settled_coverage: float = setting(
+        0.1, "A run's best coverage counts as settled from this part of the reals' on.", identity=False
+    )
+    few_classes: float = setting(
+        0.01, "Complete collapse among very many classes: no more than this share of them in use.", identity=False
+    )
+    copies: float = setting(
+        0.1, "Memorising: more than this share of fakes (absolute) are copies of reals.", identity=False
+    )
+    accuracy_high: float = setting(
+        0.99, "Discriminator winning: accuracy on reals and on fakes above this (absolute).", identity=False
+    )
+    fakes_accuracy_low: float = setting(
+        0.1, "Generator winning: accuracy on fakes below this (absolute).", identity=False
+    )
+    accuracy_low: float = setting(
+        0.4, "Generator winning: mean accuracy on reals and fakes below this (absolute).", identity=False
+    )
+    batch_ratio: float = setting(
+        0.1, "One image, between evaluations: mean distance in a batch below this part of the reals'.", identity=False
+    )
+    patience_reports: int = setting(
+        5, "Reports in a row before a signal counts, and before it is withdrawn.", identity=False, ge=1
+    )
+    grace_evaluations: int = setting(
+        2, "First evaluations, in which nothing is called collapsed for what it has not learned.", identity=False, ge=0
+    )
+    stall_evaluations: int = setting(
+        2,
+        "Evaluations without a better distance after which a run no longer counts as improving.",
+        identity=False,
+        ge=1,
+    )
+    recovery_evaluations: int = setting(
+        2, "Evaluations without trouble before a trouble is withdrawn.", identity=False, ge=1
+    )
+
+
+class Collapse(Section):
+    """What is done about a collapse, or a loss that is not finite."""
+
+    action: Literal["warn", "stop", "rollback"] = setting(
+        "warn",
+        "warn: say so; stop: end the run; rollback: go back to the last sound checkpoint, changed by the remedy.",
+        identity=False,
+    )
+    max_rollbacks: int = setting(3, "Rollbacks after which the run gives up.", identity=False, ge=1)
+    lr_factor: float = setting(
+        0.5, "Both learning rates are multiplied by this at each rollback.", identity=False, gt=0, le=1
+    )
+    remedy: tuple[str, ...] = setting(
+        (), "Settings of loss and optim that hold after a rollback, as section.field=value.", identity=False
+    )
+    thresholds: Thresholds = Thresholds()
+
+    @model_validator(mode="after")
+    def remedy_words(self) -> "Collapse":
+        for word in self.remedy:
+            if not word.startswith(("loss.", "optim.")):
+                raise ValueError(f"collapse.remedy={word!r}: a rollback can change settings of loss and optim only")
+        return self
+
+
 class Config(Section):
     """All settings of a run."""
 
@@ -151,6 +250,8 @@ class Config(Section):
     loss: Loss = Loss()
     optim: Optim = Optim()
     train: Train = Train()
+    evaluation: Evaluation = Evaluation()
+    collapse: Collapse = Collapse()
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
 
@@ -202,105 +303,3 @@ def total_images(train: Train, num_samples: int) -> int:
     if train.epochs is not None:
         return round(train.epochs * num_samples)
     raise UserError("the run has no length; set train.epochs or train.kimg")
-
-
-def load_config(preset: str | None, overrides: Sequence[str] = ()) -> Config:
-    """Settings from a preset's name or TOML file and `section.field=value` words; raises UserError."""
-    tree: dict[str, Any] = {}
-    if preset is not None:
-        merge(tree, read_preset(preset))
-    for word in overrides:
-        merge(tree, parse_override(word))
-    return validate(tree)
-
-
-def preset_names() -> list[str]:
-    """The presets that come with distgan."""
-    return sorted(entry.name.removesuffix(".toml") for entry in PRESETS.iterdir() if entry.name.endswith(".toml"))
-
-
-def read_preset(preset: str) -> dict[str, Any]:
-    """The tree of a shipped preset or of a TOML file."""
-    if preset in preset_names():
-        text = (PRESETS / f"{preset}.toml").read_text()
-    elif not preset.endswith(".toml"):
-        raise UserError(f"no preset {preset!r}; choose from {', '.join(preset_names())}, or give a .toml file")
-    else:
-        try:
-            text = Path(preset).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the preset {preset}: {error}") from None
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"the preset {preset} is not valid TOML: {error}") from None
-
-
-def parse_override(word: str) -> dict[str, Any]:
-    """`section.field=value` as a tree; the value is TOML, or a bare word taken as a string."""
-    name, equals, text = word.partition("=")
-    if not equals or "." not in name:
-        raise UserError(f"cannot read {word!r}; settings are written section.field=value, as in train.batch_size=64")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    tree: Any = value
-    for part in reversed(name.split(".")):
-        tree = {part: tree}
-    return tree
-
-
-def merge(tree: dict[str, Any], layer: dict[str, Any]) -> None:
-    """Lay `layer` over `tree` in place."""
-    train = layer.get("train")
-    for name, other in (("epochs", "kimg"), ("kimg", "epochs")):
-        if isinstance(train, dict) and name in train and isinstance(tree.get("train"), dict):
-            tree["train"].pop(other, None)
-    for name, value in layer.items():
-        if isinstance(value, dict) and isinstance(tree.get(name), dict):
-            merge(tree[name], value)
-        else:
-            tree[name] = value
-
-
-def validate(tree: dict[str, Any]) -> Config:
-    """The tree as a Config; raises UserError with one line a mistake."""
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError("\n".join(explain(mistake) for mistake in error.errors(include_url=False))) from None
-
-
-def explain(mistake: Any) -> str:
-    """One pydantic mistake as a line for a person."""
-    names = [name for name, _ in flat_fields()]
-    place = ".".join(str(part) for part in mistake["loc"])
-    if mistake["type"] == "extra_forbidden":
-        known = names if "." in place else list(Config.model_fields)
-        same_field = [name for name in names if name.rpartition(".")[2] == place.rpartition(".")[2]]
-        guess = next(iter(same_field + difflib.get_close_matches(place, known, n=1, cutoff=0.5)), None)
-        return f"unknown setting {place!r}" + (
-            f"; did you mean {guess}?" if guess else f"; settings: {', '.join(names)}"
-        )
-    if mistake["type"] == "value_error":
-        return str(mistake["ctx"]["error"])
-    if place in Config.model_fields:
-        return (
-            f"{place!r} is a section; set one of its fields: {', '.join(n for n in names if n.startswith(place + '.'))}"
-        )
-    return f"{place}={mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
-
-
-def to_toml(config: Config) -> str:
-    """All settings as TOML that `load_config` reads back; settings without a value are left out."""
-    lines: list[str] = []
-    section = None
-    for name, value in flat_values(config).items():
-        place, _, field = name.rpartition(".")
-        if place != section:
-            section = place
-            lines += ["", f"[{section}]"]
-        if value is not None:
-            lines.append(f"{field} = {json.dumps(value)}")
-    return "\n".join(lines).strip() + "\n"

@@ -67,6 +67,14 @@ class Players:
         if self.accelerator.scaler is not None and plain["scaler"]:
             self.accelerator.scaler.load_state_dict(plain["scaler"])
 
+    def set_optimizers(self, optim: Optim, *, lr_factor: float) -> None:
+        """Change learning rates and betas of running optimizers."""
+        for optimizer, lr in ((self.optimizer_g, optim.lr_g), (self.optimizer_d, optim.lr_d)):
+            for group in optimizer.optimizer.param_groups:
+                group["lr"] = lr * lr_factor
+                if "betas" in group:
+                    group["betas"] = tuple(optim.betas)
+
     def check_replicas(self, world: World) -> None:
         """Fail rather than go on with networks that have drifted apart. Collective."""
         weights = [*self.bare_generator.parameters(), *self.bare_discriminator.parameters()]

@@ -1,5 +1,6 @@
-"""Going on where a run stopped: find its newest whole checkpoint, make sure it is this run's, give it to all ranks."""
+"""Going on where a run stopped: what a checkpoint holds, whether it is this run's, and how all ranks get it."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +10,93 @@ from distgan import checkpoint
 from distgan.config import Config, flat_values, identity_values
 from distgan.distributed import World
 from distgan.errors import UserError
+from distgan.players import Players
+from distgan.quality import QualityWatch
+
+
+@dataclass
+class RunState:
+    """The plain numbers of a run; with networks and optimizers they are all of it."""
+
+    images_seen: int = 0  # real images consumed over all ranks: the one measure of time
+    train_seconds: float = 0.0
+    wandb_id: str | None = None
+    rollbacks: int = 0
+    sound_images: int = 0  # images seen at the newest checkpoint that was not in trouble
+
+
+def write_checkpoint(
+    folder: Path,
+    state: RunState,
+    *,
+    players: Players,
+    quality: QualityWatch,
+    config: Config,
+    fingerprint: str,
+    world_size: int,
+) -> None:
+    """Save a run, then remove older checkpoints but the newest, the best and the last sound one; raises OSError."""
+    tensors, plain = players.pack()
+    contents = asdict(state) | {
+        "players": plain,
+        "quality": quality.state_dict(),
+        "config": flat_values(config),
+        "fingerprint": fingerprint,
+        "world_size": world_size,
+        "generator": players.spec.to_dict(),
+    }
+    checkpoint.save(folder, images_seen=state.images_seen, tensors=tensors, state=contents)
+    wanted = {checkpoint.checkpoint_name(state.sound_images)}
+    if quality.best_images is not None:
+        wanted.add(checkpoint.checkpoint_name(quality.best_images))
+    checkpoint.prune(folder, keep=config.checkpoint.keep, wanted=wanted)
 
 
 def find_checkpoint(
     run_dir: Path, config: Config, fingerprint: str
 ) -> tuple[checkpoint.Tensors, dict[str, Any], list[str]] | None:
-    """(tensors, state, notes for the user) of the newest whole checkpoint; raises UserError where it is another run's."""
+    """(tensors, contents, notes for the user) of the newest whole checkpoint; UserError where it is another run's."""
     notes: list[str] = []
     found = checkpoint.load_latest(run_dir / "checkpoints", notes.append)
     if found is None:
         return None
-    tensors, state = found
+    tensors, contents = found
     now, identity = flat_values(config), identity_values(config)
-    then = flat_values(Config()) | state["config"]
+    then = flat_values(Config()) | contents["config"]
     changed = [f"{name} was {then[name]}, now {now[name]}" for name in identity if then[name] != now[name]]
-    if state["fingerprint"] != fingerprint:
-        changed.append(f"the dataset's fingerprint was {state['fingerprint'][:12]}, now {fingerprint[:12]}")
+    if contents["fingerprint"] != fingerprint:
+        changed.append(f"the dataset's fingerprint was {contents['fingerprint'][:12]}, now {fingerprint[:12]}")
     if changed:
         raise UserError(
             f"{run_dir} holds a run with other settings: {'; '.join(changed)}. "
             "Set them back, or choose another folder with --run-dir"
         )
     notes += [f"{name} was {then[name]}, now {now[name]}" for name in now if then[name] != now[name]]
-    return tensors, state, notes
+    return tensors, contents, notes
+
+
+def take_over(
+    found: tuple[checkpoint.Tensors, dict[str, Any]] | None,
+    *,
+    players: Players,
+    quality: QualityWatch,
+    world: World,
+    device: torch.device,
+) -> dict[str, Any] | None:
+    """Put rank zero's checkpoint into every rank's networks, optimizers and monitor; its contents, or None for none.
+
+    Other ranks may see an older state of a shared file system, or no file at all, so they read none.
+    """
+    contents = world.broadcast_object(found[1] if found else None)
+    if contents is None:
+        return None
+    players.unpack(spread_tensors(found[0] if found else {}, world, device), contents["players"])
+    quality.load_state_dict(contents["quality"])
+    return contents
 
 
 def spread_tensors(tensors: checkpoint.Tensors, world: World, device: torch.device) -> checkpoint.Tensors:
-    """Rank zero's tensors on every rank: others may see an older state of a shared file system, or no file at all."""
+    """Rank zero's tensors on every rank."""
     shapes = world.broadcast_object([(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()])
     spread = {}
     for name, shape, dtype in shapes:

@@ -76,11 +76,12 @@ class RunFolder:
         """Let the next run have it."""
         self.lock.close()
 
-    def write_status(self, state: str, reason: str, *, images_seen: int) -> None:
+    def write_status(self, state: str, reason: str, *, images_seen: int, verdict: str = "") -> None:
         """status.json, the contract for scripts: running, done, preempted, collapsed or failed, and one line why."""
         status = {
             "state": state,
             "reason": reason,
+            "verdict": verdict,
             "images_seen": images_seen,
             "pid": os.getpid(),
             "host": platform.node(),
@@ -104,8 +105,8 @@ class RunFolder:
 
     def forget_after(self, images_seen: int) -> None:
         """Drop rows of steps that a resumed run takes again, so that each stands once."""
-        path = self.path / "metrics.jsonl"
-        rows = read_rows(path)
-        kept = [row for row in rows if row["progress/images"] <= images_seen]
-        if rows:
-            write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+        for name in ("metrics.jsonl", "evaluations.jsonl"):
+            path = self.path / name
+            kept = [row for row in read_rows(path) if row["progress/images"] <= images_seen]
+            if path.exists():
+                write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))

@@ -23,8 +23,9 @@ from typing import Annotated
 
 import typer
 
-from distgan.config import changed_from_defaults, load_config, preset_names
+from distgan.config import changed_from_defaults
 from distgan.errors import RunFailed, UserError
+from distgan.layers import load_config, preset_names
 from distgan.reporting.console import complain, show_table
 from shards.errors import ShardError
 

@@ -1,5 +1,6 @@
 """The `distgan` command on real files."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,30 @@ def test_samples_from_run_checkpoint_and_file_agree(shards: Path, tmp_path: Path
     assert code == 0, said
     with Image.open(tmp_path / "some" / "grid.png") as picture:
         assert picture.size == (3 * 64 + 4 * 4, 3 * 64 + 4 * 4)
+
+
+def test_probe_and_evaluate(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe is trained and found by the evaluation; reals against reals are near, noise is far; JSON has it all."""
+    monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("distgan.evaluation.probe.ROUNDS_KIMG", (2.0,))
+    digits = tmp_path / "digits"
+    assert call("pack", "digits", digits)[0] == 0
+    code, said = call("probe", digits)
+    assert (code, "held-out images named rightly" in said) == (0, True), said
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    for number in range(200):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(noise / f"{number}.png")
+    code, said = call("evaluate", digits, noise, "--data", digits, "--json", tmp_path / "scores.json")
+    assert code == 0, said
+    near, far = json.loads((tmp_path / "scores.json").read_text())
+    assert near["protocol"]["extractor"] == "probe"
+    assert near["protocol"]["num_fakes"] == far["protocol"]["num_fakes"] == 200
+    assert near["values"]["quality/frechet"] < far["values"]["quality/frechet"] / 3
+    assert near["values"]["quality/coverage"] > 0.8 > 0.1 > far["values"]["quality/coverage"]
+    assert "learning" not in near["verdict"]
+    code, said = call("evaluate", noise, "--data", shards)
+    assert (code, "frechet" in said) == (0, True), said
+    code, said = call("evaluate", tmp_path / "nothing", "--data", digits)
+    assert (code, "nothing" in said) == (2, True)

@@ -13,12 +13,10 @@ from distgan.config import (
     flat_fields,
     flat_values,
     identity_hash,
-    load_config,
-    preset_names,
-    to_toml,
     total_images,
 )
 from distgan.errors import UserError
+from distgan.layers import load_config, preset_names, to_toml
 from distgan.networks import NETWORKS
 from distgan.objectives.adversarial import ADVERSARIAL
 from distgan.optimizers import OPTIMIZERS

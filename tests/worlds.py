@@ -19,7 +19,7 @@ CONTEXT.set_forkserver_preload(["distgan.trainer"])  # imported once: a new worl
 SMALL = (
     "networks.generator_width=4", "networks.discriminator_width=4", "networks.latent_dim=8", "train.batch_size=12",
     "train.cpu_threads=1", "train.precision=launcher", "log.wandb=disabled", "log.every_kimg=0.012",
-    "log.samples_every_kimg=1", "checkpoint.every_kimg=1",
+    "log.samples_every_kimg=1", "checkpoint.every_kimg=1", "evaluation.num_samples=12", "evaluation.every_kimg=1",
 )  # fmt: skip
 
 
@@ -67,19 +67,20 @@ def run_world(size: int, function: Callable[..., Any], *arguments: Any, timeout:
 
 def train_run(shards: Path, run_dir: Path, words: Sequence[str], stop_after: int | None = None) -> dict[str, Any]:
     """Train in this process; notes the ids of all images read, and any file that another rank than zero writes."""
+    import distgan.batches as batches_module
     import distgan.trainer as trainer_module
-    from distgan.config import load_config
     from distgan.interrupt import Interrupt
+    from distgan.layers import load_config
 
     ids: list[int] = []
     writes: list[str] = []
     rank = int(os.environ.get("RANK", "0"))
 
-    class NotingStream(trainer_module.BatchStream):
+    class NotingStream(batches_module.BatchStream):
         def __next__(self) -> Any:
             batch = super().__next__()
             ids.extend(image_id(image) for image in batch.numpy())
-            if stop_after is not None and trainer.images_seen >= stop_after:
+            if stop_after is not None and trainer.state.images_seen >= stop_after:
                 interrupt.signal_name = "SIGTERM"
             return batch
 
@@ -91,11 +92,11 @@ def train_run(shards: Path, run_dir: Path, words: Sequence[str], stop_after: int
 
     if rank:
         sys.addaudithook(watch)
-    trainer_module.BatchStream = NotingStream
+    batches_module.BatchStream = NotingStream
     interrupt = Interrupt()
     config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *words])
     trainer = trainer_module.Trainer(config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"])
-    start = trainer.images_seen
+    start = trainer.state.images_seen
     state = trainer.run()
     players = trainer.players
     networks = {"generator": players.bare_generator, "discriminator": players.bare_discriminator}
@@ -107,7 +108,7 @@ def train_run(shards: Path, run_dir: Path, words: Sequence[str], stop_after: int
     return {
         "state": state,
         "start": start,
-        "images_seen": trainer.images_seen,
+        "images_seen": trainer.state.images_seen,
         "ids": ids,
         "writes": writes,
         "weights": weights,

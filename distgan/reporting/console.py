@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -34,6 +35,19 @@ def show_table(title: str, rows: list[tuple[str, Any]]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(escape(name), escape(str(value)))
+    console.print(table)
+
+
+def show_columns(head: list[str], rows: list[list[str]]) -> None:
+    """A table of a name and numbers, one column a thing compared."""
+    table = Table(box=SIMPLE_HEAD)
+    for place, name in enumerate(head):
+        table.add_column(escape(name), justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console = make_console()
+    if not console.is_terminal:
+        console.width = 160
     console.print(table)
 
 
@@ -77,6 +91,26 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
                 last_line = now
                 left = duration((total - done) / max(rate, 1e-9))
                 console.print(f"{escape(what)}: {done:,} of {total:,} images, {rate:,.0f} images/s, {left} left")
+
+        yield show
+
+
+@contextmanager
+def share_progress(what: str) -> Iterator[Callable[[float, float], None]]:
+    """Yield `show(share done, accuracy)`: a bar in a terminal, a line now and then elsewhere."""
+    console = make_console()
+    last_line = time.monotonic()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=1.0)
+
+        def show(share: float, accuracy: float) -> None:
+            nonlocal last_line
+            text = f"{what}: accuracy {accuracy:.1%}"
+            progress.update(task, completed=share, description=text)
+            if not console.is_terminal and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                console.print(f"{text}, {share:.0%} done")
 
         yield show
 

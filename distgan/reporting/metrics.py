@@ -24,12 +24,18 @@ METRICS = {
     "loss/d_real": Metric("nats", "Discriminator's loss on reals."),
     "loss/d_fake": Metric("nats", "Discriminator's loss on fakes."),
     "loss/g": Metric("nats", "Generator's loss."),
+    "loss/d_relative": Metric(
+        "ratio", "Discriminator's loss over its value where reals and fakes cannot be told apart."
+    ),
+    "loss/g_relative": Metric("ratio", "Generator's loss over its value where reals and fakes cannot be told apart."),
     "logits/real_mean": Metric("logit", "Mean verdict on reals; above zero is right."),
     "logits/fake_mean": Metric("logit", "Mean verdict on fakes; below zero is right."),
     "accuracy/d_real": Metric("share", "Reals that the discriminator holds to be real."),
     "accuracy/d_fake": Metric("share", "Fakes that the discriminator sees through."),
     "grad_norm/d": Metric("norm", "Gradient of the discriminator before its step."),
     "grad_norm/g": Metric("norm", "Gradient of the generator before its step."),
+    "diversity/batch_ratio": Metric("ratio", "Mean distance of the fakes of a batch, in pixels, over that of reals."),
+    "diversity/batch_duplicates": Metric("share", "Fakes of a batch nearer to another than 99 % of reals are."),
     "time/images_per_sec": Metric("images/s", "Real images consumed a second, all processes together."),
     "time/data_wait_frac": Metric("share", "Part of the time that the step waited for images."),
     "time/train_sec": Metric("s", "Time in the training loop over all starts of this run."),

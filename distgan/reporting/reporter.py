@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from distgan.config import Config, flat_values
+from distgan.evaluation.evaluate import Result
+from distgan.evaluation.verdict import Verdict
 from distgan.reporting import console
 from distgan.reporting.images import save_grid, save_losses_plot
 from distgan.reporting.wandb_sink import WandbSink, new_run_id
@@ -30,12 +32,12 @@ class Reporter:
         self.total_images, self.epoch_images, self.equilibrium = total_images, epoch_images, equilibrium
         self.console: console.TrainingConsole | None = None
         self.wandb: WandbSink | None = None
+        self.last_verdict = "learning"  # what a run begins with
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, *, style: str = "") -> None:
         """One line to the console."""
-        if self.folder is None:
-            return
-        (self.console or console).say(text)
+        if self.folder is not None:
+            (self.console or console).say(text, style=style)
 
     def start(
         self,
@@ -72,12 +74,12 @@ class Reporter:
             complain=lambda text: self.event("warning", text, images_seen=images_seen),
         )
 
-    def event(self, kind: str, sentence: str, *, images_seen: int, **figures: Any) -> None:
+    def event(self, kind: str, sentence: str, *, images_seen: int, style: str = "", **figures: Any) -> None:
         """Something happened: to events.jsonl and the console."""
         if self.folder is None:
             return
         self.folder.add_event(kind, sentence, images_seen=images_seen, **figures)
-        self.say(sentence)
+        self.say(sentence, style=style)
 
     def row(self, row: dict[str, Any]) -> None:
         """The metrics of a tick."""
@@ -86,6 +88,44 @@ class Reporter:
         self.folder.add_metrics(row)
         self.console.show(row)
         self.wandb.log(row)
+
+    def evaluation(self, result: Result, *, is_best: bool, images_seen: int) -> None:
+        """What an evaluation found, beside the values of real images."""
+        if self.folder is None or self.console is None or self.wandb is None:
+            return
+        kimg = images_seen / 1000
+        reals = {f"reals/{name}": value for name, value in result.reals.items()}
+        self.folder.append("evaluations.jsonl", {"progress/images": images_seen} | result.to_dict())
+        self.wandb.log({"progress/kimg": kimg} | result.values | reals)
+        if is_best:
+            self.wandb.summarize({"best/kimg": kimg} | {f"best/{name}": value for name, value in result.values.items()})
+        shown = ("quality/frechet", "quality/fid", "quality/coverage", "quality/precision", "diversity/missing_classes")
+        figures = [f"{n.rpartition('/')[2]} {result.values[n]:.3g}" for n in shown if n in result.values]
+        self.say(f"{kimg:,.1f} kimg  quality: {', '.join(figures)}{'  (best)' if is_best else ''}")
+
+    def verdict(self, verdict: Verdict, *, images_seen: int) -> None:
+        """Tell everyone when what the run looks like has changed."""
+        if self.folder is None or verdict.name == self.last_verdict:
+            return
+        self.last_verdict = verdict.name
+        self.event(
+            "verdict",
+            str(verdict),
+            images_seen=images_seen,
+            verdict=verdict.name,
+            style="bold red" if verdict.is_trouble else "green",
+        )
+        self.folder.write_status("running", "training", images_seen=images_seen, verdict=str(verdict))
+        if self.wandb is not None and verdict.is_trouble:
+            self.wandb.alert(verdict.name, f"{self.folder.path.name} at {images_seen / 1000:g} kimg: {verdict}")
+
+    def time_table(self, looking: dict[str, float], *, train_seconds: float) -> None:
+        """How much of the time went into looking rather than training."""
+        if self.folder is None:
+            return
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in looking.items())
+        share = sum(looking.values()) / max(train_seconds, 1e-9)
+        self.say(f"{train_seconds:,.1f} s in all, of them {share:.1%} for looking: {parts}")
 
     def samples(self, fakes: Tensor, reals: Tensor | None, *, images_seen: int) -> None:
         """Grids of uint8 images [B, C, H, W] as files and to W&B."""
@@ -103,7 +143,7 @@ class Reporter:
         if self.folder is None:
             return
         self.folder.add_event(state, reason, images_seen=images_seen)
-        self.folder.write_status(state, reason, images_seen=images_seen)
+        self.folder.write_status(state, reason, images_seen=images_seen, verdict=self.last_verdict)
         self.plot()
         if self.console is not None:
             self.console.close()

@@ -57,6 +57,16 @@ class WandbSink:
         if self.mode != "disabled":
             self.queue.put({"row": row, "images": images or {}})
 
+    def summarize(self, values: dict[str, Any]) -> None:
+        """Queue values that stand for the whole run."""
+        if self.mode != "disabled":
+            self.queue.put({"summary": values})
+
+    def alert(self, title: str, text: str) -> None:
+        """Queue a message to whoever watches the run."""
+        if self.mode != "disabled":
+            self.queue.put({"alert": (title, text)})
+
     def close(self) -> None:
         """Send what is queued; gives up, with a word, where that takes too long."""
         if self.mode == "disabled":
@@ -80,6 +90,16 @@ class WandbSink:
             run.finish()
         except Exception as error:  # a logging service must never end a training
             self.complain(f"W&B stopped: {one_line(error)}; the run goes on, its rows are in metrics.jsonl")
+
+    def send(self, run: Any, wandb: Any, item: dict[str, Any]) -> None:
+        """One item of the queue."""
+        if "alert" in item:
+            run.alert(title=item["alert"][0], text=item["alert"][1])
+        elif "summary" in item:
+            run.summary.update(item["summary"])
+        else:
+            images = item["images"].items()
+            run.log(item["row"] | {key: wandb.Image(str(path), caption=caption) for key, (path, caption) in images})
 
     def start(self) -> tuple[Any, Any]:
         """(run, wandb): online where asked for and possible, else offline."""

@@ -1,0 +1,66 @@
+"""What a step consumes on this rank: reals on the device, and the latents that go with their positions."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from distgan.config import Config
+from distgan.randomness import normal, uniform
+from shards.order import order_key
+from shards.reader import BatchStream, ShardReader
+
+
+class Batches:
+    """This rank's share of one global batch after another, in micro-batches, from a position in the order on."""
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        config: Config,
+        *,
+        start: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+    ) -> None:
+        train = config.train
+        self.config, self.device = config, device
+        self.share = train.batch_size // world_size
+        self.offset = rank * self.share  # of this rank's first image in a global batch
+        self.micro_batch = self.share // train.accumulate
+        self.wait_seconds = 0.0  # spent waiting for images
+        key = order_key(reader.index.fingerprint, train.seed)
+        self.stream = BatchStream(
+            reader, key=key, start=start, batch_size=train.batch_size, rank=rank, world=world_size
+        )
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+    def positions(self, batch_start: int) -> Tensor:
+        """Numbers of this rank's images of the global batch that begins at `batch_start`, int64 [share]."""
+        first = batch_start + self.offset
+        return torch.arange(first, first + self.share, device=self.device)
+
+    def next_reals(self, batch_start: int) -> list[Tensor]:
+        """The next batch as micro-batches [b, C, H, W] in [-1, 1], channels last, mirrored where so drawn."""
+        began = time.monotonic()
+        pixels = next(self.stream)
+        self.wait_seconds += time.monotonic() - began
+        pixels = pixels.to(self.device, non_blocking=True).to(memory_format=torch.channels_last)
+        images = pixels.float() / 127.5 - 1.0
+        if self.config.data.flip:
+            drawn = uniform((), self.positions(batch_start), seed=self.config.train.seed, purpose="flip")
+            images = torch.where((drawn < 0.5)[:, None, None, None], images.flip(3), images)
+        return list(images.split(self.micro_batch))
+
+    def latents(self, batch_start: int, *, rollbacks: int) -> list[Tensor]:
+        """Latents [b, Z] for the same micro-batches; after a rollback others than those that led to the collapse."""
+        purpose = f"latents/{rollbacks}" if rollbacks else "latents"
+        shape = (self.config.networks.latent_dim,)
+        drawn = normal(shape, self.positions(batch_start), seed=self.config.train.seed, purpose=purpose)
+        return list(drawn.split(self.micro_batch))

@@ -1,0 +1,102 @@
+"""Distances and spreads that need only moments or kernels of features: Frechet, kernel, Vendi, inception score.
+
+Every function takes the same features on every rank, works on this rank's share of the rows, reduces, and returns the
+same number for any world size. Sums run in float64.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distgan.distributed import World
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean [d] and unbiased covariance [d, d] of features, float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def moments(features: Tensor, world: World) -> Moments:
+    """Mean and covariance of `features` [n, d], n >= 2; each rank sums its share of the rows.
+
+    Two passes: the covariance is summed around the mean, so that large means cost no digits.
+    """
+    own = features[world.rank :: world.size].double()
+    mean = world.all_reduce_sum(own.sum(0)) / len(features)
+    centred = own - mean
+    return Moments(mean, world.all_reduce_sum(centred.T @ centred) / (len(features) - 1))
+
+
+def matrix_sqrt(covariance: Tensor) -> Tensor:
+    """Symmetric square root of a positive semidefinite matrix [d, d]; negative rounding errors count as zero."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+
+def frechet_distance(fakes: Moments, reals: Moments, *, reals_sqrt: Tensor | None = None) -> float:
+    """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)), Heusel et al. 2017 (arXiv 1706.08500), eq. 6; 0 at best.
+
+    Tr (C1 C2)^(1/2) is the sum of the square roots of the eigenvalues of C2^(1/2) C1 C2^(1/2), which is symmetric: no
+    complex parts, and right for singular covariances. `reals_sqrt` is C2^(1/2) where it is already known.
+    """
+    root = matrix_sqrt(reals.covariance) if reals_sqrt is None else reals_sqrt
+    overlap = torch.linalg.eigvalsh(root @ fakes.covariance @ root).clamp_min(0).sqrt().sum()
+    traces = fakes.covariance.trace() + reals.covariance.trace()
+    return max(0.0, float((fakes.mean - reals.mean).square().sum() + traces - 2 * overlap))
+
+
+def kernel_distance(
+    fakes: Tensor, reals: Tensor, world: World, *, num_subsets: int = 50, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Unbiased squared MMD with the kernel (x.y / d + 1)^3, Binkowski et al. 2018 (arXiv 1801.01401), sec. 4.
+
+    Returns the mean and the standard deviation over random subsets, the error bar that papers give. Subsets are shared
+    out over the ranks. A set of fewer than two subsets is halved, for a subset equal to its set has no spread.
+    """
+    size = min(subset_size, max(2, min(len(fakes), len(reals)) // 2))
+    values = torch.zeros(num_subsets, dtype=torch.float64, device=fakes.device)
+    for index in range(world.rank, num_subsets, world.size):
+        draw = torch.Generator().manual_seed(seed * num_subsets + index)
+        x = fakes[torch.randperm(len(fakes), generator=draw)[:size].to(fakes.device)]
+        y = reals[torch.randperm(len(reals), generator=draw)[:size].to(reals.device)]
+        values[index] = squared_mmd(x.double(), y.double())
+    values = world.all_reduce_sum(values)
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
+    """The U-statistic of the squared MMD of two sets [m, d] of equal size under the cubic kernel; may fall below 0."""
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        base = (a @ b.T).div_(a.shape[1]).add_(1)
+        return base * base * base  # many times faster than a power
+
+    def off_diagonal_mean(gram: Tensor) -> Tensor:
+        return (gram.sum() - gram.trace()) / (len(gram) * (len(gram) - 1))
+
+    return off_diagonal_mean(kernel(x, x)) + off_diagonal_mean(kernel(y, y)) - 2 * kernel(x, y).mean()
+
+
+def vendi_score(features: Tensor, world: World) -> float:
+    """exp of the entropy of the eigenvalues of K / n, K the cosine similarities; Friedman & Dieng 2023 (2210.02410).
+
+    The effective number of distinct samples, from 1 to min(n, d). X X^T and X^T X share their eigenvalues, so the
+    d x d form is enough and reduces exactly.
+    """
+    own = torch.nn.functional.normalize(features[world.rank :: world.size].double(), dim=1)
+    values = torch.linalg.eigvalsh(world.all_reduce_sum(own.T @ own) / len(features)).clamp_min(0)
+    return float(torch.special.entr(values / values.sum()).sum().exp())
+
+
+def inception_score(logits: Tensor, *, num_splits: int = 10) -> float:
+    """exp of E[KL(p(y|x) || p(y))], Salimans et al. 2016 (arXiv 1606.03498), sec. 4, averaged over splits; from 1."""
+    scores = []
+    for part in logits.double().tensor_split(num_splits):
+        posterior = part.softmax(1)
+        marginal = posterior.mean(0)
+        scores.append((torch.special.entr(marginal).sum() - torch.special.entr(posterior).sum(1).mean()).exp())
+    return float(torch.stack(scores).mean())

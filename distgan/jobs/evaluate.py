@@ -1,0 +1,93 @@
+"""`distgan evaluate`: score generators, or anyone's generated images, against packed shards."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distgan.config import Evaluation
+from distgan.distributed import World
+from distgan.errors import UserError
+from distgan.evaluation.evaluate import Fakes, Result, evaluate
+from distgan.evaluation.reference import prepare_reference
+from distgan.evaluation.verdict import Verdict, judge
+from distgan.generators import generate, load_generator
+from distgan.quality import choose_extractor, real_images
+from distgan.randomness import normal
+from distgan.reporting.images import to_uint8
+from shards.images import EXTENSIONS, decode_image
+from shards.index import INDEX_FILE, read_index
+from shards.reader import ShardReader
+from shards.sources import open_source
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One input with what was found."""
+
+    name: str
+    result: Result
+    verdict: Verdict
+
+
+def evaluate_inputs(
+    inputs: list[Path], data: Path, *, settings: Evaluation, seed: int, json_file: Path | None = None
+) -> list[Scored]:
+    """Score runs, checkpoints, generator files, folders of images or packed shards against the shards in `data`.
+
+    All are scored by as many images as the smallest of them has, so that they can be compared.
+    """
+    world, reader = World(0, 1), ShardReader(read_index(data))
+    extractor, _ = choose_extractor(settings, reader, world=world)
+    opened = [open_fakes(path, reader.image_shape, seed=seed) for path in inputs]
+    num = min([settings.num_samples, *(count for _, _, count in opened)])
+    prepared = prepare_reference(real_images(reader, None), extractor, world=world, num_samples=num)
+    scored = []
+    for path, (fakes, weights, _) in zip(inputs, opened, strict=True):
+        result = evaluate(fakes, prepared, extractor, world=world, seed=seed, weights=weights, wanted=settings.metrics)
+        scored.append(Scored(str(path), result, judge(result)))
+    if json_file is not None:
+        rows = [{"input": each.name, "verdict": str(each.verdict)} | each.result.to_dict() for each in scored]
+        try:
+            json_file.write_text(json.dumps(rows, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {json_file}: {error.strerror}; choose another place with --json") from None
+    return scored
+
+
+def open_fakes(path: Path, image_shape: tuple[int, int, int], *, seed: int) -> tuple[Fakes, str, int]:
+    """(fakes by number, what they come from, how many there are) of one input; raises UserError."""
+    if (path / INDEX_FILE).exists():
+        shards = ShardReader(read_index(path))
+        if shards.image_shape != image_shape:
+            raise UserError(f"{path} holds images {list(shards.image_shape)}, the data {list(image_shape)}; pack again")
+        return lambda a, b: torch.from_numpy(shards.gather(np.arange(a, b))), "images", shards.num_samples
+    if path.is_dir() and holds_images(path):
+        source = open_source(path)
+        channels, size, _ = image_shape
+
+        def read(start: int, stop: int) -> Tensor:
+            images = [decode_image(source.read(i), size=size, channels=channels) for i in range(start, stop)]
+            return torch.from_numpy(np.stack(images))
+
+        return read, "images", len(source)
+    generator, spec = load_generator(path)
+    made = (spec.channels, spec.image_size, spec.image_size)
+    if made != image_shape:
+        raise UserError(f"{path} makes images {list(made)}, the data are {list(image_shape)}; give the data it learned")
+
+    def make(start: int, stop: int) -> Tensor:
+        latents = normal((spec.latent_dim,), torch.arange(start, stop), seed=seed, purpose="evaluation")
+        return to_uint8(generate(generator, latents))
+
+    return make, "ema", 2**62
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether a folder is one of images rather than a run or a checkpoint."""
+    if any((folder / name).exists() for name in ("generator.json", "state.json", "checkpoints")):
+        return False
+    return any(path.suffix.lower() in EXTENSIONS for path in folder.rglob("*"))

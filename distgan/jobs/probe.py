@@ -1,0 +1,34 @@
+"""`distgan probe`: train the small classifier of a dataset's own labels, whose features then score generators."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distgan.evaluation.probe import Probe, probe_path, train_probe
+from distgan.runtime import choose_precision
+from shards.index import read_index
+from shards.reader import ShardReader
+
+
+def probe(shards: Path, *, flip: bool, seed: int, progress: Callable[[float, float], None]) -> tuple[Probe, Path]:
+    """Train a probe on packed shards and put it where trainings and evaluations look for it."""
+    reader = ShardReader(read_index(shards))
+    labels = torch.from_numpy(reader.labels(np.arange(reader.num_samples)))
+    on_cpu = not torch.cuda.is_available()
+    precision, _ = choose_precision("auto", "no", on_cpu=on_cpu)
+    trained = train_probe(
+        lambda ids: torch.from_numpy(reader.gather(ids.numpy())),
+        labels,
+        class_names=reader.index.class_names or (),
+        dataset_fingerprint=reader.index.fingerprint,
+        flip=flip,
+        seed=seed,
+        device=torch.device("cpu" if on_cpu else "cuda"),
+        precision=torch.bfloat16 if precision == "bf16" else torch.float32,
+        progress=progress,
+    )
+    path = probe_path(reader.index.fingerprint)
+    trained.save(path)
+    return trained, path

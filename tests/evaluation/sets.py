@@ -1,0 +1,62 @@
+"""Controlled sets from scikit-learn's digits: fakes from a fifth of the images, reals are the rest."""
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from distgan.distributed import World
+from distgan.evaluation.evaluate import Result, evaluate
+from distgan.evaluation.extractors import FeatureExtractor
+from distgan.evaluation.metrics import MetricSettings
+from distgan.evaluation.reference import PreparedReference, RealImages, split_reals
+
+ALONE = World(0, 1)
+NUM = 150  # fakes, and reals of each part
+SETTINGS = MetricSettings(kernel_subsets=5)
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """uint8 images [1797, 1, 8, 8] and labels, shuffled."""
+    bunch = load_digits()
+    order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(0))
+    images = (torch.from_numpy(bunch.images) * (255 / 16)).round().to(torch.uint8)[:, None]
+    return images[order], torch.from_numpy(bunch.target).long()[order]
+
+
+def cut(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, RealImages]:
+    """A fifth of the images with labels, and the rest as reals."""
+    fifth = len(images) // 5
+    rest = images[fifth:]
+    return images[:fifth], labels[:fifth], RealImages(rest.__getitem__, len(rest), "digits-rest")
+
+
+def repeated(images: Tensor, num: int = NUM) -> Tensor:
+    """The first `num` images, over and over where there are fewer."""
+    return images[torch.arange(num) % len(images)]
+
+
+def noisy(images: Tensor, scale: float = 8) -> Tensor:
+    """With normal noise of `scale` grey levels."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    return (images + scale * noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def controlled_sets() -> tuple[dict[str, Tensor], RealImages]:
+    """Fakes by what is wrong with them, and the reals."""
+    images, labels, reals = cut(*digits())
+    reference = split_reals(reals.num_images, NUM, None, seed=0)[0]
+    sets = {
+        "all classes": repeated(images),
+        "half of the classes": repeated(images[labels < 5]),
+        "one class": noisy(repeated(images[labels == 3])),
+        "one image": noisy(repeated(images[:1])),
+        "duplicates": noisy(repeated(images[:40])),
+        "copies": reals.images(reference),
+        "noise": torch.randint(0, 256, (NUM, 1, 8, 8), generator=torch.Generator().manual_seed(2)).to(torch.uint8),
+    }
+    return sets, reals
+
+
+def score(fakes: Tensor, prepared: PreparedReference, extractor: FeatureExtractor, world: World = ALONE) -> Result:
+    """Evaluate a tensor of images."""
+    return evaluate(lambda start, stop: fakes[start:stop], prepared, extractor, world=world)

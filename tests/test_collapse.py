@@ -1,0 +1,65 @@
+"""What a run does about a collapse: warn, stop, or go back and change something. Real divergence, on one and two ranks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distgan.runfolder import read_rows
+from tests.worlds import run_world, train_run
+
+DIVERGING = ["optim.lr_d=1e30", "train.kimg=0.096", "collapse.lr_factor=1.0"]
+
+
+def test_rollback_with_a_remedy_ends_the_run(shards: Path, tmp_path: Path) -> None:
+    """Both ranks go back together, images go on forward, the remedy holds, and the run is trained to its end."""
+    run = tmp_path / "run"
+    words = [*DIVERGING, "collapse.action=rollback", "collapse.remedy=['optim.lr_d=2e-4']"]
+    results = run_world(2, train_run, shards, run, words)
+    assert {result["state"] for result in results} == {"done"}
+    assert results[0]["images_seen"] == 96
+    events = [event for event in read_rows(run / "events.jsonl") if event["kind"] == "rollback"]
+    assert len(events) == 1
+    assert "diverged" in events[0]["what"] and "rollback 1 of 3 to 0 kimg" in events[0]["what"]
+    for name, weight in results[0]["weights"].items():
+        assert np.isfinite(weight).all()
+        np.testing.assert_array_equal(weight, results[1]["weights"][name])
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    contents = json.loads((newest / "state.json").read_text())
+    assert contents["rollbacks"] == 1
+    assert contents["players"]["optimizer_d"]["param_groups"][0]["lr"] == 2e-4
+
+
+def test_rollback_gives_up(shards: Path, tmp_path: Path) -> None:
+    """Without a remedy the same happens again; after the stated tries the run ends as collapsed, checkpoints kept."""
+    run = tmp_path / "run"
+    result = run_world(1, train_run, shards, run, [*DIVERGING, "collapse.action=rollback", "collapse.max_rollbacks=2"])[
+        0
+    ]
+    assert result["state"] == "collapsed"
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "collapsed"
+    assert "gave up after 2 rollbacks" in status["reason"]
+    assert (run / "checkpoints" / "00000000.000").exists()
+
+
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_divergence_without_rollback_fails_the_run(shards: Path, tmp_path: Path, action: str) -> None:
+    """There is nothing to train on: the run ends, says at which point, and says what to do."""
+    with pytest.raises(AssertionError, match=r"diverged \(.*not finite\) at .* kimg.*collapse.action=rollback"):
+        run_world(1, train_run, shards, tmp_path / "run", [*DIVERGING, f"collapse.action={action}"])
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def test_evaluations_are_recorded_and_the_best_is_kept(shards: Path, tmp_path: Path) -> None:
+    """Every evaluation has its protocol and real-against-real values; the best one's checkpoint survives pruning."""
+    run = tmp_path / "run"
+    words = ["train.kimg=0.12", "evaluation.every_kimg=0.024", "checkpoint.keep=1"]
+    run_world(2, train_run, shards, run, words)
+    found = read_rows(run / "evaluations.jsonl")
+    assert [row["progress/images"] for row in found] == [24, 48, 72, 96, 120]
+    assert all(row["protocol"]["extractor"] == "random-conv" for row in found)
+    assert all("quality/coverage" in row["reals"] for row in found)
+    best = min(found, key=lambda row: row["values"]["quality/frechet"])["progress/images"]
+    assert f"{best / 1000:012.3f}" in {path.name for path in (run / "checkpoints").iterdir()}
