@@ -42,7 +42,8 @@ def pack(
     source: Annotated[
         str,
         typer.Argument(
-            help="Image folder, .tar or .zip of images, folder of WebDataset tars, or digits, cifar10, mnist."
+            help="Image folder, .tar or .zip of images, folder of WebDataset tars, or one of "
+            "digits, cifar10, mnist, stacked-mnist, stacked-digits."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder for the shards.")],

@@ -13,13 +13,14 @@ from distgan.errors import UserError
 from distgan.evaluation.evaluate import Result, evaluate
 from distgan.evaluation.extractors import Extractor, Inception, RandomConv
 from distgan.evaluation.metrics import METRICS
-from distgan.evaluation.probe import Probe, probe_path
+from distgan.evaluation.probe import Probe, StackedProbe, probe_path
 from distgan.evaluation.reference import PreparedReference, RealImages, prepare_reference
 from distgan.evaluation.signals import BatchDiversity
 from distgan.evaluation.verdict import Monitor, Verdict
 from distgan.randomness import normal
 from distgan.reporting.images import to_uint8
 from shards.reader import ShardReader
+from shards.stacked import STACK_NAMES
 
 NUM_SIGNAL_REALS = 256  # from which the usual distances within a batch are measured
 
@@ -40,14 +41,25 @@ def choose_extractor(evaluation: Evaluation, reader: ShardReader, *, world: Worl
     else:
         path = cached if word == "probe" else Path(word)
     probe = Probe.load(path)
+    if is_stacked(reader) and probe.card.channels == 1:
+        return StackedProbe(probe), f"probe {probe.version} on each channel, {probe.card.accuracy:.1%} right"
     return probe, f"probe {probe.version}, {probe.card.accuracy:.1%} right on held-out images"
+
+
+def is_stacked(reader: ShardReader) -> bool:
+    """Whether the images are stacked digits, of which every mode has the same share."""
+    return reader.index.class_names == STACK_NAMES
 
 
 def real_images(reader: ShardReader, classes: tuple[str, ...] | None) -> RealImages:
     """A dataset of shards as evaluation sees it."""
     part = f"/{','.join(classes)}" if classes else ""
+    shares = (1 / len(STACK_NAMES),) * len(STACK_NAMES) if is_stacked(reader) and not part else None
     return RealImages(
-        lambda ids: torch.from_numpy(reader.gather(ids.numpy())), reader.num_samples, reader.index.fingerprint + part
+        lambda ids: torch.from_numpy(reader.gather(ids.numpy())),
+        reader.num_samples,
+        reader.index.fingerprint + part,
+        class_shares=shares,
     )
 
 

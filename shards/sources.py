@@ -17,6 +17,7 @@ from shards.errors import ShardError, printable
 from shards.images import EXTENSIONS
 from shards.listing import Source, classes_of_folders, digest_of, is_hidden
 from shards.official import cache_folder, open_cifar10, open_digits, open_mnist
+from shards.stacked import open_stacked_digits, open_stacked_mnist
 
 __all__ = ["WORDS", "FolderSource", "Source", "cache_folder", "open_source"]
 
@@ -26,6 +27,8 @@ WORDS: dict[str, Callable[[str, Path | None], Source]] = {  # word -> (split, ro
     "digits": open_digits,
     "mnist": open_mnist,
     "cifar10": open_cifar10,
+    "stacked-mnist": open_stacked_mnist,
+    "stacked-digits": open_stacked_digits,
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from distgan.runfolder import RunFolder
 from tests.worlds import SMALL, free_port, rows
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +82,21 @@ def test_signal_is_saved_and_the_same_command_goes_on(shards: Path, tmp_path: Pa
     assert code == 2
     assert "loss.label_smoothing was 0.0, now 0.1" in said
     assert "Traceback" not in said
+
+
+def test_no_orphan_goes_on_writing(shards: Path, tmp_path: Path) -> None:
+    """SIGKILL to the launcher alone: its worker saves, ends and lets go of the folder, so that the run can go on."""
+    words = ["-m", "distgan.train", "--data", str(shards), "--run-dir", "run", *SMALL, "train.kimg=60"]
+    process = start([*LAUNCH, *words], tmp_path)
+    metrics, status = tmp_path / "run" / "metrics.jsonl", tmp_path / "run" / "status.json"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.1)
+    worker = json.loads(status.read_text())["pid"]
+    process.kill()
+    finish(process)  # waits for the pipe, and so for the worker that holds it too
+    assert not Path(f"/proc/{worker}").exists()
+    assert json.loads(status.read_text())["state"] == "preempted"
+    RunFolder(tmp_path / "run").close()
 
 
 @pytest.mark.parametrize(
