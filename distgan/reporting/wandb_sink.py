@@ -4,9 +4,11 @@ Rows and pictures go into a queue; the thread starts the run, sends them, and cl
 could not be sent lies in the run folder's `wandb/` for `wandb sync`.
 """
 
+import netrc
 import os
 import queue
 import secrets
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -83,10 +85,7 @@ class WandbSink:
         try:
             run, wandb = self.start()
             while (item := self.queue.get()) is not None:
-                pictures = {
-                    key: wandb.Image(str(path), caption=caption) for key, (path, caption) in item["images"].items()
-                }
-                run.log(item["row"] | pictures)
+                self.send(run, wandb, item)
             run.finish()
         except Exception as error:  # a logging service must never end a training
             self.complain(f"W&B stopped: {one_line(error)}; the run goes on, its rows are in metrics.jsonl")
@@ -131,17 +130,24 @@ class WandbSink:
 
 def why_offline(wandb: Any) -> str | None:
     """What stands in the way of an online run, asked without prompting; None where nothing does."""
-    import socket
-
-    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+    address = urlsplit(wandb.setup().settings.base_url)
+    host = address.hostname or ""
+    if not (os.environ.get("WANDB_API_KEY") or has_netrc_key(host)):
         return "no API key; type: wandb login"
-    address = urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.api.settings("base_url"))
-    port = address.port or (443 if address.scheme == "https" else 80)
     try:
-        socket.create_connection((address.hostname or "", port), timeout=CONNECT_TIMEOUT_SEC).close()
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_SEC).close()
     except OSError as error:
-        return f"{address.hostname} does not answer ({one_line(error)})"
+        return f"{host} does not answer ({one_line(error)})"
     return None
+
+
+def has_netrc_key(host: str) -> bool:
+    """Whether `wandb login` has left a key for this host in the user's netrc file."""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def one_line(error: Exception) -> str:
