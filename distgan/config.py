@@ -8,9 +8,10 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
 
 from distgan.errors import UserError
+from shards.errors import without_secrets
 
 
 def setting(default: Any, sentence: str, *, identity: bool = True, **bounds: Any) -> Any:
@@ -28,10 +29,26 @@ class Data(Section):
     """Which images."""
 
     shards: str | None = setting(
-        None, "Folder of packed shards; none means the digits shipped with scikit-learn.", identity=False
+        None,
+        "Folder of packed shards, or its http, https or s3 URL; none means the digits shipped with scikit-learn.",
+        identity=False,
     )
+    cache_gb: float | None = setting(
+        None, "Room for remote shards on each node; none takes what the disk gives.", identity=False, gt=0
+    )
+    order: Literal["permutation", "windows"] = setting(
+        "permutation",
+        "Of images: all permuted at once, or windows of shards one after another, for more than a node can keep.",
+    )
+    lanes: int | None = setting(None, "Windows read side by side, a divisor of the batch; none means up to 16.", ge=1)
+    window_shards: int = setting(4, "Shards of a window.", ge=1, le=1024)
     flip: bool = setting(False, "Mirror each image left to right with probability one half.")
     classes: tuple[str, ...] | None = setting(None, "Train on these classes only (names or numbers); none means all.")
+
+    @field_serializer("shards")
+    def shown_shards(self, shards: str | None) -> str | None:
+        """What is shown and stored of a URL: no password, no token."""
+        return None if shards is None else without_secrets(shards)
 
 
 class Networks(Section):
@@ -222,7 +239,7 @@ class Collapse(Section):
 
     action: Literal["warn", "stop", "rollback"] = setting(
         "warn",
-        "warn: say so; stop: end the run; rollback: go back to the last sound checkpoint, changed by the remedy.",
+        "warn: say so; stop: end the run; rollback: go back to the last healthy checkpoint, changed by the remedy.",
         identity=False,
     )
     max_rollbacks: int = setting(3, "Rollbacks after which the run gives up.", identity=False, ge=1)

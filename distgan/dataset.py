@@ -1,12 +1,14 @@
-"""The images of a run: packed shards, or, with none given, the handwritten digits that scikit-learn ships."""
+"""The images of a run: packed shards in a folder or at a URL; with none given, the digits that scikit-learn ships."""
 
 import fcntl
 from pathlib import Path
 
 from distgan.config import Data
 from distgan.errors import UserError
-from shards.index import ShardIndex, read_index
+from shards.index import ShardIndex
+from shards.ordering import Ordering
 from shards.reader import ShardReader
+from shards.remote import open_shards
 from shards.sources import cache_folder
 
 
@@ -30,5 +32,7 @@ def packed_digits() -> Path:
 
 def open_dataset(data: Data) -> tuple[ShardIndex, ShardReader]:
     """Index and reader of the shards; raises UserError or ShardError for what is missing or damaged."""
-    index = read_index(Path(data.shards) if data.shards else packed_digits())
-    return index, ShardReader(index, classes=data.classes)
+    max_bytes = None if data.cache_gb is None else int(data.cache_gb * 1e9)
+    index, files = open_shards(data.shards or packed_digits(), cache=cache_folder() / "shards", max_bytes=max_bytes)
+    ordering = Ordering(data.order, data.lanes, data.window_shards)
+    return index, ShardReader(index, classes=data.classes, files=files, ordering=ordering)

@@ -9,8 +9,56 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from shards.errors import ShardError, printable
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Files(Protocol):
+    """Where the files of one dataset are opened."""
+
+    @property
+    def source(self) -> str:
+        """The place in words that may be shown."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether opening may take long, so that it pays to ask ahead."""
+
+    @property
+    def max_bytes(self) -> int | None:
+        """What may lie here at a time."""
+
+    def open(self, file: str, *, num_bytes: int, sha256: str) -> BinaryIO:
+        """The file, of the right size, for reading. Raises ShardError where it is missing or damaged."""
+
+
+class LocalFiles:
+    """Files in a folder, where they stay."""
+
+    remote = False
+    max_bytes = None
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.source = printable(str(folder))
+
+    def open(self, file: str, *, num_bytes: int, sha256: str) -> BinaryIO:
+        """Checks the size alone: `verify` is for the rest."""
+        self.check_size(file, num_bytes)
+        return open(self._folder / file, "rb")
+
+    def check_size(self, file: str, num_bytes: int) -> None:
+        """Raises ShardError where the file is missing or has another size: reading past its end would be a SIGBUS."""
+        shown = printable(str(self._folder / file))
+        try:
+            found = (self._folder / file).stat().st_size
+        except OSError as error:
+            raise ShardError(f"{shown}: {error.strerror}; run `distgan verify` and restore or pack it again") from None
+        if found != num_bytes:
+            raise ShardError(f"{shown} has {found:,} bytes, not {num_bytes:,}: run `distgan verify`, then pack again")
 
 
 def sync_folder(folder: Path) -> None:
@@ -45,8 +93,10 @@ def sha256_of_file(path: Path) -> str:
 
 
 @contextmanager
-def locked(lock: Path, *, busy: str) -> Iterator[None]:
-    """Hold `lock` (made with its folder where missing); raises ShardError(busy) where another process holds it."""
+def locked(lock: Path, *, busy: str | None) -> Iterator[None]:
+    """Hold `lock` (made with its folder where missing), in which another process may be: raises ShardError(busy) then, or
+    waits for it where `busy` is None.
+    """
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -54,7 +104,7 @@ def locked(lock: Path, *, busy: str) -> Iterator[None]:
         except FileNotFoundError:  # the last holder has just removed the folder
             continue
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy is not None else 0))
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(lock)):
                     break
@@ -81,7 +131,7 @@ def explained(folder: Path, *, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_FULL:
             remedy = "the disk is full: free some space and run the same command again (finished shards are kept)"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             remedy = "no permission to write there: choose another folder or change its permissions"

@@ -98,6 +98,11 @@ def read_index(path: str | Path) -> ShardIndex:
         raise ShardError(f"{shown} holds {state}{remedy}") from None
     except OSError as error:
         raise ShardError(f"cannot read {shown}/{INDEX_FILE}: {error.strerror}; give the folder of the shards") from None
+    return parse_index(text, folder, shown=shown)
+
+
+def parse_index(text: bytes, folder: Path, *, shown: str) -> ShardIndex:
+    """The index in the bytes of an `index.json`, whose files lie in `folder`. Raises ShardError, which says `shown`."""
     try:
         fields = json.loads(text)
         if fields["format"] == FORMAT and fields["version"] != VERSION:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,59 @@ _ROUNDS = 6
 _MIN_BITS = 6  # fewer would leave too few different permutations of a tiny dataset
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUND_CONSTANTS = tuple(np.uint64(number * 0xD1342543DE82EF95 % 2**64) for number in range(1, _ROUNDS + 1))
+
+
+class Need(NamedTuple):
+    """A shard that a rank will read, to be fetched once the rank has come to position `begin` of the order."""
+
+    begin: int
+    end: int | None  # from this position on it is needed no more; None: it always is
+    shard: int
+
+
+class Order(Protocol):
+    """Which sample comes at which position of the endless concatenation of epochs of N samples.
+
+    Positions e*N .. e*N + N-1 are epoch e and hold each sample once.
+    """
+
+    block: int  # positions best asked for at a time, since a call costs as much as hundreds of them
+
+    def ids(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples at positions of any shape."""
+
+    def needs(self, first: int, share: int, step: int) -> Iterator[Need]:
+        """The shards of positions `first` .. `first` + `share` - 1, these plus `step`, ... in the order of need."""
+
+    def num_held(self, first: int, share: int) -> int | None:
+        """How many shards such a rank has needed and not yet done with, at most; None: all of them."""
+
+
+class Permutation:
+    """All samples in one permutation an epoch: `sample_ids` under `key`; shard s holds `counts[s]` consecutive ids."""
+
+    block = 2**14
+
+    def __init__(self, counts: NDArray[np.int64], *, key: int) -> None:
+        self._ends, self._key = np.cumsum(counts), key
+        self._num_samples, self._num_used = int(self._ends[-1]), int(np.count_nonzero(counts))
+
+    def ids(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return sample_ids(positions, num_samples=self._num_samples, key=self._key)
+
+    def needs(self, first: int, share: int, step: int) -> Iterator[Need]:
+        """Each shard once. Its place is that of its first sample, so that reading can begin with the first few."""
+        seen: set[int] = set()
+        block = step * np.arange(max(1, 2**12 // share))[:, None] + np.arange(share)
+        while len(seen) < self._num_used:
+            for shard in np.searchsorted(self._ends, self.ids(first + block).ravel(), side="right").tolist():
+                if shard not in seen:
+                    seen.add(shard)
+                    yield Need(0, None, shard)
+            first += step * len(block)
+
+    def num_held(self, first: int, share: int) -> int | None:
+        return None
 
 
 def order_key(fingerprint: str, seed: int) -> int:

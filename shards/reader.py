@@ -1,15 +1,17 @@
 """Reading packed shards: images by id from memory maps, and the endless stream of batches of one rank.
 
 position ──order──> ids ──ShardReader.gather──> uint8 [b, C, H, W] ──queue (thread)──> BatchStream.__next__
+             └──needs──> Prefetcher (threads, where the shards are remote)
 """
 
 from __future__ import annotations
 
+import mmap
 import queue
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,38 +20,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ShardError, printable
+from shards.files import Files, LocalFiles
 from shards.index import LABELS_FILE, ShardIndex, read_index
 from shards.layout import NPY_HEADER_BYTES
-from shards.order import sample_ids
+from shards.order import Order
+from shards.ordering import Ordering
+from shards.prefetch import Prefetcher
 
 if TYPE_CHECKING:
     import torch
 
-_BLOCK = 2**14  # ids worked out at a time, since each call costs as much as hundreds of them
 _MAX_OPEN_SHARDS = 512  # each holds a file descriptor, of which a process has 1,024 by default
+_MAX_JOIN_SEC = 5.0  # a thread in the middle of a download ends by itself, or with the process
 
 
 class ShardReader:
     """Random access to the images of packed shards, or of some of their classes.
 
-    Ids run from 0 to `num_samples` - 1; with `classes` (names or numbers) over the images of those classes only. Raises
-    ShardError where a file is missing or has the wrong size, and for a class that is not there.
+    Ids run from 0 to `num_samples` - 1; with `classes` (names or numbers) over the images of those classes only. `files`
+    is where the files are, the index's folder where None; `ordering` (a permutation where None) is for streams. Raises
+    ShardError where a file is missing or has the wrong size, for a class that is not there, and for too small a cache.
     """
 
-    def __init__(self, index: ShardIndex | str | Path, classes: Sequence[str | int] | None = None) -> None:
+    def __init__(
+        self,
+        index: ShardIndex | str | Path,
+        classes: Sequence[str | int] | None = None,
+        *,
+        files: Files | None = None,
+        ordering: Ordering | None = None,
+    ) -> None:
         self.index = index if isinstance(index, ShardIndex) else read_index(index)
-        for shard in self.index.shards:
-            _check_size(self.index, shard.file, shard.num_bytes)
-        counts = [shard.num_samples for shard in self.index.shards]
-        self._starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
-        self._labels = _open_labels(self.index)
+        self.files = files = files or LocalFiles(self.index.path)
+        if isinstance(files, LocalFiles):
+            for shard in self.index.shards:
+                files.check_size(shard.file, shard.num_bytes)
+        self.ordering = ordering = ordering or Ordering()
+        if ordering.kind == "permutation":  # with windows it depends on how many lanes a stream reads
+            ordering.check_room(files, self.index, num_held=None)
+        counts = np.array([shard.num_samples for shard in self.index.shards], np.int64)
+        self._starts = np.cumsum(counts) - counts
+        self._labels = _open_labels(self.index, files)
         self._subset: NDArray[np.int64] | None = None
         if classes is not None:
             self._subset = np.flatnonzero(np.isin(self._all_labels(), _class_numbers(self.index, classes)))
             if not len(self._subset):
                 raise ShardError(f"no image in classes {list(classes)}: choose others")
+        self._open = _ShardOpener(self.index, files)
+        # A shard that is open stays in the cache of the node: with windows only streams hold some.
+        few = files.remote and ordering.kind == "windows"
         # of this reader alone, and gone with it
-        self._images_of_shard = lru_cache(_MAX_OPEN_SHARDS)(_ShardOpener(self.index))
+        self._images_of_shard = self._open if few else lru_cache(_MAX_OPEN_SHARDS)(self._open)
+        self._held: dict[int, tuple[NDArray[np.uint8], int]] = {}  # images and by how many streams
+        self._held_lock = threading.Lock()
 
     @property
     def num_samples(self) -> int:
@@ -65,9 +88,44 @@ class ShardReader:
         if out is None:
             out = np.empty((len(rows), *self.image_shape), np.uint8)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
-        for place, (shard, row) in enumerate(zip(shards.tolist(), (rows - self._starts[shards]).tolist(), strict=True)):
-            out[place] = self._images_of_shard(shard)[row]
+        places = np.argsort(shards, kind="stable")  # shard after shard, where only a few can be open
+        rows = rows - self._starts[shards]
+        current, images = -1, out[:0]
+        for place, shard, row in zip(places.tolist(), shards[places].tolist(), rows[places].tolist(), strict=True):
+            if shard != current:
+                images = out[:0]  # let go of one shard before the next is opened
+                held = self._held.get(shard)
+                current, images = shard, held[0] if held is not None else self._images_of_shard(shard)
+                del held
+            out[place] = images[row]
         return out
+
+    def hold(self, shard: int) -> None:
+        """Keep a shard open, fetched first where it is remote, until it is released as often as it was held."""
+        with self._held_lock:
+            held = self._held.get(shard)
+            if held is not None:
+                self._held[shard] = held[0], held[1] + 1
+                return
+        images = self._open(shard)
+        with self._held_lock:
+            _, times = self._held.get(shard, (images, 0))
+            self._held[shard] = images, times + 1
+
+    def release(self, shard: int) -> None:
+        """Undo one `hold`."""
+        with self._held_lock:
+            images, times = self._held.pop(shard)
+            if times > 1:
+                self._held[shard] = images, times - 1
+
+    def order(self, key: int, *, batch_size: int) -> Order:
+        """The order of this reader's samples under `key`. Raises ShardError where its settings do not fit the batch."""
+        counts = np.array([shard.num_samples for shard in self.index.shards], np.int64)
+        if self._subset is not None:
+            shards = np.searchsorted(self._starts, self._subset, side="right") - 1
+            counts = np.bincount(shards, minlength=len(counts)).astype(np.int64)
+        return self.ordering.build(counts, key=key, batch_size=batch_size)
 
     def labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The class numbers [n] of ids [n], counted over all classes of the dataset."""
@@ -89,9 +147,9 @@ class ShardReader:
 class BatchStream(Iterator["torch.Tensor"]):
     """This rank's share, uint8 [batch_size / world, C, H, W], of one global batch after another, without an end.
 
-    The global batch at position p holds positions p .. p + batch_size - 1 of the order under `key`, of which rank r of
-    `world` takes the r-th slice: the global order is the same for any world. Its whole state is `position`, of the
-    batch that comes next. A thread reads `prefetch` batches ahead, into pinned memory where there is CUDA; what fails
+    The global batch at position p holds positions p .. p + batch_size - 1 of the reader's order under `key`, of which
+    rank r of `world` takes the r-th slice: the global order is the same for any world. Its whole state is `position`,
+    of the batch that comes next. A thread reads `prefetch` batches ahead, into pinned memory where there is CUDA; what fails
     there is raised here. Close it, or use it as a context manager.
     """
 
@@ -114,9 +172,12 @@ class BatchStream(Iterator["torch.Tensor"]):
         self._queue: queue.Queue[torch.Tensor | BaseException] = queue.Queue(maxsize=prefetch)
         self._stop = threading.Event()
         share = batch_size // world
+        first = start + rank * share
+        order = reader.order(key, batch_size=batch_size)
+        reader.ordering.check_room(reader.files, reader.index, num_held=order.num_held(first, share))
         self._thread = threading.Thread(
             target=_read_ahead,
-            args=(reader, key, start + rank * share, share, batch_size, self._queue, self._stop),
+            args=(reader, order, first, share, batch_size, self._queue, self._stop),
             name="shards-batch-stream",
             daemon=True,  # a stream that nobody closed must not keep the process alive
         )
@@ -136,7 +197,7 @@ class BatchStream(Iterator["torch.Tensor"]):
     def close(self) -> None:
         """End the thread; the stream is over."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_MAX_JOIN_SEC)
 
     def __enter__(self) -> BatchStream:
         return self
@@ -147,7 +208,7 @@ class BatchStream(Iterator["torch.Tensor"]):
 
 def _read_ahead(
     reader: ShardReader,
-    key: int,
+    order: Order,
     first: int,
     share: int,
     step: int,
@@ -166,15 +227,23 @@ def _read_ahead(
         import torch
 
         pinned = torch.cuda.is_available()
-        block = step * np.arange(max(1, _BLOCK // share))[:, None] + np.arange(share)
-        while not stop.is_set():
-            for ids in sample_ids(first + block, num_samples=reader.num_samples, key=key):
-                if stop.is_set():
-                    return
-                batch = torch.empty((share, *reader.image_shape), dtype=torch.uint8, pin_memory=pinned)
-                reader.gather(ids, out=batch.numpy())
-                put(batch)
-            first += step * len(block)
+        block = step * np.arange(max(1, order.block // share))[:, None] + np.arange(share)
+        needs = order.needs(first, share, step)
+        with (
+            Prefetcher(needs, hold=reader.hold, release=reader.release, stop=stop, position=first)
+            if reader.files.remote
+            else nullcontext()
+        ) as ahead:
+            while not stop.is_set():
+                for ids in order.ids(first + block):
+                    if stop.is_set():
+                        return
+                    if ahead is not None:
+                        ahead.reach(first)
+                    batch = torch.empty((share, *reader.image_shape), dtype=torch.uint8, pin_memory=pinned)
+                    reader.gather(ids, out=batch.numpy())
+                    put(batch)
+                    first += step
     except BaseException as error:  # whatever it is, the consumer has to hear of it
         put(error)
 
@@ -182,34 +251,27 @@ def _read_ahead(
 class _ShardOpener:
     """Maps shard numbers to images uint8 [n, C, H, W] on disk."""
 
-    def __init__(self, index: ShardIndex) -> None:
-        self._index = index
+    def __init__(self, index: ShardIndex, files: Files) -> None:
+        self._index, self._files = index, files
 
     def __call__(self, shard: int) -> NDArray[np.uint8]:
         record, layout = self._index.shards[shard], self._index.layout
-        _check_size(self._index, record.file, record.num_bytes)  # reading past a file's end would be a SIGBUS
-        mapped = np.memmap(self._index.path / record.file, np.uint8, mode="r")
-        samples = np.asarray(mapped)[: record.num_samples * layout.stride]
+        mapped = _mapped(self._files, record.file, num_bytes=record.num_bytes, sha256=record.sha256)
+        samples = mapped[: record.num_samples * layout.stride]
         return layout.pixels(samples.reshape(record.num_samples, layout.stride))
 
 
-def _open_labels(index: ShardIndex) -> NDArray[np.int32] | None:
-    if index.class_names is None:
+def _open_labels(index: ShardIndex, files: Files) -> NDArray[np.int32] | None:
+    if index.class_names is None or index.labels_sha256 is None:
         return None
-    _check_size(index, LABELS_FILE, NPY_HEADER_BYTES + 4 * index.num_samples)
-    mapped = np.memmap(index.path / LABELS_FILE, "<i4", mode="r", offset=NPY_HEADER_BYTES, shape=(index.num_samples,))
-    return np.asarray(mapped)
+    num_bytes = NPY_HEADER_BYTES + 4 * index.num_samples
+    return _mapped(files, LABELS_FILE, num_bytes=num_bytes, sha256=index.labels_sha256)[NPY_HEADER_BYTES:].view("<i4")
 
 
-def _check_size(index: ShardIndex, file: str, num_bytes: int) -> None:
-    path = index.path / file
-    shown = printable(str(path))
-    try:
-        found = path.stat().st_size
-    except OSError as error:
-        raise ShardError(f"{shown}: {error.strerror}; run `distgan verify` and restore or pack it again") from None
-    if found != num_bytes:
-        raise ShardError(f"{shown} has {found:,} bytes, not {num_bytes:,}: run `distgan verify`, then pack again")
+def _mapped(files: Files, file: str, *, num_bytes: int, sha256: str) -> NDArray[np.uint8]:
+    """The bytes of a file, which stays open as long as they are in use."""
+    with files.open(file, num_bytes=num_bytes, sha256=sha256) as opened:
+        return np.frombuffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
 def _class_numbers(index: ShardIndex, classes: Sequence[str | int]) -> list[int]:

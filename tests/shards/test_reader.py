@@ -95,7 +95,7 @@ def test_resuming_is_one_integer(packed: ShardIndex) -> None:
 def test_blocks_of_ids_leave_no_seam(packed: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids are worked out in blocks; their length does not show."""
     expected = take(ShardReader(packed), 40, rank=1, world=2)
-    monkeypatch.setattr("shards.reader._BLOCK", 18)
+    monkeypatch.setattr("shards.order.Permutation.block", 18)
     assert torch.equal(take(ShardReader(packed), 40, rank=1, world=2), expected)
 
 

@@ -1,0 +1,66 @@
+"""Shards in S3: a real server of its protocol on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.errors import ShardError
+from shards.index import ShardIndex
+from shards.reader import ShardReader
+from shards.remote import open_shards
+from tests.shards.servers import QUICK
+
+moto_server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]'")
+pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 's3fs'")
+pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture
+def bucket(packed: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket that holds the packed shards."""
+    import boto3
+
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "hunter2",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "NO_PROXY": host,
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="faces")
+    for path in packed.path.iterdir():
+        client.upload_file(str(path), "faces", f"some/prefix/{path.name}")
+    client.close()
+    yield "s3://faces/some/prefix"
+    server.stop()
+
+
+def test_shards_in_a_bucket(bucket: str, packed: ShardIndex, tmp_path: Path) -> None:
+    """Images and labels are those of the folder; what is not there, or not the same, is one line."""
+    index, files = open_shards(bucket, cache=tmp_path / "cache", patience=QUICK)
+    reader, everything = ShardReader(index, files=files), np.arange(250)
+    assert np.array_equal(reader.gather(everything), ShardReader(packed).gather(everything))
+    assert np.array_equal(reader.labels(everything), ShardReader(packed).labels(everything))
+    for place in ("s3://faces/nothing", "s3://nowhere/x"):
+        with pytest.raises(ShardError, match=f"cannot fetch {place}/index.json, tried once: there is no such file"):
+            open_shards(place, cache=tmp_path / "cache", patience=QUICK)
+
+    import boto3
+
+    boto3.client("s3").put_object(Bucket="faces", Key="some/prefix/000001.tar", Body=b"other")
+    index, files = open_shards(bucket, cache=tmp_path / "another", patience=QUICK)
+    with pytest.raises(
+        ShardError, match=r"s3://faces/some/prefix/000001.tar, tried 3 times: 5 of [\d,]+ bytes"
+    ) as caught:
+        ShardReader(index, files=files).gather(everything)
+    assert "hunter2" not in str(caught.value)
