@@ -131,7 +131,7 @@ def sample(
 
 @command
 def probe(
-    shards: Annotated[Path, typer.Argument(help="Folder of packed shards with class labels.")],
+    shards: Annotated[str, typer.Argument(help="Packed shards with class labels.")],
     flip: Annotated[
         bool, typer.Option(help="Mirror images at random: right for photographs, wrong for digits.")
     ] = False,
@@ -154,8 +154,13 @@ def evaluate(
         list[Path],
         typer.Argument(help="Run folders, checkpoints, generator files, folders of images, or packed shards."),
     ],
-    data: Annotated[Path, typer.Option(help="Packed shards of the real images.")],
-    num: Annotated[int, typer.Option(help="Fakes to score; never more than half the real images.", min=12)] = 10_000,
+    data: Annotated[str, typer.Option(help="Packed shards of the real images.")],
+    num: Annotated[
+        int, typer.Option(help="Fakes to score; without --reference at most half as many as reals.", min=12)
+    ] = 10_000,
+    reference: Annotated[
+        int | None, typer.Option(help="Real images to compare with; none means as many as fakes.", min=12)
+    ] = None,
     extractor: Annotated[str, typer.Option(help="auto, random, probe, inception, or the file of a probe.")] = "auto",
     inception_weights: Annotated[Path | None, typer.Option(help="File of Inception weights.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Names of metrics, with commas; none means all.")] = None,
@@ -172,7 +177,7 @@ def evaluate(
         inception_weights=None if inception_weights is None else str(inception_weights),
         metrics=None if metrics is None else tuple(metrics.split(",")),
     )
-    scored = evaluate_inputs(inputs, data, settings=settings, seed=seed, json_file=json)
+    scored = evaluate_inputs(inputs, data, settings=settings, seed=seed, num_reference=reference, json_file=json)
     reals = scored[0].result.reals
     rows = [
         [name, *(f"{each.result.values[name]:.4g}" for each in scored), f"{reals[name]:.4g}" if name in reals else ""]

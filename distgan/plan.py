@@ -52,11 +52,12 @@ def start_table(
         batch += (
             f" = {world.size} processes x {train.accumulate} x {train.batch_size // world.size // train.accumulate}"
         )
+    size = f"{spec.image_size}x{spec.image_size}, {spec.channels} channel{'s' if spec.channels > 1 else ''}"
     epochs = total_images / reader.num_samples
     rows = [
         (
             "data",
-            f"{reader.num_samples:,} images, {spec.image_size}x{spec.image_size}, {spec.channels} channels, {reader.index.path}",
+            f"{reader.num_samples:,} images, {size}, {reader.files.source}",
         ),
         ("length", f"{total_images / 1000:,g} kimg, {epochs:.4g} epochs"),
         ("world", f"{world.size} process{'es' if world.size > 1 else ''} on {hardware(accelerator.device)}"),

@@ -33,7 +33,7 @@ def choose_extractor(evaluation: Evaluation, reader: ShardReader, *, world: Worl
         return Inception(weights, world=world), "Inception: distances are FID and KID"
     if word == "auto":
         if not cached.exists():
-            better = "" if reader.index.class_names is None else f"; better: distgan probe {reader.index.path}"
+            better = "" if reader.index.class_names is None else f"; better: distgan probe {reader.files.source}"
             return RandomConv(), f"a fixed random convolution{better}"
         path = cached
     elif word == "random":

@@ -22,7 +22,7 @@ class RunState:
     train_seconds: float = 0.0
     wandb_id: str | None = None
     rollbacks: int = 0
-    sound_images: int = 0  # images seen at the newest checkpoint that was not in trouble
+    healthy_images: int = 0  # images seen at the newest checkpoint with a healthy verdict; else at the first
 
 
 def write_checkpoint(
@@ -35,7 +35,7 @@ def write_checkpoint(
     fingerprint: str,
     world_size: int,
 ) -> None:
-    """Save a run, then remove older checkpoints but the newest, the best and the last sound one; raises OSError."""
+    """Save a run, then remove older checkpoints but the newest, the best and the last healthy one; raises OSError."""
     tensors, plain = players.pack()
     contents = asdict(state) | {
         "players": plain,
@@ -46,7 +46,7 @@ def write_checkpoint(
         "generator": players.spec.to_dict(),
     }
     checkpoint.save(folder, images_seen=state.images_seen, tensors=tensors, state=contents)
-    wanted = {checkpoint.checkpoint_name(state.sound_images)}
+    wanted = {checkpoint.checkpoint_name(state.healthy_images)}
     if quality.best_images is not None:
         wanted.add(checkpoint.checkpoint_name(quality.best_images))
     checkpoint.prune(folder, keep=config.checkpoint.keep, wanted=wanted)

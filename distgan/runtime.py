@@ -21,6 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from distgan.config import Train
 from distgan.distributed import launched_world_size
 from distgan.errors import UserError
+from shards.errors import without_secrets
 
 COLLECTIVE_TIMEOUT = timedelta(seconds=120)
 ONE_BUCKET_MB = 4096  # above any network here, so that DDP reduces each network's gradients in one piece
@@ -174,7 +175,7 @@ def provenance(accelerator: Accelerator, command: list[str], environment: Mappin
         "safetensors",
     )
     return {
-        "command": command,
+        "command": [without_secrets(word) for word in command],
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version()} | {package: installed(package) for package in packages},
         "world": {"processes": accelerator.num_processes, "device": str(accelerator.device.type)},

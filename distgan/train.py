@@ -48,6 +48,7 @@ def train(
     if preset is None and data is None:
         preset = "digits"
     is_main = os.environ.get("RANK", "0") == "0"
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # a mistake may lie in one node's files only
     try:
         config = load_config(preset, words)
         if dry_run:
@@ -59,11 +60,11 @@ def train(
         name = Path(preset).stem if preset else "run"
         state = Trainer(config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv).run()
     except (UserError, ShardError) as error:
-        if is_main:
+        if speaks:
             complain(str(error))
         raise SystemExit(2) from None
     except RunFailed as error:
-        if is_main:
+        if is_main or error.speaks:
             complain(str(error))
         raise SystemExit(1) from None
     INTERRUPT.ignore()

@@ -26,6 +26,7 @@ from distgan.interrupt import Interrupt
 from distgan.layers import to_toml, with_words
 from distgan.networks import GeneratorSpec
 from distgan.objectives.adversarial import ADVERSARIAL
+from distgan.peers import Peers
 from distgan.plan import check_batch, due, start_table
 from distgan.players import Players, build_players
 from distgan.quality import QualityWatch
@@ -52,6 +53,7 @@ class Trainer:
         self.total_images = total_images(config.train, self.reader.num_samples)
         self.accelerator, self.precision_reason = build_accelerator(config.train)
         self.world, self.device = current_world(), self.accelerator.device
+        self.peers = Peers(self.world)
         check_batch(config.train, self.world)
         self.run_dir = run_dir or Path("runs") / f"{name}-{identity_hash(config, self.index.fingerprint)}"
         self.folder = self.on_main(lambda: RunFolder(self.run_dir))
@@ -96,7 +98,7 @@ class Trainer:
                 self.accelerator, spec, networks=networks, optim=self.config.optim, train=self.config.train
             )
         except ValueError as error:
-            raise UserError(f"{self.index.path}: {error}; pack again with --size") from None
+            raise UserError(f"{self.reader.files.source}: {error}; pack again with --size") from None
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, where there is one."""
@@ -126,20 +128,20 @@ class Trainer:
             equilibrium=ADVERSARIAL[self.config.loss.adversarial].equilibrium,
         )
         self.state.wandb_id = self.reporter.wandb_id
+        self.peers.stuck = lambda why: self.reporter.close("failed", why, images_seen=self.state.images_seen)
         if self.state.images_seen >= self.total_images:
-            again = "longer: train.epochs or train.kimg; another: --run-dir DIR or train.seed=1"
-            self.reporter.say(f"{self.run_dir} is done at {self.state.images_seen / 1000:g} kimg; {again}")
-            if self.folder is not None:
-                self.folder.close()
+            self.reporter.already_done(images_seen=self.state.images_seen)
+            self.peers.leave()
             self.accelerator.end_training()
             return "done"
         self.announce()
         try:
             outcome = self.loop()
         except BaseException as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            cause, reason = self.peers.explain(error)
             self.reporter.close("failed", reason, images_seen=self.state.images_seen)
-            raise
+            raise cause from None
+        self.peers.leave()
         self.accelerator.end_training()
         return outcome
 
@@ -307,17 +309,18 @@ class Trainer:
         return str(verdict) if collapse.action == "stop" else None
 
     def roll_back(self) -> None:
-        """Put the last sound checkpoint's networks in place, changed by the remedy; images seen go on forward."""
-        verdict, name = self.quality.verdict, checkpoint.checkpoint_name(self.state.sound_images)
+        """Put the last healthy checkpoint, or else the first, in place with the remedy; images seen go on forward."""
+        verdict, name = self.quality.verdict, checkpoint.checkpoint_name(self.state.healthy_images)
         found = self.on_main(lambda: checkpoint.load(self.folder.checkpoints / name))
         take_over(found, players=self.players, quality=self.quality, world=self.world, device=self.device)
+        self.quality.monitor.forgive()
         self.state.rollbacks += 1
         self.active = self.remedied(self.state.rollbacks)
         self.means = RunningMeans()
         self.reporter.event(
             "rollback",
             f"{verdict}: rollback {self.state.rollbacks} of {self.config.collapse.max_rollbacks} "
-            f"to {self.state.sound_images / 1000:g} kimg",
+            f"to {self.state.healthy_images / 1000:g} kimg",
             images_seen=self.state.images_seen,
         )
 
@@ -332,8 +335,8 @@ class Trainer:
     def save_checkpoint(self, *, must: bool) -> None:
         """All ranks: check that replicas are equal, then rank zero writes; `must` makes a full disk an error."""
         began = time.monotonic()
-        if not self.quality.verdict.is_trouble:
-            self.state.sound_images = self.state.images_seen
+        if self.quality.verdict.name == "healthy":
+            self.state.healthy_images = self.state.images_seen
         self.players.check_replicas(self.world)
         self.on_main(lambda: self.write_checkpoint(must=must))
         self.looking["checkpoints"] += time.monotonic() - began

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distgan.runfolder import RunFolder
-from tests.worlds import SMALL, free_port, rows
+from distgan.train import train
+from tests.worlds import SMALL, free_port, rows, run_world, train_run
 
 ROOT = Path(__file__).parent.parent
 DOOR = str(ROOT / "distgan" / "train.py")
@@ -101,11 +103,7 @@ def test_no_orphan_goes_on_writing(shards: Path, tmp_path: Path) -> None:
     ("words", "expected"),
     [
         (["train.bach_size=3"], "did you mean train.batch_size?"),
-        (["--data", "nowhere"], "nowhere"),
-        (["--preset", "cifr10"], "no preset 'cifr10'"),
         (["--data", "SHARDS", "--run-dir", "/proc/nowhere"], "choose another with --run-dir"),
-        (["--data", "SHARDS", "data.classes=['dog']"], "dog"),
-        (["--data", "SHARDS", "train.accumulate=5"], "train.batch_size=128 cannot be split"),
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_two(
@@ -117,6 +115,33 @@ def test_mistakes_end_in_one_line_and_exit_code_two(
     assert (code, expected in said, "Traceback" in said) == (2, True, False), said
     assert said.count("error:") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"data": "nowhere"}, "nowhere"),
+        ({"preset": "cifr10"}, "no preset 'cifr10'"),
+        ({"overrides": ["data.classes=['dog']"]}, "dog"),
+    ],
+)
+def test_mistakes_are_found_before_anything_starts(
+    words: dict[str, Any], expected: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wrong data, preset or class: exit code 2 and one line."""
+    with pytest.raises(SystemExit) as ended:
+        train(**{"data": str(shards), "run_dir": tmp_path / "run"} | words)
+    assert ended.value.code == 2
+    assert expected in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_that_cannot_be_split_names_one_that_can(shards: Path, tmp_path: Path) -> None:
+    """12 images over 2 processes x 5 micro-batches: 10 or 20 would do."""
+    with pytest.raises(
+        AssertionError, match=r"train.batch_size=12 cannot be split over 2 processes x 5 .*; use 10 or 20"
+    ):
+        run_world(2, train_run, shards, tmp_path / "run", ["train.accumulate=5"])
 
 
 def test_worlds_that_were_not_asked_for_are_refused(shards: Path, tmp_path: Path) -> None:

@@ -27,7 +27,18 @@ ROOMS = [  # top to bottom; what stands on one line may import what stands there
         "evaluation",
         "reporting",
     },
-    {"dataset", "batches", "networks", "objectives", "ema", "optimizers", "generators", "randomness", "interrupt"},
+    {
+        "dataset",
+        "batches",
+        "networks",
+        "objectives",
+        "ema",
+        "optimizers",
+        "generators",
+        "randomness",
+        "interrupt",
+        "peers",
+    },
     {"config", "layers", "distributed", "errors"},
 ]
 LIBRARY_ROOMS = {

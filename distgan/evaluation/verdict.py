@@ -223,6 +223,12 @@ class Monitor:
         self.past.add(result, plausible_precision=t.plausible_precision)
         return self.verdict
 
+    def forgive(self) -> None:
+        """Give a run that was rolled back the time of a young one; its best coverage still counts against it."""
+        self.past.evaluations, self.past.since_better, self.past.best_frechet = 0, 0, math.inf
+        self.evaluated, self.quiet_evaluations, self.not_finite = Verdict("learning", "rolled back"), 0, ""
+        self.discriminator_wins, self.generator_wins, self.one_image = Streak(), Streak(), Streak()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything but the thresholds, as plain values for JSON."""
         state = asdict(self)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan.config import Evaluation
+from distgan.config import Data, Evaluation
+from distgan.dataset import open_dataset
 from distgan.distributed import World
 from distgan.errors import UserError
 from distgan.evaluation.evaluate import Fakes, Result, evaluate
@@ -34,17 +35,27 @@ class Scored:
 
 
 def evaluate_inputs(
-    inputs: list[Path], data: Path, *, settings: Evaluation, seed: int, json_file: Path | None = None
+    inputs: list[Path],
+    data: str,
+    *,
+    settings: Evaluation,
+    seed: int,
+    num_reference: int | None = None,
+    json_file: Path | None = None,
 ) -> list[Scored]:
     """Score runs, checkpoints, generator files, folders of images or packed shards against the shards in `data`.
 
-    All are scored by as many images as the smallest of them has, so that they can be compared.
+    All are scored by as many images as the smallest of them has, so that they can be compared. Without `num_reference`
+    no more than half the reals are the reference, and as many fakes are drawn; published FIDs take 50,000 of both.
     """
-    world, reader = World(0, 1), ShardReader(read_index(data))
+    world = World(0, 1)
+    _, reader = open_dataset(Data(shards=data))
     extractor, _ = choose_extractor(settings, reader, world=world)
     opened = [open_fakes(path, reader.image_shape, seed=seed) for path in inputs]
     num = min([settings.num_samples, *(count for _, _, count in opened)])
-    prepared = prepare_reference(real_images(reader, None), extractor, world=world, num_samples=num)
+    prepared = prepare_reference(
+        real_images(reader, None), extractor, world=world, num_samples=num, num_reference=num_reference
+    )
     scored = []
     for path, (fakes, weights, _) in zip(inputs, opened, strict=True):
         result = evaluate(fakes, prepared, extractor, world=world, seed=seed, weights=weights, wanted=settings.metrics)

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from distgan.config import Data
+from distgan.dataset import open_dataset
 from distgan.evaluation.probe import Probe, probe_path, train_probe
 from distgan.runtime import choose_precision
-from shards.index import read_index
-from shards.reader import ShardReader
 
 
-def probe(shards: Path, *, flip: bool, seed: int, progress: Callable[[float, float], None]) -> tuple[Probe, Path]:
+def probe(shards: str, *, flip: bool, seed: int, progress: Callable[[float, float], None]) -> tuple[Probe, Path]:
     """Train a probe on packed shards and put it where trainings and evaluations look for it."""
-    reader = ShardReader(read_index(shards))
+    _, reader = open_dataset(Data(shards=shards))
     labels = torch.from_numpy(reader.labels(np.arange(reader.num_samples)))
     on_cpu = not torch.cuda.is_available()
     precision, _ = choose_precision("auto", "no", on_cpu=on_cpu)

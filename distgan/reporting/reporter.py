@@ -39,6 +39,14 @@ class Reporter:
         if self.folder is not None:
             (self.console or console).say(text, style=style)
 
+    def already_done(self, *, images_seen: int) -> None:
+        """There is nothing to train: say what would be, and let go of the folder."""
+        if self.folder is None:
+            return
+        again = "longer: train.epochs or train.kimg; another: --run-dir DIR or train.seed=1"
+        self.say(f"{self.folder.path} is done at {images_seen / 1000:g} kimg; {again}")
+        self.folder.close()
+
     def start(
         self,
         table: list[tuple[str, Any]],

@@ -9,11 +9,14 @@ import os
 import queue
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from shards.errors import without_secrets
 
 INIT_TIMEOUT_SEC = 20
 FINISH_TIMEOUT_SEC = 30
@@ -107,6 +110,9 @@ class WandbSink:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
+        # W&B notes the command line, which may hold the password or token of a URL.
+        if any(without_secrets(word) != word for word in sys.argv):
+            self.settings["settings"] = wandb.Settings(x_disable_meta=True)
         mode: Any = self.mode
         if mode == "auto" and os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
             mode = os.environ["WANDB_MODE"]
