@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from distgan.runfolder import read_rows
+from shards.pack import pack
 from tests.worlds import run_world, train_run
 
 DIVERGING = ["optim.lr_d=1e30", "train.kimg=0.096", "collapse.lr_factor=1.0"]
@@ -63,3 +64,24 @@ def test_evaluations_are_recorded_and_the_best_is_kept(shards: Path, tmp_path: P
     assert all("quality/coverage" in row["reals"] for row in found)
     best = min(found, key=lambda row: row["values"]["quality/frechet"])["progress/images"]
     assert f"{best / 1000:012.3f}" in {path.name for path in (run / "checkpoints").iterdir()}
+
+
+@pytest.mark.slow
+def test_a_plain_collapse_is_rolled_back_to_health(tmp_path: Path) -> None:
+    """A generator far quicker than its discriminator falls to one image; the run goes back, changed, and ends healthy."""
+    pack("digits", tmp_path / "digits")
+    words = [
+        "networks.generator_width=32", "networks.discriminator_width=32", "networks.latent_dim=100",
+        "train.batch_size=64", "train.kimg=80", "train.cpu_threads=2", "train.precision=auto",
+        "train.ema_halflife_kimg=5", "optim.lr_g=2e-3", "optim.lr_d=1e-5", "evaluation.every_kimg=4.5",
+        "evaluation.num_samples=2000", "log.every_kimg=0.5", "log.samples_every_kimg=40", "checkpoint.every_kimg=20",
+        "collapse.action=rollback", "collapse.lr_factor=1.0",
+        "collapse.remedy=['optim.betas=[0.0,0.99]','optim.lr_g=2e-4','optim.lr_d=2e-4']",
+    ]  # fmt: skip
+    result = run_world(1, train_run, tmp_path / "digits", tmp_path / "run", words, timeout=600)[0]
+    assert result["state"] == "done"
+    events = read_rows(tmp_path / "run" / "events.jsonl")
+    assert "complete collapse" in [event.get("verdict") for event in events]
+    back = next(event for event in events if event["kind"] == "rollback")
+    assert back["what"].endswith("rollback 1 of 3 to 0 kimg")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["verdict"] == "healthy"

@@ -1,0 +1,67 @@
+"""How often the verdict is wrong: false alarms over healthy runs, misses over collapsing ones, on the digits.
+
+    python -m tests.benchmarks.alarms [--runs 10] [--folder runs/alarms]
+
+Every run is a real one, through the door, with its own seed; the same command goes on where it was stopped. A healthy run
+is the `digits` preset over 54 kimg, a collapsing one has a discriminator far too small and learning rates far too high.
+An alarm is any verdict of a collapse at any time. Whether a collapsing run did collapse is asked of the class histogram
+and the coverage at its end alone.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from distgan.runfolder import read_rows
+
+DOOR = Path(__file__).parents[2] / "distgan" / "train.py"
+HEALTHY = ["--preset", "digits", "train.kimg=54", "evaluation.every_kimg=5.4"]
+COLLAPSING = [
+    "--preset", "digits", "train.kimg=40", "evaluation.every_kimg=4", "networks.generator_width=16",
+    "networks.discriminator_width=4", "optim.lr_g=2e-3", "optim.lr_d=2e-3", "optim.betas=[0.5,0.999]",
+]  # fmt: skip
+ALARMS = ("partial collapse", "complete collapse", "diverged")
+
+
+def train(folder: Path, words: list[str], seed: int) -> dict[str, Any]:
+    """Train one run, or go on with it; what it ended with."""
+    words = [*words, "--run-dir", str(folder), f"train.seed={seed}", "log.wandb=disabled"]
+    subprocess.run([sys.executable, str(DOOR), *words], check=False, stdout=subprocess.DEVNULL)
+    alarms = [event for event in read_rows(folder / "events.jsonl") if event.get("verdict") in ALARMS]
+    last = read_rows(folder / "evaluations.jsonl")[-1]
+    return {
+        "state": json.loads((folder / "status.json").read_text())["state"],
+        "first_alarm": alarms[0] if alarms else None,
+        "coverage": last["values"]["quality/coverage"],
+        "missing": len(last["missing"]),
+    }
+
+
+def main() -> None:
+    """Print a line a run, and the two counts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--folder", type=Path, default=Path("runs/alarms"))
+    arguments = parser.parse_args()
+    wrong = {}
+    for kind, words in (("healthy", HEALTHY), ("collapsing", COLLAPSING)):
+        found = [train(arguments.folder / f"{kind}-{seed}", words, seed) for seed in range(arguments.runs)]
+        for seed, run in enumerate(found):
+            first = run["first_alarm"]
+            alarm = f"at {first['images_seen'] / 1000:.1f} kimg: {first['what']}" if first else "none"
+            end = f"coverage {run['coverage']:.2f}, {run['missing']} classes missing, {run['state']}"
+            print(f"{kind} {seed}: ended with {end}; alarm {alarm}")
+        if kind == "healthy":
+            wrong["false alarms"] = sum(run["first_alarm"] is not None for run in found), len(found)
+        else:
+            collapsed = [run for run in found if run["missing"] or run["coverage"] < 0.2 or run["state"] == "failed"]
+            wrong["misses"] = sum(run["first_alarm"] is None for run in collapsed), len(collapsed)
+    for what, (count, out_of) in wrong.items():
+        print(f"{what}: {count} of {out_of}")
+
+
+if __name__ == "__main__":
+    main()
