@@ -3,7 +3,7 @@
     python -m tests.benchmarks.alarms [--runs 10] [--folder runs/alarms]
 
 Every run is a real one, through the door, with its own seed; the same command goes on where it was stopped. A healthy run
-is the `digits` preset over 54 kimg, a collapsing one has a discriminator far too small and learning rates far too high.
+is the `digits` preset over 54 kimg, in a collapsing one the generator learns far too fast and the discriminator far too slowly.
 An alarm is any verdict of a collapse at any time. Whether a collapsing run did collapse is asked of the class histogram
 and the coverage at its end alone.
 """
@@ -15,20 +15,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from distgan.evaluation.probe import probe_path
 from distgan.runfolder import read_rows
+from shards.index import read_index
+from tests.benchmarks.stacked import DOOR, distgan
 
-DOOR = Path(__file__).parents[2] / "distgan" / "train.py"
 HEALTHY = ["--preset", "digits", "train.kimg=54", "evaluation.every_kimg=5.4"]
 COLLAPSING = [
-    "--preset", "digits", "train.kimg=40", "evaluation.every_kimg=4", "networks.generator_width=16",
-    "networks.discriminator_width=4", "optim.lr_g=2e-3", "optim.lr_d=2e-3", "optim.betas=[0.5,0.999]",
+    "--preset", "digits", "train.kimg=27", "evaluation.every_kimg=4.5", "networks.generator_width=32",
+    "networks.discriminator_width=32", "optim.lr_g=2e-3", "optim.lr_d=1e-5", "optim.betas=[0.5,0.999]",
 ]  # fmt: skip
 ALARMS = ("partial collapse", "complete collapse", "diverged")
 
 
 def train(folder: Path, words: list[str], seed: int) -> dict[str, Any]:
     """Train one run, or go on with it; what it ended with."""
-    words = [*words, "--run-dir", str(folder), f"train.seed={seed}", "log.wandb=disabled"]
+    words = [*words, "--data", str(folder.parent / "digits"), "--run-dir", str(folder), f"train.seed={seed}"]
+    words.append("log.wandb=disabled")
     subprocess.run([sys.executable, str(DOOR), *words], check=False, stdout=subprocess.DEVNULL)
     alarms = [event for event in read_rows(folder / "events.jsonl") if event.get("verdict") in ALARMS]
     last = read_rows(folder / "evaluations.jsonl")[-1]
@@ -46,6 +49,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--folder", type=Path, default=Path("runs/alarms"))
     arguments = parser.parse_args()
+    shards = arguments.folder / "digits"
+    distgan("pack", "digits", shards)
+    if not probe_path(read_index(shards).fingerprint).exists():
+        distgan("probe", shards)
     wrong = {}
     for kind, words in (("healthy", HEALTHY), ("collapsing", COLLAPSING)):
         found = [train(arguments.folder / f"{kind}-{seed}", words, seed) for seed in range(arguments.runs)]

@@ -1,0 +1,94 @@
+"""What faults did to runs: rows in a .jsonl file, and docs/reliability.md from them."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from distgan.runfolder import read_rows
+
+ROOT = Path(__file__).parent.parent.parent
+ROWS = ROOT / "tests" / "faults" / "rows.jsonl"
+PAGE = ROOT / "docs" / "reliability.md"
+
+
+def count_images(run_dir: Path, *, batch_size: int, total: int) -> dict[str, int]:
+    """Images that stand in no row of a finished run, and images that stand in two; each row is one batch."""
+    rows = [row["progress/images"] for row in read_rows(run_dir / "metrics.jsonl")]
+    wanted = set(range(batch_size, total + 1, batch_size))
+    return {
+        "images_lost": batch_size * len(wanted - set(rows)),
+        "images_repeated": batch_size * (len(rows) - len(set(rows)) + len(set(rows) - wanted)),
+    }
+
+
+def machine() -> str:
+    """Where this runs, in a few words."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{os.cpu_count()} cores, {model or platform.machine()}"
+
+
+def note(kind: str, path: Path | None = None, **figures: Any) -> None:
+    """Append one fault; without a path, to the file that DISTGAN_FAULT_ROWS names, if any."""
+    target = path or (Path(os.environ["DISTGAN_FAULT_ROWS"]) if "DISTGAN_FAULT_ROWS" in os.environ else None)
+    if target is not None:
+        row = {"kind": kind} | figures | {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
+        with target.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def seconds(rows: list[dict[str, Any]], name: str) -> str:
+    """Median and worst of a figure, or a dash."""
+    values = sorted(row[name] for row in rows if row.get(name) is not None)
+    return f"{values[len(values) // 2]:.1f} ({values[-1]:.1f})" if values else "-"
+
+
+def page(rows: Iterable[dict[str, Any]]) -> str:
+    """docs/reliability.md."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault(row["kind"], []).append(row)
+    lines = [
+        "| fault | tried | survived | images lost | images repeated | computed again | s to detect | s to resume |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for kind, group in sorted(kinds.items()):
+        total = {name: sum(row.get(name) or 0 for row in group) for name in ("images_lost", "images_repeated")}
+        again = [row["images_again"] for row in group if row.get("images_again") is not None]
+        lines.append(
+            f"| {kind} | {len(group)} | {sum(row['survived'] for row in group)} | {total['images_lost']} | "
+            f"{total['images_repeated']} | {sum(again) // len(again) if again else '-'} | "
+            f"{seconds(group, 'detect_sec')} | {seconds(group, 'resume_sec')} |"
+        )
+    everything = [row for group in kinds.values() for row in group]
+    dates = sorted({row["date"] for row in everything})
+    machines = "; ".join(sorted({row["machine"] for row in everything}))
+    return PAGE_TEXT.format(
+        table="\n".join(lines), dates=" to ".join(dict.fromkeys([dates[0], dates[-1]])), machine=machines
+    )
+
+
+PAGE_TEXT = """# What goes wrong, and what it costs
+
+{table}
+
+**Survived**: the run went on to its end, its rows stand once each without a gap, and its last checkpoint (weights, optimizers,
+moving average) has the same sha256 as that of a run that nothing happened to. For packing: the shards do. **Lost** and **repeated**
+count training images over all faults of the row. **Computed again** is the mean number of images between the checkpoint that a
+run went on from and the fault: their steps are undone and taken again, which costs time, not exactness. **To detect**: from the
+fault until every other process of the run has ended; under SLURM until status.json says so (kill -9), or until the job has
+left its nodes and, where it goes on by itself, has been started again. **To resume**: from the new start until the first step
+beyond the fault; for packing until the end. Seconds are medians, with the worst in brackets. What comes after a SIGKILL is
+forked from a process that has already imported torch; jobs of SLURM start from nothing.
+
+Every row comes from real processes that were really killed. Measured {dates} on: {machine} (CPU, gloo; shared with
+other work, so seconds are upper bounds). NCCL between several GPUs was not run.
+
+    python -m tests.faults.campaign --kills 20    # appends 20 random kills; again for more
+    DISTGAN_FAULT_ROWS=tests/faults/rows.jsonl pytest -m slurm tests/slurm
+    python -m tests.faults.campaign --report      # writes this page
+"""

@@ -1,0 +1,228 @@
+"""A real SLURM on one machine: munged, slurmctld and two slurmd, each node in a network namespace with a name of its own.
+
+          bridge dgbr 10.97.41.1: slurmctld, munged, this process
+             │ veth                    │ veth
+    node1 10.97.41.11: slurmd     node2 10.97.41.12: slurmd
+
+Nothing outside `folder`, the bridge, the namespaces and the freezer groups slurm_node* is touched.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+NODES = ("node1", "node2")
+NETWORK, BRIDGE = "10.97.41", "dgbr"
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "nsenter", "unshare")
+FREEZER = Path("/sys/fs/cgroup/freezer")
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+# Short waits where SLURM's own are long: KillWait 30 s, SlurmdTimeout 300 s, cred_expire 120 s (a requeued job waits for it).
+CONF = """
+ClusterName=distgan
+SlurmctldHost={host}({network}.1)
+SlurmctldPort=27817
+SlurmdPort=27818
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/{proctrack}
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=0
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+MailProg=/bin/true
+KillWait=15
+SlurmdTimeout=15
+MinJobAge=3600
+ReturnToService=2
+SlurmdParameters=config_overrides
+PropagateResourceLimits=NONE
+NodeName=node1 NodeAddr={network}.11 CPUs=4 RealMemory=4000 State=UNKNOWN
+NodeName=node2 NodeAddr={network}.12 CPUs=4 RealMemory=4000 State=UNKNOWN
+PartitionName=spare Nodes=ALL Default=YES MaxTime=60 DefaultTime=30 PriorityTier=1 GraceTime=15 State=UP
+PartitionName=urgent Nodes=ALL MaxTime=60 DefaultTime=30 PriorityTier=9 PreemptMode=OFF State=UP
+"""
+
+
+def missing() -> str | None:
+    """Why no cluster can be had here, or None."""
+    absent = [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]
+    if absent:
+        return f"no {', '.join(absent)}: apt-get install slurm-wlm slurmctld slurmd slurm-client munge iproute2"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    probe = run(["unshare", "-n", "-u", "-m", "ip", "link", "add", "dgprobe", "type", "bridge"], check=False)
+    return None if probe.returncode == 0 else f"no network namespaces here: {probe.stderr.strip()}"
+
+
+def run(command: Sequence[str], *, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A short command; its own words where it fails."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=os.environ | {"PATH": PATH} | environment
+    )
+    assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stdout}{done.stderr}"
+    return done
+
+
+def wait_until(true: Callable[[], object], what: str, timeout: float = 300) -> float:
+    """Seconds until it is true; AssertionError after `timeout`."""
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < timeout, f"waited {timeout:g} s for {what}"
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+class Cluster:
+    """Two nodes and the commands of SLURM; `with Cluster(folder) as cluster`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.conf = folder, folder / "slurm.conf"
+
+    def __enter__(self) -> "Cluster":
+        try:
+            self.up()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def up(self) -> None:
+        """Write the configuration, build the network, start the daemons, wait for both nodes."""
+        folder = self.folder
+        for name in ("state", *(f"spool-{node}" for node in NODES)):
+            (folder / name).mkdir(parents=True)
+        # As in production: with cgroups a step's signals reach its tasks only, not whatever these have started.
+        proctrack = "cgroup" if FREEZER.is_dir() and os.access(FREEZER, os.W_OK) else "linuxproc"
+        host = socket.gethostname()
+        self.conf.write_text(CONF.format(host=host, network=NETWORK, folder=folder, proctrack=proctrack))
+        (folder / "cgroup.conf").write_text(
+            "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\nCgroupMountpoint=/sys/fs/cgroup\n"
+        )
+        addresses = {f"{NETWORK}.1": host, f"{NETWORK}.11": "node1", f"{NETWORK}.12": "node2"}
+        names = "".join(f"{address} {name}\n::ffff:{address} {name}\n" for address, name in addresses.items())
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
+        key = folder / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(128))
+        run(["ip", "link", "add", BRIDGE, "type", "bridge"])
+        run(["ip", "addr", "add", f"{NETWORK}.1/24", "dev", BRIDGE])
+        run(["ip", "link", "set", BRIDGE, "up"])
+        for number, node in enumerate(NODES, start=1):
+            run(["ip", "netns", "add", f"dg-{node}"])
+            run(["ip", "link", "add", f"dgv-{node}", "type", "veth", "peer", "name", "eth0", "netns", f"dg-{node}"])
+            run(["ip", "link", "set", f"dgv-{node}", "master", BRIDGE, "up"])
+            for words in ("addr add {}/24 dev eth0", "link set eth0 up", "link set lo up"):
+                run(["ip", "-n", f"dg-{node}", *words.format(f"{NETWORK}.1{number}").split()])
+        munge = {"key-file": "munge.key", "socket": "munge.sock", "pid-file": "munged.pid", "log-file": "munged.log"}
+        munge["seed-file"] = "munge.seed"
+        # --force: a socket in a folder that only root may enter is what is wanted here.
+        run(["munged", "--force", *(f"--{name}={folder / file}" for name, file in munge.items())])
+        self.daemon("slurmctld")
+        for node in NODES:
+            self.start_node(node)
+
+    def daemon(self, *command: str) -> None:
+        """Start a daemon; it outlives this call and has its own output file."""
+        with (self.folder / f"{command[-1]}.out").open("a") as output:
+            environment = os.environ | {"PATH": PATH, "SLURM_CONF": str(self.conf)}
+            subprocess.run(
+                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, check=True, timeout=30
+            )
+
+    def start_node(self, node: str) -> None:
+        """Boot a node and wait until jobs may run on it."""
+        # nsenter, not `ip netns exec`: that one mounts a /sys without cgroups.
+        enter = ["nsenter", f"--net=/run/netns/dg-{node}", "unshare", "-u", "-m", "--propagation", "private", "--"]
+        name = f'hostname {node}; mount --bind "{self.folder / "hosts"}" /etc/hosts; exec "$@"'
+        self.daemon(*enter, "bash", "-c", name, "bash", "slurmd", "-N", node)
+        wait_until(lambda: self.node_state(node) in ("idle", "mix", "alloc"), f"{node} to be up", 60)
+
+    def pids(self, node: str) -> list[int]:
+        """Everything that runs on a node."""
+        return [int(pid) for pid in run(["ip", "netns", "pids", f"dg-{node}"], check=False).stdout.split()]
+
+    def kill_node(self, node: str) -> None:
+        """All its processes die at once, as in a crash."""
+        for _ in range(10):
+            for pid in self.pids(node):
+                kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+    def cable(self, node: str, state: str) -> None:
+        """`down` pulls a node's cable, `up` plugs it in again; its processes live on."""
+        run(["ip", "link", "set", f"dgv-{node}", state])
+
+    def workers(self, node: str) -> list[int]:
+        """The training processes of a node, by pid (not their launchers)."""
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in self.pids(node)}
+        return [
+            pid for pid, words in commands.items() if b"distgan/train.py" in words[1:4] and b"launch" not in words[1:4]
+        ]
+
+    def slurm(self, *command: str, check: bool = True) -> str:
+        """The output of one of SLURM's commands."""
+        return run(command, check=check, SLURM_CONF=str(self.conf)).stdout.strip()
+
+    def node_state(self, node: str) -> str:
+        """idle, mix, alloc, comp, down, ..."""
+        return self.slurm("sinfo", "-h", "-n", node, "-p", "urgent", "-o", "%t", check=False).rstrip("*")
+
+    def submit(self, *words: str, cwd: Path, **environment: str) -> str:
+        """sbatch; the job's number."""
+        # A clean environment: SLURM's and accelerate's own variables of an outer job must not leak in.
+        exported = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "ACCELERATE_"))}
+        exported |= {"SLURM_CONF": str(self.conf), "PATH": PATH} | environment
+        done = subprocess.run(
+            ["sbatch", "--parsable", *words], cwd=cwd, env=exported, capture_output=True, text=True, timeout=30
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def job(self, number: str) -> dict[str, str]:
+        """What SLURM says of a job: JobState, Restarts, ..."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.slurm("scontrol", "-o", "show", "job", number)))
+
+    def __exit__(self, *_: object) -> None:
+        """Stop what was started; leave no trace outside the folder."""
+        self.slurm("scancel", "--signal=KILL", "--full", "--state=RUNNING", "--user=root", check=False)
+        for name in ("slurmctld", *(f"slurmd-{node}" for node in NODES), "munged"):
+            file = self.folder / f"{name}.pid"
+            if file.exists() and file.read_text().strip():
+                kill(int(file.read_text()), signal.SIGTERM)
+        for node in NODES:
+            self.kill_node(node)
+            run(["ip", "link", "del", f"dgv-{node}"], check=False)
+            run(["ip", "netns", "del", f"dg-{node}"], check=False)
+            for group in sorted(FREEZER.glob(f"slurm_{node}/**/"), reverse=True):
+                run(["rmdir", str(group)], check=False)
+        run(["ip", "link", "del", BRIDGE], check=False)
+
+
+def kill(pid: int, number: signal.Signals) -> None:
+    """Signal a process that may have gone already."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
