@@ -32,7 +32,7 @@ def checkpoint_name(images_seen: int) -> str:
 
 
 def save(folder: Path, *, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> Path:
-    """Write a checkpoint beside the others and move it into place once it is whole and on the disk."""
+    """Write a checkpoint beside the others and move it into place once it is whole and on the disk; raises OSError."""
     target = folder / checkpoint_name(images_seen)
     temporary = folder / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -53,9 +53,9 @@ def save(folder: Path, *, images_seen: int, tensors: Tensors, state: dict[str, A
             shutil.rmtree(target)
         temporary.rename(target)
         sync(folder)
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        raise error if isinstance(error, OSError) else OSError(str(error)) from None
     return target
 
 

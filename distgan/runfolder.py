@@ -8,10 +8,14 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distgan.errors import UserError
+from safetensors import SafetensorError
+
+from distgan.errors import RunFailed, UserError
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -19,6 +23,16 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """A full disk, or one that went away, in one line: nothing is lost, the run goes on from its last checkpoint."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise RunFailed(f"cannot write to {path}: {why}; mend that and type the same command to go on") from None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -87,7 +101,8 @@ class RunFolder:
             "host": platform.node(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        write_atomically(self.path / "status.json", json.dumps(status, indent=1) + "\n")
+        with explained(self.path):
+            write_atomically(self.path / "status.json", json.dumps(status, indent=1) + "\n")
 
     def add_event(self, kind: str, sentence: str, *, images_seen: int, **figures: Any) -> None:
         """Append to events.jsonl what happened to the run: resume, preemption, warnings."""
@@ -100,7 +115,7 @@ class RunFolder:
 
     def append(self, name: str, row: dict[str, Any]) -> None:
         """One line, whole or not at all."""
-        with (self.path / name).open("a") as file:
+        with explained(self.path), (self.path / name).open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def forget_after(self, images_seen: int) -> None:

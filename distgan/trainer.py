@@ -34,7 +34,7 @@ from distgan.reporting.images import to_uint8
 from distgan.reporting.metrics import RunningMeans
 from distgan.reporting.reporter import Reporter
 from distgan.resume import RunState, find_checkpoint, take_over, write_checkpoint
-from distgan.runfolder import RunFolder
+from distgan.runfolder import RunFolder, explained
 from distgan.runtime import COLLECTIVE_TIMEOUT, build_accelerator, provenance, stop_with_launcher
 from distgan.steps import discriminator_step, generator_step
 
@@ -365,7 +365,8 @@ class Trainer:
         images_seen = self.state.images_seen
         if self.world.is_main:
             facts = {"images_seen": images_seen, "dataset": self.index.fingerprint, "weights": "moving average"}
-            save_generator(self.players.ema.generator, self.players.spec, self.folder.path, facts=facts)
+            with explained(self.folder.path):
+                save_generator(self.players.ema.generator, self.players.spec, self.folder.path, facts=facts)
         outcome, reason = "done", f"trained to the end; {self.quality.verdict}"
         if collapsed is not None:
             outcome, reason = "collapsed", collapsed

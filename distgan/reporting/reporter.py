@@ -6,12 +6,13 @@ from typing import Any
 from torch import Tensor
 
 from distgan.config import Config, flat_values
+from distgan.errors import RunFailed
 from distgan.evaluation.evaluate import Result
 from distgan.evaluation.verdict import Verdict
 from distgan.reporting import console
 from distgan.reporting.images import save_grid, save_losses_plot
 from distgan.reporting.wandb_sink import WandbSink, new_run_id
-from distgan.runfolder import RunFolder, read_rows, write_atomically
+from distgan.runfolder import RunFolder, explained, read_rows, write_atomically
 
 
 class Reporter:
@@ -60,9 +61,10 @@ class Reporter:
         if self.folder is None:
             return
         folder = self.folder
-        folder.forget_after(images_seen)
-        write_atomically(folder.path / "config.toml", config_toml)
-        write_atomically(folder.path / "provenance.json", json.dumps(provenance, indent=1) + "\n")
+        with explained(folder.path):
+            folder.forget_after(images_seen)
+            write_atomically(folder.path / "config.toml", config_toml)
+            write_atomically(folder.path / "provenance.json", json.dumps(provenance, indent=1) + "\n")
         folder.write_status("running", "training", images_seen=images_seen)
         console.show_table("distgan", table)
         self.console = console.TrainingConsole(total_images=self.total_images)
@@ -140,19 +142,23 @@ class Reporter:
         if self.folder is None or self.wandb is None:
             return
         kimg = images_seen / 1000
-        path = save_grid(fakes, self.folder.samples / f"{kimg:010.3f}.png")
-        pictures = {"samples/fakes": (path, f"{kimg:g} kimg, moving average, fixed latents")}
-        if reals is not None:
-            pictures["samples/reals"] = (save_grid(reals, self.folder.samples / "reals.png"), "real images")
+        with explained(self.folder.path):
+            path = save_grid(fakes, self.folder.samples / f"{kimg:010.3f}.png")
+            pictures = {"samples/fakes": (path, f"{kimg:g} kimg, moving average, fixed latents")}
+            if reals is not None:
+                pictures["samples/reals"] = (save_grid(reals, self.folder.samples / "reals.png"), "real images")
         self.wandb.log({"progress/kimg": kimg}, pictures)
 
     def close(self, state: str, reason: str, *, images_seen: int) -> None:
         """Write the outcome, plot the losses, then wait for W&B: a job that is being preempted may not live to see it end."""
         if self.folder is None:
             return
-        self.folder.add_event(state, reason, images_seen=images_seen)
-        self.folder.write_status(state, reason, images_seen=images_seen, verdict=self.last_verdict)
-        self.plot()
+        try:
+            self.folder.add_event(state, reason, images_seen=images_seen)
+            self.folder.write_status(state, reason, images_seen=images_seen, verdict=self.last_verdict)
+            self.plot()
+        except RunFailed as error:
+            self.say(f"the outcome is not recorded: {error}")
         if self.console is not None:
             self.console.close()
         if self.wandb is not None:
@@ -164,7 +170,6 @@ class Reporter:
     def plot(self) -> None:
         """losses.png from the rows so far."""
         assert self.folder is not None, "only rank zero plots"
-        rows = read_rows(self.folder.path / "metrics.jsonl")
-        save_losses_plot(
-            rows, self.folder.path / "losses.png", epoch_images=self.epoch_images, equilibrium=self.equilibrium
-        )
+        rows, path = read_rows(self.folder.path / "metrics.jsonl"), self.folder.path / "losses.png"
+        with explained(self.folder.path):
+            save_losses_plot(rows, path, epoch_images=self.epoch_images, equilibrium=self.equilibrium)

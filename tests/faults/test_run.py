@@ -1,0 +1,162 @@
+"""What can go wrong around a run: the disk fills up, W&B misbehaves, settings and manifests are garbage."""
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from distgan import checkpoint
+from distgan.checkpoint import CheckpointError
+from distgan.errors import UserError
+from distgan.layers import load_config
+from distgan.runfolder import read_rows
+from tests.worlds import checkpoint_digest, rows, run_world, train_run
+
+WORDS = ["train.kimg=0.072", "checkpoint.every_kimg=0.024", "checkpoint.keep=1"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 3 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk: Path, *, leave: int) -> Path:
+    """Take all but `leave` bytes of a disk."""
+    state = os.statvfs(disk)
+    filler = disk / "filler"
+    filler.write_bytes(bytes(max(0, state.f_bavail * state.f_frsize - leave)))
+    return filler
+
+
+@pytest.mark.parametrize("leave", [0, 40_000])
+def test_a_full_disk_loses_nothing(shards: Path, tmp_path: Path, small_disk: Path, leave: int) -> None:
+    """No room for a row, or for a checkpoint: one line, the checkpoint before stays; with room again the run ends as if
+    nothing had happened."""
+    run_world(1, train_run, shards, tmp_path / "whole", WORDS)
+    run = small_disk / "run"
+    run_world(1, train_run, shards, run, WORDS, 24)
+    filler = fill(small_disk, leave=leave)
+    with pytest.raises(
+        AssertionError, match=r"(RunFailed|UserError): .*No space left on device.* type the same command"
+    ):
+        run_world(1, train_run, shards, run, WORDS)
+    filler.unlink()
+    assert run_world(1, train_run, shards, run, WORDS)[0]["state"] == "done"
+    assert checkpoint_digest(run) == checkpoint_digest(tmp_path / "whole")
+    assert [row["progress/images"] for row in rows(run)] == list(range(12, 73, 12))
+
+
+class BadServer:
+    """Something that listens where W&B should be, and answers with nothing, with garbage, or with a refusal."""
+
+    ANSWERS: ClassVar = {
+        "silent": b"",
+        "garbage": b"\x00\xffnot http at all\r\n\r\n",
+        "refusing": b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
+    }
+
+    def __init__(self, kind: str) -> None:
+        self.answer = self.ANSWERS[kind]
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+        self.open: list[socket.socket] = []
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        """Answer everyone alike until closed."""
+        with suppress(OSError):
+            while True:
+                connection, _ = self.server.accept()
+                self.open.append(connection)
+                if self.answer:
+                    with suppress(OSError):
+                        connection.recv(65536)
+                        connection.sendall(self.answer)
+                        connection.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self.server.close()
+        for connection in self.open:
+            connection.close()
+
+
+@pytest.mark.parametrize("kind", ["dead", "silent", "garbage", "refusing"])
+def test_wandb_never_ends_a_training(kind: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dead at the start, silent, garbage or refusing: the run is trained to its end in bounded time, rows on the disk."""
+    server = BadServer("silent" if kind == "dead" else kind)
+    if kind == "dead":
+        server.close()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.port}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "5")
+    began = time.monotonic()
+    result = run_world(1, train_run, shards, tmp_path / "run", ["train.kimg=0.036", "log.wandb=online"], timeout=300)[0]
+    assert result["state"] == "done"
+    assert [row["progress/images"] for row in rows(tmp_path / "run")] == [12, 24, 36]
+    assert time.monotonic() - began < 120
+    assert any("W&B" in event["what"] for event in read_rows(tmp_path / "run" / "events.jsonl"))
+    server.close()
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_any_word_is_a_setting_or_one_line(word: str) -> None:
+    """Whatever stands on the command line: a configuration, or a UserError."""
+    with suppress(UserError):
+        load_config(None, [word])
+    with suppress(UserError):
+        load_config(None, [f"train.{word}"])
+    with suppress(UserError):
+        load_config(None, [f"train.batch_size={word}"])
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_preset_file_is_settings_or_one_line(tmp_path: Path, content: bytes) -> None:
+    """Whatever a .toml file holds: a configuration, or a UserError."""
+    (tmp_path / "preset.toml").write_bytes(content)
+    with suppress(UserError):
+        load_config(str(tmp_path / "preset.toml"))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["files", "state.json", "sha256"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@given(JSON)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_manifest_is_believed_or_refused(tmp_path: Path, manifest: object) -> None:
+    """Whatever manifest.json holds: the checkpoint as it was written, or a CheckpointError."""
+    path = tmp_path / "00000001.000"
+    path.mkdir(exist_ok=True)
+    (path / "state.json").write_text("{}")
+    (path / "tensors.safetensors").write_bytes(b"")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError):
+        checkpoint.load(path)
