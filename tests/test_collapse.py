@@ -72,7 +72,7 @@ def test_a_plain_collapse_is_rolled_back_to_health(tmp_path: Path) -> None:
     pack("digits", tmp_path / "digits")
     words = [
         "networks.generator_width=32", "networks.discriminator_width=32", "networks.latent_dim=100",
-        "train.batch_size=64", "train.kimg=80", "train.cpu_threads=2", "train.precision=auto",
+        "train.batch_size=64", "train.kimg=100", "evaluation.extractor=random", "train.cpu_threads=2", "train.precision=auto",
         "train.ema_halflife_kimg=5", "optim.lr_g=2e-3", "optim.lr_d=1e-5", "evaluation.every_kimg=4.5",
         "evaluation.num_samples=2000", "log.every_kimg=0.5", "log.samples_every_kimg=40", "checkpoint.every_kimg=20",
         "collapse.action=rollback", "collapse.lr_factor=1.0",
