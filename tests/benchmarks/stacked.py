@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path)
     parser.add_argument("--folder", type=Path, default=Path("runs/stacked"))
     parser.add_argument("words", nargs="*", metavar="section.field=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     root = ["--root", arguments.root] if arguments.root else []
     folder = arguments.folder / arguments.digits
     singles, stacks = folder / "singles", folder / "stacks"
