@@ -1,15 +1,8 @@
-"""Where probes and reference features are kept between runs, and how a file gets there whole."""
+"""How a file gets into the cache whole, whoever else writes it."""
 
 import os
 import tempfile
 from pathlib import Path
-
-
-def cache_dir() -> Path:
-    """Where probes and reference features lie: $DISTGAN_CACHE, or distgan/ in the user's cache folder."""
-    if own := os.environ.get("DISTGAN_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distgan"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -15,8 +15,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from distgan.errors import UserError
-from distgan.evaluation.cache import cache_dir, write_atomically
+from distgan.evaluation.cache import write_atomically
 from distgan.evaluation.extractors import Extracted, Extractor, fit_images, weights_hash
+from shards.sources import cache_folder
 
 FEATURE_DIM = 128
 ROUNDS_KIMG = (60.0, 300.0)  # the second only where the first does not reach
@@ -25,7 +26,7 @@ GOOD_ACCURACY = 0.98
 
 def probe_path(dataset_fingerprint: str) -> Path:
     """The cached probe of a dataset."""
-    return cache_dir() / "probes" / f"{dataset_fingerprint[:16]}.safetensors"
+    return cache_folder() / "probes" / f"{dataset_fingerprint[:16]}.safetensors"
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from torch import Tensor
 from distgan.distributed import World
 from distgan.errors import UserError
 from distgan.evaluation import metrics
-from distgan.evaluation.cache import cache_dir, write_atomically
+from distgan.evaluation.cache import write_atomically
 from distgan.evaluation.distances import Moments
 from distgan.evaluation.extractors import FeatureExtractor
 from distgan.evaluation.metrics import DEFAULT_SETTINGS, MetricSettings, Reference, Sample
+from shards.sources import cache_folder
 
 CHUNK = 250  # images that pass through the extractor together; part of the protocol, for batches round differently
 CACHE_FORMAT = 1
@@ -132,7 +133,7 @@ def prepare_reference(
 
     `num_samples` fakes will be drawn; without `num_reference`, no more than half the reals. Published FIDs compare
     50,000 samples with the whole training set: num_samples=50_000, num_reference=50_000. `folder` is where the cache
-    lies, by default in `cache_dir()`. Raises UserError for a dataset too small to be split.
+    lies, by default in the user's cache folder. Raises UserError for a dataset too small to be split.
     """
     fewest = 2 * (max(settings.k_precision, settings.k_coverage) + 1)
     if min(reals.num_images, num_samples if num_reference is None else reals.num_images) < fewest:
@@ -154,7 +155,7 @@ def prepare_reference(
         settings=settings,
     )
     key = json.dumps([CACHE_FORMAT, CHUNK, asdict(protocol), reals.class_shares], sort_keys=True)
-    path = (folder or cache_dir() / "references") / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    path = (folder or cache_folder() / "references") / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     cached = read_cache(path, protocol, extractor, world)
     if cached is not None:
         return cached

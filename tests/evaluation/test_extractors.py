@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from distgan.errors import UserError
-from distgan.evaluation.cache import cache_dir
 from distgan.evaluation.extractors import Inception, RandomConv, fit_images
 from distgan.evaluation.probe import Probe, StackedProbe, probe_path, train_probe
+from shards.sources import cache_folder
 from tests.evaluation.sets import ALONE, digits
 
 
@@ -87,7 +87,7 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path))
     assert probe_path("0123456789abcdef-rest") == tmp_path / "probes" / "0123456789abcdef.safetensors"
     monkeypatch.delenv("DISTGAN_CACHE")
-    assert cache_dir().name == "distgan"
+    assert cache_folder().name == "distgan"
 
 
 def test_a_stacked_probe_reads_three_digits(probe: Probe) -> None:
