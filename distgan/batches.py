@@ -1,6 +1,7 @@
 """What a step consumes on this rank: reals on the device, and the latents that go with their positions."""
 
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +10,16 @@ from distgan.config import Config
 from distgan.randomness import normal, uniform
 from shards.order import order_key
 from shards.reader import BatchStream, ShardReader
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """reals [b, C, H, W] in [-1, 1], latents [b, Z], and the numbers of the reals in the run, int64 [b]."""
+
+    reals: Tensor
+    latents: Tensor
+    positions: Tensor
+    seed: int  # of every other draw that belongs to these positions
 
 
 class Batches:
@@ -46,21 +57,23 @@ class Batches:
         first = batch_start + self.offset
         return torch.arange(first, first + self.share, device=self.device)
 
-    def next_reals(self, batch_start: int) -> list[Tensor]:
-        """The next batch as micro-batches [b, C, H, W] in [-1, 1], channels last, mirrored where so drawn."""
+    def next(self, batch_start: int, *, rollbacks: int) -> list[MicroBatch]:
+        """The next batch; after a rollback with other latents than those that led to the collapse."""
+        positions, seed = self.positions(batch_start), self.config.train.seed
+        reals = self.next_reals(positions)
+        purpose = f"latents/{rollbacks}" if rollbacks else "latents"
+        latents = normal((self.config.networks.latent_dim,), positions, seed=seed, purpose=purpose)
+        parts = zip(*(tensor.split(self.micro_batch) for tensor in (reals, latents, positions)), strict=True)
+        return [MicroBatch(reals, latents, positions, seed) for reals, latents, positions in parts]
+
+    def next_reals(self, positions: Tensor) -> Tensor:
+        """The next images [share, C, H, W] in [-1, 1], channels last, mirrored where so drawn."""
         began = time.monotonic()
         pixels = next(self.stream)
         self.wait_seconds += time.monotonic() - began
         pixels = pixels.to(self.device, non_blocking=True).to(memory_format=torch.channels_last)
         images = pixels.float() / 127.5 - 1.0
         if self.config.data.flip:
-            drawn = uniform((), self.positions(batch_start), seed=self.config.train.seed, purpose="flip")
+            drawn = uniform((), positions, seed=self.config.train.seed, purpose="flip")
             images = torch.where((drawn < 0.5)[:, None, None, None], images.flip(3), images)
-        return list(images.split(self.micro_batch))
-
-    def latents(self, batch_start: int, *, rollbacks: int) -> list[Tensor]:
-        """Latents [b, Z] for the same micro-batches; after a rollback others than those that led to the collapse."""
-        purpose = f"latents/{rollbacks}" if rollbacks else "latents"
-        shape = (self.config.networks.latent_dim,)
-        drawn = normal(shape, self.positions(batch_start), seed=self.config.train.seed, purpose=purpose)
-        return list(drawn.split(self.micro_batch))
+        return images

@@ -3,9 +3,6 @@
 Imports nothing heavy, so that `--help` and `--dry-run` answer at once.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
@@ -54,7 +51,7 @@ class Data(Section):
 class Networks(Section):
     """Generator and discriminator."""
 
-    architecture: Literal["dcgan"] = setting("dcgan", "Network family.")
+    architecture: Literal["dcgan", "resnet"] = setting("dcgan", "Network family.")
     generator_width: int = setting(
         64, "Channels of the generator's last hidden layer; doubled toward the input.", ge=1, le=1024
     )
@@ -62,24 +59,100 @@ class Networks(Section):
         64, "Channels of the discriminator's first layer; doubled toward the output.", ge=1, le=1024
     )
     latent_dim: int = setting(100, "Length of the latent vector, drawn from N(0, 1).", ge=1, le=4096)
+    discriminator_norm: Literal["batch", "spectral", "none"] = setting(
+        "batch", "Of the discriminator: batch norm, spectral norm of every weight, or none."
+    )
+    minibatch_stddev: int = setting(
+        0, "Images of a group whose spread the discriminator sees as one more feature map; 0 for none.", ge=0, le=64
+    )
+    packing: int = setting(1, "Images that the discriminator judges together, as one (PacGAN).", ge=1, le=16)
+
+
+class Diversity(Section):
+    """Weights of the generator's diversity terms."""
+
+    mode_seeking: float = setting(0.0, "Images that do not change with their latents cost this much.", ge=0.0)
+    feature_distance: float = setting(
+        0.0, "Fakes nearer to one another than reals are, in the discriminator's features, cost this much.", ge=0.0
+    )
 
 
 class Loss(Section):
     """What the two networks minimise."""
 
-    adversarial: Literal["bce"] = setting("bce", "Adversarial loss on logits: bce is the non-saturating loss.")
+    adversarial: Literal["bce", "lsgan", "hinge", "wasserstein", "relativistic"] = setting(
+        "bce", "Adversarial loss on logits: bce is the non-saturating loss, relativistic compares pairs."
+    )
     label_smoothing: float = setting(
         0.0, "One-sided: the discriminator's target for reals is 1 minus this.", ge=0.0, lt=0.5
     )
+    r1: float = setting(0.0, "Weight of half the discriminator's squared gradient at reals.", ge=0.0)
+    r2: float = setting(0.0, "Weight of half the discriminator's squared gradient at fakes.", ge=0.0)
+    gradient_penalty: float = setting(
+        0.0, "Weight of the squared distance of the gradient's norm from 1 between reals and fakes.", ge=0.0
+    )
+    penalty_interval: int = setting(
+        1, "Discriminator steps from one penalty to the next, which then weighs as many times as much.", ge=1, le=1024
+    )
+    penalty_final: float = setting(
+        1.0, "Share of the penalties' weights left at the end of the run, along a cosine.", ge=0.0
+    )
+    unroll_steps: int = setting(
+        0, "Steps of the discriminator that the generator anticipates (unrolled GAN).", ge=0, le=20
+    )
+    unroll_optimizer: Literal["adam", "sgd"] = setting(
+        "adam", "Of the anticipated steps: adam goes on from the discriminator's own moments."
+    )
+    augment: tuple[Literal["color", "translation", "cutout"], ...] = setting(
+        (), "What is done to all images before the discriminator sees them (DiffAugment)."
+    )
+    augment_probability: float = setting(
+        1.0, "Probability of each augmentation; the first one where it is adapted.", ge=0.0, le=1.0
+    )
+    augment_target: float | None = setting(
+        None, "Adapts the probability until the discriminator's mean sign on reals is this; usual: 0.6.", gt=-1, lt=1
+    )
+    augment_ramp_kimg: float = setting(500.0, "Length in which an adapted probability can go from 0 to 1.", gt=0)
+    diversity: Diversity = Diversity()
+
+    @property
+    def second_order(self) -> bool:
+        """Whether a gradient of the discriminator is itself differentiated."""
+        return self.unroll_steps > 0 or self.penalised
+
+    @property
+    def penalised(self) -> bool:
+        """Whether there is any gradient penalty."""
+        return self.r1 > 0 or self.r2 > 0 or self.gradient_penalty > 0
+
+    @model_validator(mode="after")
+    def smoothing_has_a_target(self) -> "Loss":
+        if self.label_smoothing and self.adversarial in ("hinge", "wasserstein", "relativistic"):
+            raise ValueError(
+                f"loss.label_smoothing={self.label_smoothing}: {self.adversarial} has no target to smooth; "
+                "use it with bce or lsgan"
+            )
+        return self
 
 
 class Optim(Section):
     """How they minimise it."""
 
-    name: Literal["adam"] = setting("adam", "Optimizer of both networks.")
+    name: Literal["adam", "adamw", "rmsprop", "sgd"] = setting("adam", "Optimizer of both networks.")
     lr_g: float = setting(2e-4, "Learning rate of the generator.", gt=0.0)
     lr_d: float = setting(2e-4, "Learning rate of the discriminator.", gt=0.0)
-    betas: tuple[float, float] = setting((0.5, 0.999), "Adam's decay rates of the first and second moment.")
+    betas: tuple[float, float] = setting(
+        (0.5, 0.999), "Decay rates of Adam's two moments; sgd takes the first as momentum, rmsprop both."
+    )
+    weight_decay: float = setting(0.0, "Decoupled in adamw, else added to the gradient.", ge=0.0)
+    schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "Of both learning rates over the images of the run."
+    )
+    final_lr: float = setting(0.0, "Share of the learning rates that linear and cosine end with.", ge=0.0, le=1.0)
+    lookahead_steps: int = setting(
+        0, "Generator steps after which both networks go back part of their way (lookahead-minmax); 0 for never.", ge=0
+    )
+    lookahead_alpha: float = setting(0.5, "Part of the way that lookahead keeps.", gt=0.0, le=1.0)
 
     @model_validator(mode="after")
     def betas_below_one(self) -> "Optim":
@@ -272,45 +345,14 @@ class Config(Section):
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
 
-
-def flat_fields(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (`section.field`, pydantic field) for every setting, in the order of declaration."""
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from flat_fields(field.annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
-
-
-def flat_values(config: Config) -> dict[str, Any]:
-    """The settings as {`section.field`: plain value}."""
-
-    def walk(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name, value
-
-    return dict(walk(config.model_dump(mode="json"), ""))
-
-
-def identity_values(config: Config) -> dict[str, Any]:
-    """The settings that change the weights; two runs that share them and the dataset are one run."""
-    values = flat_values(config)
-    return {name: values[name] for name, field in flat_fields() if field.json_schema_extra["identity"]}
-
-
-def identity_hash(config: Config, fingerprint: str) -> str:
-    """Eight hex digits of the identity settings and the dataset's fingerprint."""
-    text = json.dumps([identity_values(config), fingerprint], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def changed_from_defaults(config: Config) -> dict[str, Any]:
-    """The settings that differ from the defaults."""
-    defaults = flat_values(Config())
-    return {name: value for name, value in flat_values(config).items() if value != defaults[name]}
+    @model_validator(mode="after")
+    def penalties_need_own_logits(self) -> "Config":
+        if self.loss.penalised and self.networks.discriminator_norm == "batch":
+            raise ValueError(
+                "loss.r1, loss.r2 and loss.gradient_penalty are about each image's own gradient, and batch norm mixes "
+                "images; add networks.discriminator_norm=none (or spectral)"
+            )
+        return self
 
 
 def total_images(train: Train, num_samples: int) -> int:

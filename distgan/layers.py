@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distgan.config import Config, flat_fields, flat_values
+from distgan.config import Config
 from distgan.errors import UserError
+from distgan.settings import flat_fields, flat_values
 
 PRESETS = files("distgan") / "presets"
 

@@ -1,4 +1,4 @@
-"""DCGAN generator and discriminator (Radford et al. 2016) for 32, 64 and 128 pixels.
+"""DCGAN generator and discriminator (Radford et al. 2016) for 32, 64 and 128 pixels, and residual ones.
 
 generator      latents [B, Z] -> project to 4x4 -> (transposed convolution, norm, ReLU) x k -> tanh -> [B, C, H, W]
 discriminator  images [B, C, H, W] -> (strided convolution, norm, leaky ReLU) x k -> 4x4 -> one logit [B]
@@ -30,6 +30,16 @@ class GeneratorSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class DiscriminatorSpec:
+    """All that is needed to build a discriminator, beside the images' size and channels."""
+
+    width: int = 64
+    norm: str = "batch"  # batch, spectral or none
+    minibatch_stddev: int = 0  # images of a group; 0 for no such feature
+    packing: int = 1  # images that are judged together
 
 
 def num_doublings(image_size: int) -> int:
@@ -79,34 +89,188 @@ class DCGANGenerator(nn.Module):
         return self.layers(seed_map.contiguous(memory_format=torch.channels_last))
 
 
-class DCGANDiscriminator(nn.Module):
-    """images [B, C, H, W] in [-1, 1] -> logits [B], above zero where the image is held to be real."""
+class MinibatchStddev(nn.Module):
+    """One more feature map: how much each group of consecutive samples varies (Karras et al. 2018, section 3).
 
-    def __init__(self, *, image_size: int, channels: int, width: int) -> None:
+    maps [B, F, ...] -> [B, F + 1, ...], B a multiple of the group.
+    """
+
+    def __init__(self, group: int) -> None:
         super().__init__()
-        widths = [width * 2**i for i in range(num_doublings(image_size))]
+        self.group = group
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Standard deviation over the group, averaged over features and places, the same for all of a group."""
+        groups = maps.float().unflatten(0, (-1, self.group))
+        spread = (groups.var(1, correction=0) + 1e-8).sqrt().flatten(1).mean(1)
+        spread = spread.repeat_interleave(self.group).to(maps.dtype).view(-1, *[1] * (maps.dim() - 1))
+        return torch.cat([maps, spread.expand(-1, 1, *maps.shape[2:])], 1)
+
+
+class Discriminator(nn.Module):
+    """images [B, C, H, W] in [-1, 1] -> logits [B / packing], above zero where the images are held to be real.
+
+    `layers` end in feature maps of 4x4 or in features, and `judge` weighs them.
+    """
+
+    layers: nn.Sequential
+    judge: nn.Linear
+    packing: int
+
+    def features(self, images: Tensor) -> Tensor:
+        """images [B, C, H, W] -> features [B / packing, F]."""
+        if self.packing > 1:  # consecutive images side by side, as channels (Lin et al. 2018, section 2)
+            images = images.unflatten(0, (-1, self.packing)).flatten(1, 2)
+        return self.layers(images).flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [B, C, H, W] in [-1, 1] -> logits [B / packing]."""
+        return self.judge(self.features(images)).squeeze(1)
+
+    def normalise(self, norm: str) -> None:
+        """Put spectral norm on every weight where it is asked for (Miyato et al. 2018)."""
+        if norm == "spectral":
+            for module in [*self.modules()]:
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    nn.utils.parametrizations.spectral_norm(module)
+
+
+class DCGANDiscriminator(Discriminator):
+    """Strided convolutions, the first and the last without norm."""
+
+    def __init__(self, spec: DiscriminatorSpec, *, image_size: int, channels: int) -> None:
+        super().__init__()
+        self.packing = spec.packing
+        widths = [spec.width * 2**i for i in range(num_doublings(image_size))]
         layers: list[nn.Module] = [
-            nn.Conv2d(channels, widths[0], 4, stride=2, padding=1),
+            nn.Conv2d(channels * spec.packing, widths[0], 4, stride=2, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
         ]
+        has_batch_norm = spec.norm == "batch"
         for before, after in itertools.pairwise(widths):
-            layers += [
-                nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.LeakyReLU(0.2, inplace=True),
-            ]
+            sees_spread = spec.minibatch_stddev > 0 and after == widths[-1]
+            layers += [MinibatchStddev(spec.minibatch_stddev)] if sees_spread else []
+            layers += [nn.Conv2d(before + sees_spread, after, 4, stride=2, padding=1, bias=not has_batch_norm)]
+            layers += [nn.BatchNorm2d(after)] if has_batch_norm else []
+            layers += [nn.LeakyReLU(0.2, inplace=True)]
         self.layers = nn.Sequential(*layers)
         # A 4x4 convolution of a 4x4 map to one number is this matrix product.
         self.judge = nn.Linear(widths[-1] * 16, 1)
         self.apply(init_dcgan)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images [B, C, H, W] in [-1, 1] -> logits [B]."""
-        return self.judge(self.layers(images).flatten(1)).squeeze(1)
+        self.normalise(spec.norm)
 
 
-NETWORKS: dict[str, tuple[type[DCGANGenerator], type[DCGANDiscriminator]]] = {
+def init_resnet(module: nn.Module) -> None:
+    """Glorot's uniform weights (Gulrajani et al. 2017, appendix F), biases zero."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight, gain=2**0.5 if getattr(module, "kernel_size", 1) == (3, 3) else 1.0)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class UpBlock(nn.Module):
+    """Residual block of the generator: [B, before, S, S] -> [B, after, 2 S, 2 S]."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.BatchNorm2d(before),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(after, after, 3, padding=1),
+        )
+        self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1), nn.Upsample(scale_factor=2))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps twice as large."""
+        return self.residual(maps) + self.shortcut(maps)
+
+
+class ResNetGenerator(nn.Module):
+    """latents [B, latent_dim] -> images [B, C, H, W] in [-1, 1] (Miyato et al. 2018, table 4).
+
+    4 x width channels up to 16 pixels, then half as many at each doubling, which keeps it near 3.5M parameters.
+    """
+
+    def __init__(self, spec: GeneratorSpec) -> None:
+        super().__init__()
+        sizes = [4 * 2**i for i in range(num_doublings(spec.image_size) + 1)]
+        widths = [max(1, spec.width * 4 * min(16, size) // size) for size in sizes]
+        self.latent_dim = spec.latent_dim
+        self.project = nn.Linear(spec.latent_dim, widths[0] * 16)
+        self.layers = nn.Sequential(
+            *(UpBlock(before, after) for before, after in itertools.pairwise(widths)),
+            nn.BatchNorm2d(widths[-1]),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(widths[-1], spec.channels, 3, padding=1),
+            nn.Tanh(),
+        )
+        self.apply(init_resnet)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """latents [B, latent_dim] -> images [B, C, H, W] in [-1, 1]."""
+        seed_map = self.project(latents).unflatten(1, (-1, 4, 4))
+        return self.layers(seed_map.contiguous(memory_format=torch.channels_last))
+
+
+class DownBlock(nn.Module):
+    """Residual block of the discriminator: [B, before, S, S] -> [B, after, S / 2, S / 2], or the same size."""
+
+    def __init__(self, before: int, after: int, *, has_batch_norm: bool, is_first: bool, shrinks: bool) -> None:
+        super().__init__()
+        shrink = [nn.AvgPool2d(2)] if shrinks else []
+
+        def activation(channels: int) -> list[nn.Module]:
+            return [*([nn.BatchNorm2d(channels)] if has_batch_norm else []), nn.ReLU()]
+
+        self.residual = nn.Sequential(
+            *([] if is_first else activation(before)),
+            nn.Conv2d(before, after, 3, padding=1, bias=not has_batch_norm),
+            *activation(after),
+            nn.Conv2d(after, after, 3, padding=1),
+            *shrink,
+        )
+        self.shortcut = nn.Sequential(*([nn.Conv2d(before, after, 1)] if before != after else []), *shrink)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps half as large, or of the same size."""
+        return self.residual(maps) + self.shortcut(maps)
+
+
+class ResNetDiscriminator(Discriminator):
+    """Residual blocks of 2 x width channels down to 8x8, two more there, then a sum over places (as above)."""
+
+    def __init__(self, spec: DiscriminatorSpec, *, image_size: int, channels: int) -> None:
+        super().__init__()
+        self.packing = spec.packing
+        shrinking, width, has_batch_norm = num_doublings(image_size) - 1, 2 * spec.width, spec.norm == "batch"
+        blocks: list[nn.Module] = []
+        for number in range(shrinking + 2):
+            before = channels * spec.packing if number == 0 else width
+            if spec.minibatch_stddev and number == shrinking + 1:
+                blocks.append(MinibatchStddev(spec.minibatch_stddev))
+                before += 1
+            blocks.append(
+                DownBlock(
+                    before,
+                    width,
+                    has_batch_norm=has_batch_norm,
+                    is_first=number == 0,
+                    shrinks=number < shrinking,
+                )
+            )
+        self.layers = nn.Sequential(*blocks, nn.ReLU(), nn.AvgPool2d(8, divisor_override=1))
+        self.judge = nn.Linear(width, 1)
+        self.apply(init_resnet)
+        self.normalise(spec.norm)
+
+
+NETWORKS: dict[str, tuple[type[nn.Module], type[Discriminator]]] = {
     "dcgan": (DCGANGenerator, DCGANDiscriminator),
+    "resnet": (ResNetGenerator, ResNetDiscriminator),
 }
 
 
@@ -117,9 +281,11 @@ def build_generator(spec: GeneratorSpec, *, seed: int = 0) -> nn.Module:
         return NETWORKS[spec.architecture][0](spec).to(memory_format=torch.channels_last)
 
 
-def build_discriminator(spec: GeneratorSpec, *, width: int, seed: int = 0) -> nn.Module:
+def build_discriminator(
+    spec: GeneratorSpec, discriminator: DiscriminatorSpec = DiscriminatorSpec(), *, seed: int = 0
+) -> Discriminator:
     """The discriminator that goes with a generator, weights drawn from the seed, channels last in memory."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)  # not the generator's draws over again
-        network = NETWORKS[spec.architecture][1](image_size=spec.image_size, channels=spec.channels, width=width)
+        network = NETWORKS[spec.architecture][1](discriminator, image_size=spec.image_size, channels=spec.channels)
         return network.to(memory_format=torch.channels_last)

@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 
-from distgan.config import Config, Train, changed_from_defaults
+from distgan.config import Config, Loss
 from distgan.distributed import World
 from distgan.errors import UserError
+from distgan.objectives.diversity import GROUP
+from distgan.optimizers import scheduled
 from distgan.players import Players
 from distgan.quality import QualityWatch
 from distgan.runtime import hardware
+from distgan.settings import changed_from_defaults
 from shards.reader import ShardReader
 
 
@@ -19,16 +22,37 @@ def due(interval: float, before: int, now: int) -> bool:
     return math.floor(now / interval) > math.floor(before / interval)
 
 
-def check_batch(train: Train, world: World) -> None:
-    """Raise UserError where the batch cannot be split evenly over processes and micro-batches."""
-    parts = world.size * train.accumulate
+def check_batch(config: Config, world: World) -> None:
+    """Raise UserError where the batch cannot be split evenly over processes, micro-batches and groups of images."""
+    train, networks = config.train, config.networks
+    groups = {
+        "networks.minibatch_stddev": networks.minibatch_stddev * networks.packing,
+        "networks.packing": networks.packing,
+        "loss.diversity.mode_seeking": GROUP if config.loss.diversity.mode_seeking else 0,
+        "loss.diversity.feature_distance": GROUP * networks.packing if config.loss.diversity.feature_distance else 0,
+    }
+    group = math.lcm(*(size for size in groups.values() if size))
+    parts = world.size * train.accumulate * group
     if train.batch_size % parts:
         below, above = train.batch_size // parts * parts, (train.batch_size // parts + 1) * parts
         near = f"{below} or {above}" if below else str(above)
+        grouped = (
+            "" if group == 1 else f" in groups of {group} ({', '.join(n for n, size in groups.items() if size > 1)})"
+        )
         raise UserError(
             f"train.batch_size={train.batch_size} cannot be split over {world.size} processes x "
-            f"{train.accumulate} micro-batches; use {near}"
+            f"{train.accumulate} micro-batches{grouped}; use {near}"
         )
+
+
+def penalty_scale(loss: Loss, d_step: int, *, progress: float) -> float:
+    """Factor on the penalties' weights in this step of the discriminator; 0 where none is due.
+
+    A penalty that comes every k steps weighs k times as much (Karras et al. 2020, StyleGAN2, section 3.1).
+    """
+    if not loss.penalised or d_step % loss.penalty_interval:
+        return 0.0
+    return loss.penalty_interval * scheduled("cosine", progress, final=loss.penalty_final)
 
 
 def start_table(

@@ -1,5 +1,7 @@
 """Generator, discriminator, their optimizers and the moving average: built together, saved together, equal on all ranks."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,14 +9,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from distgan import checkpoint
-from distgan.config import Networks, Optim, Train
+from distgan.config import Loss, Networks, Optim, Train
 from distgan.distributed import World
 from distgan.ema import GeneratorEma, measure_norm_statistics
 from distgan.generators import EMA_PREFIX
-from distgan.networks import GeneratorSpec, build_discriminator, build_generator
-from distgan.optimizers import OPTIMIZERS
+from distgan.networks import DiscriminatorSpec, GeneratorSpec, build_discriminator, build_generator
+from distgan.objectives.augmentation import adapted
+from distgan.optimizers import OPTIMIZERS, Lookahead
 from distgan.randomness import normal
 
 NUM_NORM_LATENTS = 1024  # from which the averaged generator measures its norm statistics
@@ -31,8 +35,21 @@ class Players:
     optimizer_d: AcceleratedOptimizer
     bare_generator: nn.Module
     bare_discriminator: nn.Module
+    discriminator_skeleton: nn.Module  # without weights, and without what Accelerate does to a forward
     ema: GeneratorEma
     spec: GeneratorSpec
+    lookahead: Lookahead | None
+    augment_probability: Tensor  # a scalar, adapted in place where so wished
+
+    def exact_discriminator(self, parameters: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        """images -> logits with the given parameters in full precision; the discriminator's own buffers stay as they are."""
+        buffers = {name: buffer.clone() for name, buffer in self.bare_discriminator.named_buffers()}
+
+        def judge(images: Tensor) -> Tensor:
+            with torch.autocast(images.device.type, enabled=False):
+                return functional_call(self.discriminator_skeleton, {**parameters, **buffers}, (images.float(),))
+
+        return judge
 
     def networks(self) -> dict[str, nn.Module]:
         """What a checkpoint holds, by the prefix of its tensors."""
@@ -53,6 +70,9 @@ class Players:
         for name, optimizer in self.optimizers().items():
             optimizer_tensors, plain[name] = checkpoint.pack_optimizer(name, optimizer)
             tensors |= optimizer_tensors
+        if self.lookahead is not None:
+            tensors |= self.lookahead.pack()
+        tensors["augment_probability"] = self.augment_probability
         scaler = self.accelerator.scaler
         plain["scaler"] = scaler.state_dict() if scaler is not None else None
         return tensors, plain
@@ -64,6 +84,9 @@ class Players:
             network.load_state_dict(own)
         for name, optimizer in self.optimizers().items():
             checkpoint.unpack_optimizer(name, optimizer, tensors, plain[name])
+        if self.lookahead is not None:
+            self.lookahead.unpack(tensors)
+        self.augment_probability.copy_(tensors["augment_probability"])
         if self.accelerator.scaler is not None and plain["scaler"]:
             self.accelerator.scaler.load_state_dict(plain["scaler"])
 
@@ -74,6 +97,27 @@ class Players:
                 group["lr"] = lr * lr_factor
                 if "betas" in group:
                     group["betas"] = tuple(optim.betas)
+
+    def settle(self, optim: Optim, *, num_images: int, images_seen: int) -> None:
+        """What follows a generator step over `num_images`: lookahead where it is due, and the moving average."""
+        if self.lookahead is not None and images_seen // num_images % optim.lookahead_steps == 0:
+            self.lookahead.step(optim.lookahead_alpha)
+        if not self.optimizer_g.step_was_skipped:
+            self.ema.update(self.bare_generator, batch_size=num_images, images_seen=images_seen)
+
+    def adapt_augmentation(self, real_accuracy: Tensor, loss: Loss, *, images: int, world: World) -> None:
+        """Move the augmentations' probability toward `loss.augment_target` after a step. Collective; nothing waits."""
+        assert loss.augment_target is not None, "there is nothing to adapt to"
+        mean = world.all_reduce_sum(real_accuracy) / world.size
+        self.augment_probability.copy_(
+            adapted(
+                self.augment_probability,
+                mean,
+                target=loss.augment_target,
+                images=images,
+                ramp_kimg=loss.augment_ramp_kimg,
+            )
+        )
 
     def check_replicas(self, world: World) -> None:
         """Fail rather than go on with networks that have drifted apart. Collective."""
@@ -93,13 +137,39 @@ class Players:
 
 
 def build_players(
-    accelerator: Accelerator, spec: GeneratorSpec, *, networks: Networks, optim: Optim, train: Train
+    accelerator: Accelerator,
+    spec: GeneratorSpec,
+    *,
+    networks: Networks,
+    optim: Optim,
+    train: Train,
+    loss: Loss,
 ) -> Players:
     """Networks with weights from the seed, prepared for this world; raises ValueError for an image size not offered."""
-    generator = build_generator(spec, seed=train.seed).to(accelerator.device)
-    discriminator = build_discriminator(spec, width=networks.discriminator_width, seed=train.seed)
-    discriminator = discriminator.to(accelerator.device)
+    generator = build_generator(spec, seed=train.seed)
+    discriminator_spec = DiscriminatorSpec(
+        networks.discriminator_width, networks.discriminator_norm, networks.minibatch_stddev, networks.packing
+    )
+    discriminator = build_discriminator(spec, discriminator_spec, seed=train.seed)
+    return prepare_players(
+        accelerator, spec, generator=generator, discriminator=discriminator, optim=optim, train=train, loss=loss
+    )
+
+
+def prepare_players(
+    accelerator: Accelerator,
+    spec: GeneratorSpec,
+    *,
+    generator: nn.Module,
+    discriminator: nn.Module,
+    optim: Optim,
+    train: Train,
+    loss: Loss,
+) -> Players:
+    """Any two networks as players; `loss.diversity.feature_distance` wants a discriminator with `features`."""
+    generator, discriminator = generator.to(accelerator.device), discriminator.to(accelerator.device)
     ema = GeneratorEma(generator, halflife_kimg=train.ema_halflife_kimg)
+    skeleton = copy.deepcopy(discriminator).to("meta")
     if train.compile:  # before the wrappers, so that DDP and autocast see one module and names stay as they are
         generator.compile()
         discriminator.compile()
@@ -107,13 +177,13 @@ def build_players(
     wrapped_g, wrapped_d, optimizer_g, optimizer_d = accelerator.prepare(
         generator,
         discriminator,
-        make_optimizer(generator.parameters(), lr=optim.lr_g, betas=optim.betas),
-        make_optimizer(discriminator.parameters(), lr=optim.lr_d, betas=optim.betas),
+        make_optimizer(generator.parameters(), optim),
+        make_optimizer(discriminator.parameters(), optim),
     )
     for network in (wrapped_g, wrapped_d):
         if hasattr(network, "broadcast_buffers"):
             network.broadcast_buffers = False  # norm statistics are a rank's own between two looks at them
-    return Players(
+    players = Players(
         accelerator,
         wrapped_g,
         wrapped_d,
@@ -121,6 +191,11 @@ def build_players(
         optimizer_d,
         accelerator.unwrap_model(wrapped_g),
         accelerator.unwrap_model(wrapped_d),
+        skeleton,
         ema,
         spec,
+        Lookahead([generator, discriminator]) if optim.lookahead_steps else None,
+        torch.tensor(loss.augment_probability, device=accelerator.device),
     )
+    players.set_optimizers(optim, lr_factor=1.0)
+    return players

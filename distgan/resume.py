@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from distgan import checkpoint
-from distgan.config import Config, flat_values, identity_values
+from distgan.config import Config
 from distgan.distributed import World
 from distgan.errors import UserError
 from distgan.players import Players
 from distgan.quality import QualityWatch
+from distgan.settings import flat_values, identity_values
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -144,6 +145,14 @@ def hardware(device: torch.device) -> str:
         (line.split(":")[1].strip() for line in read_lines("/proc/cpuinfo") if line.startswith("model name")), ""
     )
     return f"{model or platform.processor() or platform.machine()} ({torch.get_num_threads()} threads a process)"
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory held so far, on the GPU or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def read_lines(path: str) -> list[str]:

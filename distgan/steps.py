@@ -1,17 +1,25 @@
 """The adversarial step: the discriminator first, then the generator, each with one all-reduce of its gradients.
 
-reals, latents -> fakes = G(latents) -> D(reals), D(fakes without gradient) -> one backward -> D moves
-               -> frozen D(the same fakes) -> backward through both -> G moves
+reals, latents -> fakes = G(latents) -> D(reals), D(fakes without gradient) -> penalties -> one backward -> D moves
+               -> frozen D(the same fakes), or the D it will be -> diversity terms -> backward through both -> G moves
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from distgan.objectives.adversarial import AdversarialLoss
+from distgan.batches import MicroBatch
+from distgan.config import Loss
+from distgan.objectives.adversarial import ADVERSARIAL
+from distgan.objectives.augmentation import augment
+from distgan.objectives.diversity import feature_distance, mode_seeking
+from distgan.objectives.penalties import PENALTIES
+from distgan.objectives.unrolling import DifferentiableAdam, anticipated, sgd
 from distgan.players import Players
+from distgan.randomness import uniform
 
 Statistics = dict[str, Tensor]
 
@@ -33,35 +41,48 @@ def mean_of(statistics: list[Statistics]) -> Statistics:
     return {name: torch.stack([each[name] for each in statistics]).mean() for name in statistics[0]}
 
 
+def shown(images: Tensor, batch: MicroBatch, purpose: str, *, players: Players, loss: Loss) -> Tensor:
+    """What the discriminator gets to see of images [b, C, H, W]."""
+    if not loss.augment:
+        return images
+    return augment(
+        images,
+        batch.positions,
+        kinds=loss.augment,
+        probability=players.augment_probability,
+        seed=batch.seed,
+        purpose=f"augment {purpose}",
+    )
+
+
 def discriminator_step(
-    players: Players,
-    *,
-    reals: list[Tensor],
-    latents: list[Tensor],
-    loss: AdversarialLoss,
-    label_smoothing: float,
-    keep_graph: bool,
+    players: Players, batches: list[MicroBatch], *, loss: Loss, penalty_scale: float, keep_graph: bool
 ) -> tuple[list[Tensor], Statistics]:
-    """Move the discriminator by one step over micro-batches of reals [b, C, H, W] and latents [b, Z].
+    """Move the discriminator by one step over micro-batches; penalties count `penalty_scale` times their weights.
 
     Returns the fakes, with the generator's graph where `keep_graph` asks for it, and this rank's statistics.
     """
-    accelerator = players.accelerator
+    accelerator, adversarial = players.accelerator, ADVERSARIAL[loss.adversarial]
     players.optimizer_d.zero_grad()
     all_fakes, all_statistics = [], []
-    for index, (images, latent) in enumerate(zip(reals, latents, strict=True)):
+    for index, batch in enumerate(batches):
         if keep_graph:
-            fakes = players.generator(latent)
+            fakes = players.generator(batch.latents)
         else:
             with torch.no_grad():
-                fakes = players.bare_generator(latent)
-        with reduce_on_last(accelerator, players.discriminator, index, len(reals)):
+                fakes = players.bare_generator(batch.latents)
+        with reduce_on_last(accelerator, players.discriminator, index, len(batches)):
+            shown_reals = shown(batch.reals, batch, "reals", players=players, loss=loss)
+            shown_fakes = shown(fakes.detach(), batch, "fakes", players=players, loss=loss)
             # Two forwards, so that norm statistics of reals and fakes stay apart; one backward, so that DDP reduces once.
-            real_logits = players.discriminator(images)
-            fake_logits = players.discriminator(fakes.detach())
-            real_loss = loss.real_loss(real_logits, label_smoothing)
-            fake_loss = loss.fake_loss(fake_logits)
-            accelerator.backward((real_loss + fake_loss) / len(reals))
+            real_logits, fake_logits = adversarial.relate(
+                players.discriminator(shown_reals), players.discriminator(shown_fakes)
+            )
+            real_loss = adversarial.real_loss(real_logits, loss.label_smoothing)
+            fake_loss = adversarial.fake_loss(fake_logits)
+            penalties = weighted_penalties(players, batch, shown_reals, shown_fakes, loss=loss) if penalty_scale else {}
+            total = real_loss + fake_loss + penalty_scale * sum(penalties.values())
+            accelerator.backward(total / len(batches))
         all_fakes.append(fakes)
         all_statistics.append(
             {
@@ -72,6 +93,7 @@ def discriminator_step(
                 "logits/fake_mean": fake_logits.detach().mean(),
                 "accuracy/d_real": (real_logits > 0).float().mean(),
                 "accuracy/d_fake": (fake_logits < 0).float().mean(),
+                **{f"penalty/{name}": value.detach() for name, value in penalties.items()},
             }
         )
     statistics = mean_of(all_statistics)
@@ -81,12 +103,21 @@ def discriminator_step(
     return all_fakes, statistics
 
 
+def weighted_penalties(
+    players: Players, batch: MicroBatch, reals: Tensor, fakes: Tensor, *, loss: Loss
+) -> dict[str, Tensor]:
+    """Each gradient penalty that has a weight, times its weight."""
+    discriminator = players.exact_discriminator(dict(players.bare_discriminator.named_parameters()))
+    mixing = uniform((), batch.positions, seed=batch.seed, purpose="gradient penalty")
+    return {
+        name: getattr(loss, name) * penalty(discriminator, reals, fakes, mixing)
+        for name, penalty in PENALTIES.items()
+        if getattr(loss, name)
+    }
+
+
 def generator_step(
-    players: Players,
-    *,
-    fakes: list[Tensor] | None,
-    latents: list[Tensor],
-    loss: AdversarialLoss,
+    players: Players, batches: list[MicroBatch], *, loss: Loss, fakes: list[Tensor] | None = None
 ) -> Statistics:
     """Move the generator by one step on the fakes of the discriminator's step, or on fresh ones where they have no graph.
 
@@ -96,15 +127,63 @@ def generator_step(
     players.optimizer_g.zero_grad()
     players.bare_discriminator.requires_grad_(False)
     all_statistics = []
-    for index, latent in enumerate(latents):
-        with reduce_on_last(accelerator, players.generator, index, len(latents)):
-            images = players.generator(latent) if fakes is None else fakes[index]
-            generator_loss = loss.generator_loss(players.bare_discriminator(images))
-            accelerator.backward(generator_loss / len(latents))
-        all_statistics.append({"loss/g": generator_loss.detach()})
+    for index, batch in enumerate(batches):
+        with reduce_on_last(accelerator, players.generator, index, len(batches)):
+            images = players.generator(batch.latents) if fakes is None else fakes[index]
+            adversarial_loss, terms = generator_terms(players, batch, images, loss=loss)
+            accelerator.backward((adversarial_loss + sum(terms.values())) / len(batches))
+        all_statistics.append(
+            {"loss/g": adversarial_loss.detach()} | {f"diversity/{name}": term.detach() for name, term in terms.items()}
+        )
     players.bare_discriminator.requires_grad_(True)
     statistics = mean_of(all_statistics)
     accelerator.unscale_gradients(players.optimizer_g)
     statistics["grad_norm/g"] = grad_norm(players.bare_generator)
     players.optimizer_g.step()
     return statistics
+
+
+def generator_terms(
+    players: Players, batch: MicroBatch, images: Tensor, *, loss: Loss
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The adversarial loss of fakes [b, C, H, W], and each diversity term that has a weight, times its weight."""
+    adversarial, weights = ADVERSARIAL[loss.adversarial], loss.diversity
+    discriminator: Any = players.bare_discriminator
+    terms: dict[str, Tensor] = {}
+    fakes = shown(images, batch, "generator", players=players, loss=loss)
+    reals = batch.reals
+    if loss.unroll_steps or adversarial.paired or weights.feature_distance:
+        reals = shown(batch.reals, batch, "reals", players=players, loss=loss)
+    if weights.feature_distance:
+        with players.accelerator.autocast():
+            fake_features, real_features = discriminator.features(fakes), discriminator.features(reals)
+        terms["feature_distance"] = weights.feature_distance * feature_distance(fake_features, real_features)
+    if weights.mode_seeking:
+        terms["mode_seeking"] = weights.mode_seeking * mode_seeking(images, batch.reals, batch.latents)
+    if loss.unroll_steps:
+        return anticipated_loss(players, reals, fakes, loss=loss), terms
+    logits = discriminator(fakes)
+    if adversarial.paired:
+        with torch.no_grad():
+            real_logits = discriminator(reals)
+        _, logits = adversarial.relate(real_logits, logits)
+    return adversarial.generator_loss(logits), terms
+
+
+def anticipated_loss(players: Players, reals: Tensor, fakes: Tensor, *, loss: Loss) -> Tensor:
+    """What the generator minimises where it anticipates the discriminator's next steps on these same images."""
+    adversarial, optimizer = ADVERSARIAL[loss.adversarial], players.optimizer_d.optimizer
+    named = dict(players.bare_discriminator.named_parameters())
+    (group,) = optimizer.param_groups
+    step = sgd
+    if loss.unroll_optimizer == "adam":
+        moments = {name: optimizer.state.get(parameter, {}) for name, parameter in named.items()}
+        step = DifferentiableAdam(moments, betas=group.get("betas", (0.9, 0.999)))
+
+    def discriminator_loss(parameters: dict[str, Tensor]) -> Tensor:
+        discriminator = players.exact_discriminator(parameters)
+        real_logits, fake_logits = adversarial.relate(discriminator(reals), discriminator(fakes))
+        return adversarial.real_loss(real_logits, loss.label_smoothing) + adversarial.fake_loss(fake_logits)
+
+    copies = {name: parameter.detach().clone().requires_grad_() for name, parameter in named.items()}
+    return -anticipated(copies, discriminator_loss, num_steps=loss.unroll_steps, lr=group["lr"], step=step)

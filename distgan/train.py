@@ -23,10 +23,10 @@ from typing import Annotated
 
 import typer
 
-from distgan.config import changed_from_defaults
 from distgan.errors import RunFailed, UserError
 from distgan.layers import load_config, preset_names
 from distgan.reporting.console import complain, show_table
+from distgan.settings import changed_from_defaults
 from shards.errors import ShardError
 
 EXIT_CODES = {"done": 0, "preempted": 75, "collapsed": 76}

@@ -5,8 +5,6 @@ intervals derive from that one integer, so a run resumes from it and is the same
 """
 
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 
 from distgan import checkpoint
 from distgan.batches import Batches
-from distgan.config import Config, identity_hash, total_images
+from distgan.config import Config, total_images
 from distgan.dataset import open_dataset
 from distgan.distributed import Consensus, current_world
 from distgan.errors import RunFailed, UserError
@@ -26,8 +24,9 @@ from distgan.interrupt import Interrupt
 from distgan.layers import to_toml, with_words
 from distgan.networks import GeneratorSpec
 from distgan.objectives.adversarial import ADVERSARIAL
+from distgan.optimizers import lr_schedule
 from distgan.peers import Peers
-from distgan.plan import check_batch, due, start_table
+from distgan.plan import check_batch, due, penalty_scale, start_table
 from distgan.players import Players, build_players
 from distgan.quality import QualityWatch
 from distgan.reporting.images import to_uint8
@@ -35,7 +34,8 @@ from distgan.reporting.metrics import RunningMeans
 from distgan.reporting.reporter import Reporter
 from distgan.resume import RunState, find_checkpoint, take_over, write_checkpoint
 from distgan.runfolder import RunFolder, explained
-from distgan.runtime import COLLECTIVE_TIMEOUT, build_accelerator, provenance, stop_with_launcher
+from distgan.runtime import COLLECTIVE_TIMEOUT, build_accelerator, peak_memory_gb, provenance, stop_with_launcher
+from distgan.settings import identity_hash
 from distgan.steps import discriminator_step, generator_step
 
 NUM_SAMPLES = 64  # images of a grid
@@ -54,7 +54,7 @@ class Trainer:
         self.accelerator, self.precision_reason = build_accelerator(config.train)
         self.world, self.device = current_world(), self.accelerator.device
         self.peers = Peers(self.world)
-        check_batch(config.train, self.world)
+        check_batch(config, self.world)
         self.run_dir = run_dir or Path("runs") / f"{name}-{identity_hash(config, self.index.fingerprint)}"
         self.folder = self.on_main(lambda: RunFolder(self.run_dir))
         self.players = self.build_players()
@@ -95,7 +95,12 @@ class Trainer:
         spec = GeneratorSpec(networks.architecture, size, channels, networks.generator_width, networks.latent_dim)
         try:
             return build_players(
-                self.accelerator, spec, networks=networks, optim=self.config.optim, train=self.config.train
+                self.accelerator,
+                spec,
+                networks=networks,
+                optim=self.config.optim,
+                train=self.config.train,
+                loss=self.config.loss,
             )
         except ValueError as error:
             raise UserError(f"{self.reader.files.source}: {error}; pack again with --size") from None
@@ -207,28 +212,35 @@ class Trainer:
 
     def step(self) -> None:
         """One generator step after `d_steps` discriminator steps, each on the next batch of reals."""
-        train, loss = self.config.train, ADVERSARIAL[self.active.loss.adversarial]
+        train, loss, players = self.config.train, self.active.loss, self.players
+        progress = self.state.images_seen / self.total_images
+        rolled_back = self.config.collapse.lr_factor**self.state.rollbacks
+        players.set_optimizers(self.active.optim, lr_factor=rolled_back * lr_schedule(self.active.optim, progress))
         for d_step in range(train.d_steps):
             batch_start = self.state.images_seen + d_step * train.batch_size
-            latents = self.batches.latents(batch_start, rollbacks=self.state.rollbacks)
+            batches = self.batches.next(batch_start, rollbacks=self.state.rollbacks)
             # One micro-batch: the generator learns from the very fakes the discriminator has just seen. Several would
             # have to keep a graph each, so there they are made anew.
             keep_graph = train.accumulate == 1 and d_step == train.d_steps - 1
             fakes, statistics = discriminator_step(
-                self.players,
-                reals=self.batches.next_reals(batch_start),
-                latents=latents,
+                players,
+                batches,
                 loss=loss,
-                label_smoothing=self.active.loss.label_smoothing,
+                penalty_scale=penalty_scale(loss, batch_start // train.batch_size, progress=progress),
                 keep_graph=keep_graph,
             )
+            if loss.augment_target is not None:
+                players.adapt_augmentation(
+                    statistics["accuracy/d_real"], loss, images=train.batch_size, world=self.world
+                )
+                statistics["progress/augment"] = players.augment_probability
             self.means.add(statistics)
-        self.means.add(generator_step(self.players, fakes=fakes if keep_graph else None, latents=latents, loss=loss))
+        self.means.add(generator_step(players, batches, loss=loss, fakes=fakes if keep_graph else None))
         self.last_fakes = fakes[-1].detach()
-        images = train.batch_size * train.d_steps
-        self.state.images_seen += images
-        if not self.players.optimizer_g.step_was_skipped:
-            self.players.ema.update(self.players.bare_generator, batch_size=images, images_seen=self.state.images_seen)
+        self.state.images_seen += train.batch_size * train.d_steps
+        players.settle(
+            self.active.optim, num_images=train.batch_size * train.d_steps, images_seen=self.state.images_seen
+        )
 
     # ------------------------------------------------------------------------------------------------ maintenance
 
@@ -250,22 +262,15 @@ class Trainer:
                 "progress/images": self.state.images_seen,
                 "progress/epoch": self.state.images_seen / self.reader.num_samples,
                 **statistics,
-                **{f"{name}_relative": statistics[name] / level for name, level in balance.items()},
+                **{f"{name}_relative": statistics[name] / level for name, level in balance.items() if level},
                 "time/images_per_sec": (self.state.images_seen - self.tick_images) / seconds,
                 "time/data_wait_frac": self.batches.wait_seconds / seconds,
                 "time/train_sec": self.state.train_seconds,
-                "memory/peak_gb": self.peak_memory_gb(),
+                "memory/peak_gb": peak_memory_gb(self.device),
             }
         )
         self.tick_images, self.batches.wait_seconds = self.state.images_seen, 0.0
         self.reporter.verdict(self.quality.tick(statistics), images_seen=self.state.images_seen)
-
-    def peak_memory_gb(self) -> float:
-        """Most memory held so far, on the GPU or of this process."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 1e9
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
     def save_samples(self) -> None:
         """A grid of the averaged generator on the same latents as ever; beside it, once, a grid of reals."""
@@ -325,12 +330,8 @@ class Trainer:
         )
 
     def remedied(self, rollbacks: int) -> Config:
-        """The settings in force after so many rollbacks, put into the optimizers too."""
-        if rollbacks == 0:
-            return self.config
-        active = with_words(self.config, self.config.collapse.remedy)
-        self.players.set_optimizers(active.optim, lr_factor=self.config.collapse.lr_factor**rollbacks)
-        return active
+        """The settings in force after so many rollbacks."""
+        return with_words(self.config, self.config.collapse.remedy) if rollbacks else self.config
 
     def save_checkpoint(self, *, must: bool) -> None:
         """All ranks: check that replicas are equal, then rank zero writes; `must` makes a full disk an error."""

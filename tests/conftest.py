@@ -1,12 +1,16 @@
 """Small data for all tests: numbered images, packed once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 
+from distgan.players import Players
 from shards.pack import pack
+from tests.players import make_players
 
 NUM_IMAGES = 30
 
@@ -25,3 +29,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packed") / "shards"
     pack(str(root), out, size=32, channels=1, workers=1)
     return out
+
+
+@pytest.fixture
+def players() -> Iterator[Players]:
+    """Players in a world of one; Accelerate's state is undone afterwards."""
+    yield make_players()
+    AcceleratorState._reset_state(True)

@@ -5,21 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from distgan.config import (
-    Config,
-    Loss,
-    Networks,
-    Optim,
-    flat_fields,
-    flat_values,
-    identity_hash,
-    total_images,
-)
+from distgan.config import Config, Loss, Networks, Optim, total_images
 from distgan.errors import UserError
 from distgan.layers import load_config, preset_names, to_toml
 from distgan.networks import NETWORKS
 from distgan.objectives.adversarial import ADVERSARIAL
 from distgan.optimizers import OPTIMIZERS
+from distgan.settings import flat_fields, flat_values, identity_hash
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -39,7 +39,7 @@ ROOMS = [  # top to bottom; what stands on one line may import what stands there
         "interrupt",
         "peers",
     },
-    {"config", "layers", "distributed", "errors"},
+    {"config", "settings", "layers", "distributed", "errors"},
 ]
 LIBRARY_ROOMS = {
     "accelerate": {"runtime", "steps", "players"},

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,14 @@ import pytest
 
 from tests.conftest import NUM_IMAGES
 from tests.worlds import checkpoint_digest, rows, run_world, train_run
+
+REMEDIES = (
+    "train.batch_size=16", "networks.discriminator_norm=none", "networks.minibatch_stddev=4", "loss.adversarial=relativistic",
+    "loss.r1=0.1", "loss.r2=0.1", "loss.penalty_interval=2", "loss.penalty_final=0.5", "loss.unroll_steps=1",
+    "loss.diversity.mode_seeking=1", "loss.diversity.feature_distance=1", 'loss.augment=["color","translation","cutout"]',
+    "loss.augment_probability=0.5", "loss.augment_target=0.6", "loss.augment_ramp_kimg=1", "optim.schedule=cosine",
+    "optim.lookahead_steps=2",
+)  # fmt: skip
 
 
 def test_two_ranks_see_each_image_once_an_epoch_and_stay_equal(shards: Path, tmp_path: Path) -> None:
@@ -38,6 +47,16 @@ def test_resumed_run_is_bit_identical(shards: Path, tmp_path: Path, world: int) 
     assert [row["loss/d"] for row in cut] == [row["loss/d"] for row in whole]
 
 
+def test_run_with_all_remedies_resumes_bit_identically(shards: Path, tmp_path: Path) -> None:
+    """Slow weights, adapted probability, schedules and lazy penalties go on where they were."""
+    words = [*REMEDIES, "train.kimg=0.096", "data.flip=true"]
+    run_world(1, train_run, shards, tmp_path / "whole", words)
+    stopped = run_world(1, train_run, shards, tmp_path / "cut", words, 32)
+    assert stopped[0]["state"] == "preempted"
+    run_world(1, train_run, shards, tmp_path / "cut", words)
+    assert checkpoint_digest(tmp_path / "whole") == checkpoint_digest(tmp_path / "cut")
+
+
 def test_worlds_of_other_sizes_take_over(shards: Path, tmp_path: Path) -> None:
     """2 ranks -> 1 rank -> 3 ranks: over two epochs no image is lost or repeated."""
     run = tmp_path / "run"
@@ -49,10 +68,12 @@ def test_worlds_of_other_sizes_take_over(shards: Path, tmp_path: Path) -> None:
     assert Counter(ids) == dict.fromkeys(range(NUM_IMAGES), 2)
 
 
-@pytest.mark.parametrize("d_steps", [1, 2])
-def test_micro_batches_equal_ranks(shards: Path, tmp_path: Path, d_steps: int) -> None:
+@pytest.mark.parametrize(
+    "more", [["train.d_steps=1"], ["train.d_steps=2"], REMEDIES], ids=["1 D step", "2", "remedies"]
+)
+def test_micro_batches_equal_ranks(shards: Path, tmp_path: Path, more: Sequence[str]) -> None:
     """Two micro-batches on one process and two ranks with the same slices train the same weights."""
-    words = ["train.kimg=0.048", f"train.d_steps={d_steps}"]
+    words = ["train.kimg=0.048", *more]
     one = run_world(1, train_run, shards, tmp_path / "one", [*words, "train.accumulate=2"])[0]
     two = run_world(2, train_run, shards, tmp_path / "two", words)[0]
     for name, weight in two["weights"].items():

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distgan.config import Config, flat_values
+from distgan.config import Config
 from distgan.errors import RunFailed
 from distgan.evaluation.evaluate import Result
 from distgan.evaluation.verdict import Verdict
@@ -13,6 +13,7 @@ from distgan.reporting import console
 from distgan.reporting.images import save_grid, save_losses_plot
 from distgan.reporting.wandb_sink import WandbSink, new_run_id
 from distgan.runfolder import RunFolder, explained, read_rows, write_atomically
+from distgan.settings import flat_values
 
 
 class Reporter:

@@ -1,0 +1,70 @@
+"""Schedules, lookahead, and optimizers that survive a checkpoint."""
+
+import pytest
+import torch
+from torch import nn
+
+from distgan.checkpoint import pack_optimizer, unpack_optimizer
+from distgan.config import Loss, Optim
+from distgan.optimizers import OPTIMIZERS, Lookahead, lr_schedule
+from distgan.plan import penalty_scale
+
+
+@pytest.mark.parametrize(("word", "half"), [("constant", 1.0), ("linear", 0.6), ("cosine", 0.6)])
+def test_schedules_go_to_the_final_share(word: str, half: float) -> None:
+    """From 1 at the start to `final_lr` at the end and after it; linear and cosine meet in the middle."""
+    optim = Optim(schedule=word, final_lr=0.2)
+    end = 1.0 if word == "constant" else 0.2
+    assert [lr_schedule(optim, progress) for progress in (0.0, 0.5, 1.0, 1.5)] == pytest.approx([1.0, half, end, end])
+
+
+def test_lazy_penalties_keep_their_mean_weight() -> None:
+    """Every fourth step has four times the weight; the weight falls along the run; without penalties there is none."""
+    loss = Loss(r1=1.0, penalty_interval=4, penalty_final=0.5)
+    assert [penalty_scale(loss, step, progress=0.0) for step in range(5)] == [4.0, 0.0, 0.0, 0.0, 4.0]
+    assert penalty_scale(loss, 0, progress=1.0) == pytest.approx(2.0)
+    assert penalty_scale(Loss(), 0, progress=0.0) == 0.0
+
+
+def test_lookahead_goes_back_part_of_the_way() -> None:
+    """Both networks: slow + alpha (fast - slow), and the slow weights with them, also after a checkpoint."""
+    networks = [nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)]
+    for network in networks:
+        nn.init.zeros_(network.weight)
+    lookahead = Lookahead(networks)
+    for network in networks:
+        nn.init.constant_(network.weight, 4.0)
+    lookahead.step(0.25)
+    assert [network.weight.item() for network in networks] == [1.0, 1.0]
+    other = Lookahead(networks)
+    nn.init.constant_(networks[0].weight, 5.0)
+    other.unpack(lookahead.pack())
+    other.step(0.5)
+    assert networks[0].weight.item() == 3.0
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_go_on_after_a_checkpoint(name: str) -> None:
+    """Two steps, state through tensors and plain values, two more: the same weights as four steps."""
+
+    def build() -> tuple[nn.Conv2d, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return network, OPTIMIZERS[name](network.parameters(), Optim(name=name, weight_decay=0.01))
+
+    def train(network: nn.Conv2d, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            network(torch.full((1, 3, 4, 4), step + 1.0)).square().sum().backward()
+            optimizer.step()
+
+    whole, whole_optimizer = build()
+    train(whole, whole_optimizer, range(4))
+    first, first_optimizer = build()
+    train(first, first_optimizer, range(2))
+    tensors, plain = pack_optimizer("optimizer", first_optimizer)
+    second, second_optimizer = build()
+    second.load_state_dict(first.state_dict())
+    unpack_optimizer("optimizer", second_optimizer, tensors, plain)
+    train(second, second_optimizer, range(2, 4))
+    assert torch.equal(whole.weight, second.weight)
