@@ -1,6 +1,6 @@
 """Two-dimensional mixtures with known modes: a ring of 8 and a grid of 25 Gaussians, trained with the real steps.
 
-    python -m tests.benchmarks.mixtures [--seeds 3] [--steps 600]
+    python -m tests.benchmarks.mixtures [--seeds 3] [--steps 600] [--mixtures ring grid] [--remedies bce ...]
 
 A sample counts for a mode where it lies within three standard deviations; 2,500 samples (Srivastava et al. 2017).
 """
@@ -8,19 +8,25 @@ A sample counts for a mode where it lies within three standard deviations; 2,500
 import argparse
 import math
 import statistics
+import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from distgan.config import Train
-from distgan.ema import GeneratorEma
-from distgan.networks import GeneratorSpec
-from distgan.objectives.adversarial import ADVERSARIAL
-from distgan.players import Players
+from distgan.batches import MicroBatch
+from distgan.config import Config, Networks
+from distgan.layers import load_config
+from distgan.networks import Discriminator, GeneratorSpec, MinibatchStddev
+from distgan.players import Players, prepare_players
 from distgan.runtime import build_accelerator
 from distgan.steps import discriminator_step, generator_step
 
 NUM_SAMPLES, LATENT_DIM, D_STEPS, BATCH = 2500, 32, 5, 256
+NO_NORM = "networks.discriminator_norm=none"
+PLAIN = (  # in which plain GANs collapse on the ring
+    "optim.lr_g=3e-4", "optim.lr_d=3e-4", "optim.betas=[0.9,0.999]", "train.precision=launcher", "train.cpu_threads=1",
+)  # fmt: skip
 PUBLISHED = {  # modes, high-quality samples, reverse KL: Lin et al. 2018 (PacGAN), table 1
     "ring": "GAN 6.3 of 8, 98.2 %, 0.45; ALI 6.6; PacGAN2 7.9; PacGAN4 7.8, 0.07",
     "grid": "GAN 17.3 of 25, 94.8 %, 0.70; ALI 24.1; PacGAN2 23.8; PacGAN4 24.8, 0.04",
@@ -44,71 +50,101 @@ def mlp(inputs: int, outputs: int, width: int = 128) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(width, outputs))
 
 
-class Judge(nn.Module):
-    """points [B, 2] -> logits [B]."""
+REMEDIES: dict[str, tuple[str, ...]] = {  # settings that differ from a plain GAN's
+    "bce": (),
+    "hinge": ("loss.adversarial=hinge",),
+    "relativistic": ("loss.adversarial=relativistic",),
+    "relativistic, R1 + R2": ("loss.adversarial=relativistic", "loss.r1=1", "loss.r2=1", NO_NORM),
+    "R1 + R2": ("loss.r1=1", "loss.r2=1", NO_NORM),
+    "wasserstein, gradient penalty": ("loss.adversarial=wasserstein", "loss.gradient_penalty=1", NO_NORM),
+    "unrolled, 5 steps": ("loss.unroll_steps=5",),
+    "lookahead": ("optim.lookahead_steps=5",),
+    "minibatch stddev": ("networks.minibatch_stddev=4",),
+    "packing": ("networks.packing=2",),
+    "mode seeking": ("loss.diversity.mode_seeking=1",),
+    "feature distance": ("loss.diversity.feature_distance=1",),
+}
 
-    def __init__(self) -> None:
+
+class Judge(Discriminator):
+    """points [B, 2] -> logits [B / packing]."""
+
+    def __init__(self, networks: Networks) -> None:
         super().__init__()
-        self.body = mlp(2, 1)
+        self.packing = networks.packing
+        body = [*mlp(2 * networks.packing, 1)]
+        spread = [MinibatchStddev(networks.minibatch_stddev), nn.Linear(129, 128)] if networks.minibatch_stddev else []
+        body[4:5] = spread or body[4:5]
+        self.layers, self.judge = nn.Sequential(*body[:-1]), nn.Linear(128, 1)
 
-    def forward(self, points: Tensor) -> Tensor:
-        return self.body(points).squeeze(1)
 
-
-def build(seed: int) -> Players:
-    """Two small networks under Adam 3e-4 (0.9, 0.999), the setting in which plain GANs collapse on the ring."""
-    torch.manual_seed(seed)
-    accelerator, _ = build_accelerator(Train(precision="launcher", cpu_threads=1))
-    generator, discriminator = mlp(LATENT_DIM, 2), Judge()
-    prepared = accelerator.prepare(
-        generator,
-        discriminator,
-        torch.optim.Adam(generator.parameters(), lr=3e-4),
-        torch.optim.Adam(discriminator.parameters(), lr=3e-4),
+def build(config: Config) -> Players:
+    """Two small networks that know the settings of a remedy."""
+    torch.manual_seed(config.train.seed)
+    accelerator, _ = build_accelerator(config.train)
+    return prepare_players(
+        accelerator,
+        GeneratorSpec("mlp", 0, 2, 128, LATENT_DIM),
+        generator=mlp(LATENT_DIM, 2),
+        discriminator=Judge(config.networks),
+        optim=config.optim,
+        train=config.train,
+        loss=config.loss,
     )
-    bare = [accelerator.unwrap_model(network) for network in prepared[:2]]
-    spec = GeneratorSpec("mlp", 0, 2, 128, LATENT_DIM)
-    return Players(accelerator, *prepared, *bare, GeneratorEma(generator, halflife_kimg=0), spec)
 
 
-def run(name: str, seed: int, num_steps: int) -> tuple[int, float, float]:
-    """(modes captured, share of high-quality samples, reverse KL) after so many generator steps."""
-    players, loss = build(seed), ADVERSARIAL["bce"]
+def run(name: str, words: Sequence[str], *, seed: int, num_steps: int) -> tuple[int, float, float, float]:
+    """(modes captured, share of high-quality samples, reverse KL, seconds a step) after so many generator steps."""
+    config = load_config(None, [*PLAIN, *words, f"train.seed={seed}"])
+    players = build(config)
     modes, deviation = centres(name)
     draw = torch.Generator().manual_seed(seed)
-    for _ in range(num_steps):
+    began = time.perf_counter()
+    for step in range(1, num_steps + 1):
         for d_step in range(D_STEPS):
             chosen = torch.randint(len(modes), (BATCH,), generator=draw)
             reals = modes[chosen] + deviation * torch.randn(BATCH, 2, generator=draw)
-            latents = [torch.randn(BATCH, LATENT_DIM, generator=draw)]
+            latents = torch.randn(BATCH, LATENT_DIM, generator=draw)
+            first = (step * D_STEPS + d_step) * BATCH
+            batches = [MicroBatch(reals, latents, torch.arange(first, first + BATCH), seed)]
             keep = d_step == D_STEPS - 1
-            fakes, _ = discriminator_step(
-                players, reals=[reals], latents=latents, loss=loss, label_smoothing=0.0, keep_graph=keep
-            )
-        generator_step(players, fakes=fakes, latents=latents, loss=loss)
+            fakes, _ = discriminator_step(players, batches, loss=config.loss, penalty_scale=1, keep_graph=keep)
+        generator_step(players, batches, loss=config.loss, fakes=fakes)
+        players.settle(config.optim, num_images=BATCH * D_STEPS, images_seen=step * BATCH * D_STEPS)
+    seconds = (time.perf_counter() - began) / num_steps
     with torch.no_grad():
         points = players.bare_generator(torch.randn(NUM_SAMPLES, LATENT_DIM, generator=draw))
     distances, nearest = torch.cdist(points, modes).min(1)
     good = distances < 3 * deviation
     shares = torch.bincount(nearest, minlength=len(modes)).double() / NUM_SAMPLES
     reverse_kl = float(torch.special.xlogy(shares, shares * len(modes)).sum())
-    return len(nearest[good].unique()), float(good.float().mean()), reverse_kl
+    return len(nearest[good].unique()), float(good.float().mean()), reverse_kl, seconds
 
 
 def main() -> None:
-    """Print a row a mixture."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print a row a remedy."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--mixtures", nargs="+", choices=list(PUBLISHED), default=list(PUBLISHED))
+    parser.add_argument("--remedies", nargs="+", choices=list(REMEDIES), default=list(REMEDIES))
     arguments = parser.parse_args()
-    for name in ("ring", "grid"):
-        found = [run(name, seed, arguments.steps) for seed in range(arguments.seeds)]
-        modes, good, kl = (list(column) for column in zip(*found, strict=True))
-        print(
-            f"{name}: modes {', '.join(map(str, modes))} of {len(centres(name)[0])}; "
-            f"high quality {statistics.mean(good):.0%}; reverse KL {', '.join(f'{value:.2f}' for value in kl)}"
-        )
-        print(f"  published, other networks and lengths: {PUBLISHED[name]}")
+    for name in arguments.mixtures:
+        print(f"\n{name}: {len(centres(name)[0])} modes, {arguments.steps} generator steps, {NUM_SAMPLES:,} samples\n")
+        print("| objective | modes | high quality | reverse KL | time a step |\n| --- | --- | --- | --- | --- |")
+        baseline = None
+        for remedy in arguments.remedies:
+            found = [
+                run(name, REMEDIES[remedy], seed=seed, num_steps=arguments.steps) for seed in range(arguments.seeds)
+            ]
+            modes, good, kl, seconds = (list(column) for column in zip(*found, strict=True))
+            baseline = baseline or statistics.median(seconds)
+            print(
+                f"| {remedy} | {', '.join(map(str, modes))} | {statistics.mean(good):.0%} "
+                f"| {', '.join(f'{value:.2f}' for value in kl)} | {statistics.median(seconds) / baseline:.1f} |",
+                flush=True,
+            )
+        print(f"\npublished, other networks and lengths: {PUBLISHED[name]}")
 
 
 if __name__ == "__main__":
