@@ -63,7 +63,7 @@ class Networks(Section):
         "batch", "Of the discriminator: batch norm, spectral norm of every weight, or none."
     )
     minibatch_stddev: int = setting(
-        0, "Images of a group whose spread the discriminator sees as one more feature map; 0 for none.", ge=0, le=64
+        0, "Images of a group whose spread the discriminator sees; 0 for none.", ge=0, le=64
     )
     packing: int = setting(1, "Images that the discriminator judges together, as one (PacGAN).", ge=1, le=16)
 

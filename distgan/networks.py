@@ -90,21 +90,24 @@ class DCGANGenerator(nn.Module):
 
 
 class MinibatchStddev(nn.Module):
-    """One more feature map: how much each group of consecutive samples varies (Karras et al. 2018, section 3).
+    """Shows the discriminator how much each group of consecutive samples varies (Karras et al. 2018, section 3).
 
-    maps [B, F, ...] -> [B, F + 1, ...], B a multiple of the group.
+    maps [B, F, ...] -> the same shape, B a multiple of the group. The published form appends the spread as a constant
+    map for the next convolution; what that makes of it, the spread times a weight for each feature, is added here
+    directly, for a channel more than a round number of them slows the convolution down.
     """
 
-    def __init__(self, group: int) -> None:
+    def __init__(self, features: int, group: int) -> None:
         super().__init__()
         self.group = group
+        self.weight = nn.Parameter(torch.randn(features) * 0.1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Standard deviation over the group, averaged over features and places, the same for all of a group."""
+        """Adds weight x standard deviation over the group, averaged over features and places."""
         groups = maps.float().unflatten(0, (-1, self.group))
-        spread = (groups.var(1, correction=0) + 1e-8).sqrt().flatten(1).mean(1)
-        spread = spread.repeat_interleave(self.group).to(maps.dtype).view(-1, *[1] * (maps.dim() - 1))
-        return torch.cat([maps, spread.expand(-1, 1, *maps.shape[2:])], 1)
+        spread = (groups.var(1, correction=0) + 1e-8).sqrt().flatten(1).mean(1).repeat_interleave(self.group)
+        added = spread[:, None] * self.weight
+        return maps + added.to(maps.dtype).view(*added.shape, *[1] * (maps.dim() - 2))
 
 
 class Discriminator(nn.Module):
@@ -148,9 +151,9 @@ class DCGANDiscriminator(Discriminator):
         ]
         has_batch_norm = spec.norm == "batch"
         for before, after in itertools.pairwise(widths):
-            sees_spread = spec.minibatch_stddev > 0 and after == widths[-1]
-            layers += [MinibatchStddev(spec.minibatch_stddev)] if sees_spread else []
-            layers += [nn.Conv2d(before + sees_spread, after, 4, stride=2, padding=1, bias=not has_batch_norm)]
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not has_batch_norm)]
+            if spec.minibatch_stddev and after == widths[-1]:
+                layers.append(MinibatchStddev(after, spec.minibatch_stddev))
             layers += [nn.BatchNorm2d(after)] if has_batch_norm else []
             layers += [nn.LeakyReLU(0.2, inplace=True)]
         self.layers = nn.Sequential(*layers)
@@ -251,8 +254,7 @@ class ResNetDiscriminator(Discriminator):
         for number in range(shrinking + 2):
             before = channels * spec.packing if number == 0 else width
             if spec.minibatch_stddev and number == shrinking + 1:
-                blocks.append(MinibatchStddev(spec.minibatch_stddev))
-                before += 1
+                blocks.append(MinibatchStddev(width, spec.minibatch_stddev))
             blocks.append(
                 DownBlock(
                     before,

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 
 from distgan.config import Config, Loss, Networks, Optim, total_images
+from distgan.distributed import World
 from distgan.errors import UserError
 from distgan.layers import load_config, preset_names, to_toml
 from distgan.networks import NETWORKS
 from distgan.objectives.adversarial import ADVERSARIAL
-from distgan.optimizers import OPTIMIZERS
+from distgan.objectives.augmentation import AUGMENTATIONS
+from distgan.objectives.penalties import PENALTIES
+from distgan.optimizers import OPTIMIZERS, SCHEDULES
+from distgan.plan import check_batch
 from distgan.settings import flat_fields, flat_values, identity_hash
 
 
@@ -73,8 +77,44 @@ def test_words_of_registries_are_the_words_of_the_settings() -> None:
         (Networks, "architecture", NETWORKS),
         (Loss, "adversarial", ADVERSARIAL),
         (Optim, "name", OPTIMIZERS),
+        (Optim, "schedule", SCHEDULES),
     ):
         assert set(typing.get_args(section.model_fields[field].annotation)) == set(registry)
+    assert set(PENALTIES) < set(Loss.model_fields)
+    kinds = typing.get_args(Loss.model_fields["augment"].annotation)[0]
+    assert set(typing.get_args(kinds)) == set(AUGMENTATIONS)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["loss.r1=1"], "add networks.discriminator_norm=none"),
+        (["loss.label_smoothing=0.1", "loss.adversarial=hinge"], "use it with bce or lsgan"),
+        (["loss.augment=blur"], "loss.augment='blur': input should be a valid tuple"),
+        (['loss.augment=["blur"]'], "loss.augment.0='blur': input should be 'color', 'translation' or 'cutout'"),
+        (["loss.diversity.mode_seking=1"], "did you mean loss.diversity.mode_seeking?"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(words: list[str], expected: str) -> None:
+    """Before anything starts, with what to type instead."""
+    with pytest.raises(UserError) as caught:
+        load_config(None, words)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "fitting"),
+    [
+        (["networks.minibatch_stddev=4", "train.batch_size=6"], "in groups of 4 (networks.minibatch_stddev); use 8"),
+        (["networks.packing=2", "networks.minibatch_stddev=4", "train.batch_size=20"], "groups of 8 .*; use 16 or 32"),
+        (["loss.diversity.mode_seeking=1", "train.batch_size=36"], "groups of 8 .*use 32 or 48"),
+    ],
+)
+def test_batches_hold_whole_groups(words: list[str], fitting: str) -> None:
+    """Over two processes; the message names batches that fit, and they do."""
+    with pytest.raises(UserError, match=fitting.replace("(", r"\(").replace(")", r"\)")):
+        check_batch(load_config(None, words), World(0, 2))
+    check_batch(load_config(None, [*words, "train.batch_size=64"]), World(0, 2))
 
 
 def test_identity_is_what_changes_the_weights() -> None:

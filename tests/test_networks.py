@@ -66,12 +66,13 @@ def test_spectral_norm_bounds_every_layer() -> None:
 
 
 def test_minibatch_stddev_sees_groups() -> None:
-    """The extra map is the spread within each group of consecutive samples: none for copies, 1 for -1 and 1."""
+    """Each feature gets its weight times the spread within the group: none for copies, 1 for -1 and 1."""
     maps = torch.ones(4, 3, 2, 2)
     maps[2] = -1
-    seen = MinibatchStddev(2)(maps)
-    assert seen.shape == (4, 4, 2, 2)
-    torch.testing.assert_close(seen[:, 3, 0, 0], torch.tensor([0.0, 0.0, 1.0, 1.0]), atol=1e-3, rtol=0)
+    module = MinibatchStddev(3, group=2)
+    added = module(maps) - maps
+    torch.testing.assert_close(added[:2], torch.zeros(2, 3, 2, 2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(added[2:], module.weight[None, :, None, None].expand(2, 3, 2, 2), atol=1e-4, rtol=0)
 
 
 def test_packing_judges_neighbours_together() -> None:

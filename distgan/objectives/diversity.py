@@ -3,8 +3,6 @@
 Each works on fixed groups of consecutive samples, so that the ranks a batch is spread over change nothing.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import relu
@@ -45,6 +43,3 @@ def feature_distance(fake_features: Tensor, real_features: Tensor) -> Tensor:
     Matching the reals' distance, not maximising it, keeps noise from paying.
     """
     return relu(1 - mean_distances(fake_features) / mean_distances(real_features.detach())).mean()
-
-
-DIVERSITY: dict[str, Callable[..., Tensor]] = {"mode_seeking": mode_seeking, "feature_distance": feature_distance}

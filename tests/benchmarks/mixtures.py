@@ -1,6 +1,6 @@
 """Two-dimensional mixtures with known modes: a ring of 8 and a grid of 25 Gaussians, trained with the real steps.
 
-    python -m tests.benchmarks.mixtures [--seeds 3] [--steps 600] [--mixtures ring grid] [--remedies bce ...]
+    python -m tests.benchmarks.mixtures [--seeds 3] [--steps 600] [--mixture ring] [--remedy bce]
 
 A sample counts for a mode where it lies within three standard deviations; 2,500 samples (Srivastava et al. 2017).
 """
@@ -73,8 +73,8 @@ class Judge(Discriminator):
         super().__init__()
         self.packing = networks.packing
         body = [*mlp(2 * networks.packing, 1)]
-        spread = [MinibatchStddev(networks.minibatch_stddev), nn.Linear(129, 128)] if networks.minibatch_stddev else []
-        body[4:5] = spread or body[4:5]
+        if networks.minibatch_stddev:
+            body.insert(5, MinibatchStddev(128, networks.minibatch_stddev))
         self.layers, self.judge = nn.Sequential(*body[:-1]), nn.Linear(128, 1)
 
 
@@ -126,14 +126,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--mixtures", nargs="+", choices=list(PUBLISHED), default=list(PUBLISHED))
-    parser.add_argument("--remedies", nargs="+", choices=list(REMEDIES), default=list(REMEDIES))
+    parser.add_argument("--mixture", action="append", choices=list(PUBLISHED))
+    parser.add_argument("--remedy", action="append", choices=list(REMEDIES), metavar="NAME", help="; ".join(REMEDIES))
     arguments = parser.parse_args()
-    for name in arguments.mixtures:
+    for name in arguments.mixture or PUBLISHED:
         print(f"\n{name}: {len(centres(name)[0])} modes, {arguments.steps} generator steps, {NUM_SAMPLES:,} samples\n")
         print("| objective | modes | high quality | reverse KL | time a step |\n| --- | --- | --- | --- | --- |")
         baseline = None
-        for remedy in arguments.remedies:
+        for remedy in arguments.remedy or REMEDIES:
             found = [
                 run(name, REMEDIES[remedy], seed=seed, num_steps=arguments.steps) for seed in range(arguments.seeds)
             ]

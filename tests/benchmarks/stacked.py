@@ -1,17 +1,20 @@
-"""Modes of stacked digits: how many of 1,000 a generator captures, and how far from uniform it uses them.
+"""Modes of stacked digits: how many of 1,000 each remedy captures, and how far from uniform it uses them.
 
-    python -m tests.benchmarks.stacked digits [--seeds 3] [--kimg 200] [section.field=value ...]
+    python -m tests.benchmarks.stacked digits [--seeds 3] [--kimg 128] [--remedy bce] [section.field=value ...]
     python -m tests.benchmarks.stacked mnist --root FOLDER_OF_THE_OFFICIAL_FILES
 
 26,000 samples are named by a classifier of the single digits, one channel at a time; a mode is captured by one sample
-(Srivastava et al. 2017, Lin et al. 2018). The same command goes on where it was stopped.
+(Srivastava et al. 2017, Lin et al. 2018). The networks are small and fast, a setting in which a plain GAN collapses.
+The same command goes on where it was stopped.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from distgan.evaluation.probe import probe_path
 from shards.index import read_index
@@ -22,6 +25,26 @@ PUBLISHED = (
     "DCGAN 99 modes, 3.40; Unrolled GAN 48.7, 4.32; VEEGAN 150, 2.95; PacDCGAN2 1000, 0.06 "
     "(Lin et al. 2018, table 2: MNIST at 28 pixels, 100k steps)"
 )
+PLAIN = (
+    "networks.generator_width=32", "networks.discriminator_width=16", "networks.discriminator_norm=none",
+    "train.batch_size=64", "optim.lr_g=1e-3", "optim.lr_d=1e-3", "optim.betas=[0.5,0.999]", "log.wandb=disabled",
+    "evaluation.every_kimg=1000", "log.samples_every_kimg=1000",
+)  # fmt: skip
+CALM = "optim.betas=[0.0,0.99]"
+REMEDIES: dict[str, tuple[str, ...]] = {
+    "bce": (),
+    "bce, betas (0, 0.99)": (CALM,),
+    "twice the discriminator": ("networks.discriminator_width=32",),
+    "hinge, spectral norm": ("loss.adversarial=hinge", "networks.discriminator_norm=spectral"),
+    "relativistic, R1 + R2, betas (0, 0.99)": ("loss.adversarial=relativistic", "loss.r1=0.05", "loss.r2=0.05", CALM),
+    "minibatch stddev": ("networks.minibatch_stddev=4",),
+    "minibatch stddev, betas (0, 0.99)": ("networks.minibatch_stddev=4", CALM),
+    "packing": ("networks.packing=2",),
+    "mode seeking": ("loss.diversity.mode_seeking=5",),
+    "feature distance": ("loss.diversity.feature_distance=5",),
+    "unrolled, 5 steps": ("loss.unroll_steps=5",),
+    "lookahead": ("optim.lookahead_steps=5",),
+}
 
 
 def distgan(*words: object) -> None:
@@ -29,12 +52,26 @@ def distgan(*words: object) -> None:
     subprocess.run([sys.executable, "-c", "from distgan.cli import app; app()", *map(str, words)], check=True)
 
 
+def score(run: Path, stacks: Path, probe: Path, words: list[str]) -> dict[str, Any]:
+    """Train a run, score 26,000 samples of it, and say how long an image took."""
+    scores = run / "scores.json"
+    if not scores.exists():
+        words = [*words, f"evaluation.extractor={probe}"]
+        subprocess.run([sys.executable, str(DOOR), "--data", str(stacks), "--run-dir", str(run), *words], check=True)
+        options = ("--num", NUM_SAMPLES, "--reference", 10_000, "--extractor", probe, "--json", scores)
+        distgan("evaluate", run, "--data", stacks, *options)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    speed = statistics.median(row["time/images_per_sec"] for row in rows if "time/images_per_sec" in row)
+    return json.loads(scores.read_text())[0] | {"images_per_sec": speed}
+
+
 def main() -> None:
-    """Pack, train the probe, then train and score a run a seed."""
+    """Pack, train the probe, then train and score a run a remedy and seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("digits", choices=["digits", "mnist"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--kimg", type=float, default=200)
+    parser.add_argument("--kimg", type=float, default=128)
+    parser.add_argument("--remedy", action="append", choices=list(REMEDIES), metavar="NAME", help="; ".join(REMEDIES))
     parser.add_argument("--root", type=Path)
     parser.add_argument("--folder", type=Path, default=Path("runs/stacked"))
     parser.add_argument("words", nargs="*", metavar="section.field=value")
@@ -47,39 +84,35 @@ def main() -> None:
     probe = probe_path(read_index(singles).fingerprint)
     if not probe.exists():
         distgan("probe", singles)
-    for seed in range(arguments.seeds):
-        run, scores = folder / f"seed-{seed}", folder / f"seed-{seed}.json"
-        fixed = [
-            f"train.kimg={arguments.kimg}",
-            f"train.seed={seed}",
-            "log.wandb=disabled",
-            f"evaluation.extractor={probe}",
+    lines, plain_speed = [], None
+    for remedy in arguments.remedy or REMEDIES:
+        found = []
+        for seed in range(arguments.seeds):
+            run = folder / f"{''.join(c if c.isalnum() else '-' for c in remedy)}-{seed}"
+            words = [*PLAIN, *REMEDIES[remedy], f"train.kimg={arguments.kimg}", f"train.seed={seed}", *arguments.words]
+            found.append(score(run, stacks, probe, words))
+        columns = [
+            ", ".join(f"{result['values'][name]:{form}}" for result in found)
+            for name, form in (
+                ("diversity/modes", "g"),
+                ("diversity/reverse_kl", ".2f"),
+                ("quality/coverage", ".2f"),
+                ("quality/frechet", ".0f"),
+            )
         ]
-        door = [sys.executable, str(DOOR), "--data", str(stacks), "--run-dir", str(run)]
-        subprocess.run([*door, *fixed, *arguments.words], check=True)
-        distgan(
-            "evaluate",
-            run,
-            "--data",
-            stacks,
-            "--num",
-            NUM_SAMPLES,
-            "--reference",
-            10_000,
-            "--extractor",
-            probe,
-            "--json",
-            scores,
-        )
-    for seed in range(arguments.seeds):
-        result = json.loads((folder / f"seed-{seed}.json").read_text())[0]
-        values, reals = result["values"], result["reals"]
-        print(
-            f"seed {seed}: {values['diversity/modes']:g} modes of 1,000 (reals {reals['diversity/modes']:g}), reverse KL "
-            f"{values['diversity/reverse_kl']:.3f} (reals {reals['diversity/reverse_kl']:.3f}), "
-            f"{result['protocol']['num_fakes']:,} samples"
-        )
-    print(f"published: {PUBLISHED}")
+        speed = statistics.median(result["images_per_sec"] for result in found)
+        plain_speed = plain_speed or speed
+        lines.append(f"| {remedy} | {' | '.join(columns)} | {plain_speed / speed:.1f} |")
+    reals = found[0]["reals"]
+    print(
+        "| objective | modes | reverse KL | coverage | Frechet | time a step |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    print("\n".join(lines))
+    print(
+        f"| reals | {reals['diversity/modes']:g} | {reals['diversity/reverse_kl']:.2f} "
+        f"| {reals['quality/coverage']:.2f} | {reals['quality/frechet']:.1f} | |"
+    )
+    print(f"\n{NUM_SAMPLES:,} samples, {arguments.kimg:g} kimg; published: {PUBLISHED}")
 
 
 if __name__ == "__main__":
