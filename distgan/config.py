@@ -327,8 +327,11 @@ class Collapse(Section):
     @model_validator(mode="after")
     def remedy_words(self) -> "Collapse":
         for word in self.remedy:
-            if not word.startswith(("loss.", "optim.")):
-                raise ValueError(f"collapse.remedy={word!r}: a rollback can change settings of loss and optim only")
+            if not word.startswith(("loss.", "optim.lr_", "optim.betas=", "optim.schedule=")):
+                raise ValueError(
+                    f"collapse.remedy={word!r}: a rollback can change settings of loss, and of optim lr_g, lr_d, betas "
+                    "and schedule"
+                )
         return self
 
 

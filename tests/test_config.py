@@ -92,6 +92,8 @@ def test_words_of_registries_are_the_words_of_the_settings() -> None:
         (["loss.label_smoothing=0.1", "loss.adversarial=hinge"], "use it with bce or lsgan"),
         (["loss.augment=blur"], "loss.augment='blur': input should be a valid tuple"),
         (['loss.augment=["blur"]'], "loss.augment.0='blur': input should be 'color', 'translation' or 'cutout'"),
+        (["collapse.remedy=['optim.name=sgd']"], "a rollback can change settings of loss"),
+        (["collapse.remedy=['loss.r1=1']"], "collapse.remedy: loss.r1, loss.r2 and"),
         (["loss.diversity.mode_seking=1"], "did you mean loss.diversity.mode_seeking?"),
     ],
 )
