@@ -23,7 +23,7 @@ from distgan.generators import generate, sample_latents, save_generator
 from distgan.interrupt import Interrupt
 from distgan.layers import to_toml, with_words
 from distgan.networks import GeneratorSpec
-from distgan.objectives.adversarial import ADVERSARIAL
+from distgan.objectives.adversarial import equilibrium
 from distgan.optimizers import lr_schedule
 from distgan.peers import Peers
 from distgan.plan import check_batch, due, penalty_scale, start_table
@@ -130,7 +130,7 @@ class Trainer:
             wandb_id=self.state.wandb_id,
             total_images=self.total_images,
             epoch_images=self.reader.num_samples,
-            equilibrium=ADVERSARIAL[self.config.loss.adversarial].equilibrium,
+            equilibrium=equilibrium(self.config.loss),
         )
         self.state.wandb_id = self.reporter.wandb_id
         self.peers.stuck = lambda why: self.reporter.close("failed", why, images_seen=self.state.images_seen)
@@ -255,7 +255,7 @@ class Trainer:
         self.state.train_seconds += seconds
         if not statistics:
             return
-        balance = dict(zip(("loss/d", "loss/g"), ADVERSARIAL[self.active.loss.adversarial].equilibrium, strict=True))
+        balance = dict(zip(("loss/d", "loss/g"), equilibrium(self.active.loss), strict=True))
         self.reporter.row(
             {
                 "progress/kimg": self.state.images_seen / 1000,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
+from distgan.config import Loss
+
 
 @dataclass(frozen=True)
 class AdversarialLoss:
@@ -118,3 +120,9 @@ ADVERSARIAL = {
         paired=True,
     ),
 }
+
+
+def equilibrium(loss: Loss) -> tuple[float, float]:
+    """What (discriminator, generator) pay where fakes cannot be told; an unrolled generator pays minus the other's."""
+    discriminator, generator = ADVERSARIAL[loss.adversarial].equilibrium
+    return discriminator, -discriminator if loss.unroll_steps else generator
