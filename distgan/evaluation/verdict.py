@@ -182,14 +182,12 @@ class Monitor:
             found.append(Verdict("diverged", f"{self.not_finite} not finite"))
         if self.one_image.on:
             found.append(Verdict("complete collapse", "the images of a batch hardly differ"))
-        evaluated_and_improving = (
-            self.past.evaluations > 0 and self.past.since_better < self.thresholds.stall_evaluations
-        )
-        if not evaluated_and_improving:
-            # A discriminator that wins while samples still get better is how many healthy runs look.
-            for streak, side in ((self.discriminator_wins, "discriminator"), (self.generator_wins, "generator")):
-                if streak.on:
-                    found.append(Verdict("unbalanced", f"{side} winning; {self.balance}"))
+        evaluated, stalled = self.past.evaluations > 0, self.past.since_better >= self.thresholds.stall_evaluations
+        # A discriminator that wins at first, or while samples still get better, is how most healthy runs look.
+        if self.discriminator_wins.on and evaluated and stalled:
+            found.append(Verdict("unbalanced", f"discriminator winning; {self.balance}"))
+        if self.generator_wins.on and (stalled or not evaluated):
+            found.append(Verdict("unbalanced", f"generator winning; {self.balance}"))
         return min(found, key=lambda verdict: NAMES.index(verdict.name))
 
     def tick(self, signals: Mapping[str, float]) -> Verdict:

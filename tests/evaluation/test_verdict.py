@@ -99,10 +99,10 @@ def test_memorising_is_named() -> None:
 
 def test_a_winning_discriminator_is_named_when_samples_stop_improving() -> None:
     monitor = Monitor()
-    assert [monitor.tick(D_WINS).name for _ in range(5)] == ["learning"] * 4 + ["unbalanced"]
-    assert "discriminator winning; discriminator right on 100% of reals" in str(monitor.verdict)
+    assert {monitor.tick(D_WINS).name for _ in range(20)} == {"learning"}  # as all runs begin
     improves_then_stalls = [result(5, 0.3), result(5, 0.3), result(5, 0.3)]
     assert names(monitor, improves_then_stalls) == ["healthy", "healthy", "unbalanced"]
+    assert "discriminator winning; discriminator right on 100% of reals" in str(monitor.verdict)
     assert [monitor.tick(BALANCED).name for _ in range(5)][-1] == "healthy"
 
 
