@@ -94,12 +94,12 @@ def build(config: Config) -> Players:
 
 
 def run(name: str, words: Sequence[str], *, seed: int, num_steps: int) -> tuple[int, float, float, float]:
-    """(modes captured, share of high-quality samples, reverse KL, seconds a step) after so many generator steps."""
+    """(modes captured, share of high-quality samples, reverse KL, processor seconds a step) after so many generator steps."""
     config = load_config(None, [*PLAIN, *words, f"train.seed={seed}"])
     players = build(config)
     modes, deviation = centres(name)
     draw = torch.Generator().manual_seed(seed)
-    began = time.perf_counter()
+    began = time.process_time()
     for step in range(1, num_steps + 1):
         for d_step in range(D_STEPS):
             chosen = torch.randint(len(modes), (BATCH,), generator=draw)
@@ -111,7 +111,7 @@ def run(name: str, words: Sequence[str], *, seed: int, num_steps: int) -> tuple[
             fakes, _ = discriminator_step(players, batches, loss=config.loss, penalty_scale=1, keep_graph=keep)
         generator_step(players, batches, loss=config.loss, fakes=fakes)
         players.settle(config.optim, num_images=BATCH * D_STEPS, images_seen=step * BATCH * D_STEPS)
-    seconds = (time.perf_counter() - began) / num_steps
+    seconds = (time.process_time() - began) / num_steps
     with torch.no_grad():
         points = players.bare_generator(torch.randn(NUM_SAMPLES, LATENT_DIM, generator=draw))
     distances, nearest = torch.cdist(points, modes).min(1)
