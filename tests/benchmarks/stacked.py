@@ -21,6 +21,12 @@ from shards.index import read_index
 
 DOOR = Path(__file__).parents[2] / "distgan" / "train.py"
 NUM_SAMPLES = 26_000
+COLUMNS = {
+    "diversity/modes": "g",
+    "diversity/reverse_kl": ".2f",
+    "quality/coverage": ".2f",
+    "quality/frechet": ".1f",
+}
 PUBLISHED = (
     "DCGAN 99 modes, 3.40; Unrolled GAN 48.7, 4.32; VEEGAN 150, 2.95; PacDCGAN2 1000, 0.06 "
     "(Lin et al. 2018, table 2: MNIST at 28 pixels, 100k steps)"
@@ -59,7 +65,7 @@ def score(run: Path, stacks: Path, probe: Path, words: list[str]) -> dict[str, A
         words = [*words, f"evaluation.extractor={probe}"]
         subprocess.run([sys.executable, str(DOOR), "--data", str(stacks), "--run-dir", str(run), *words], check=True)
         options = ("--num", NUM_SAMPLES, "--reference", 10_000, "--extractor", probe, "--json", scores)
-        distgan("evaluate", run, "--data", stacks, *options)
+        distgan("evaluate", run, "--data", stacks, *options, "--metrics", ",".join(COLUMNS))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     speed = statistics.median(row["time/images_per_sec"] for row in rows if "time/images_per_sec" in row)
     return json.loads(scores.read_text())[0] | {"images_per_sec": speed}
@@ -91,15 +97,7 @@ def main() -> None:
             run = folder / f"{''.join(c if c.isalnum() else '-' for c in remedy)}-{seed}"
             words = [*PLAIN, *REMEDIES[remedy], f"train.kimg={arguments.kimg}", f"train.seed={seed}", *arguments.words]
             found.append(score(run, stacks, probe, words))
-        columns = [
-            ", ".join(f"{result['values'][name]:{form}}" for result in found)
-            for name, form in (
-                ("diversity/modes", "g"),
-                ("diversity/reverse_kl", ".2f"),
-                ("quality/coverage", ".2f"),
-                ("quality/frechet", ".0f"),
-            )
-        ]
+        columns = [", ".join(f"{result['values'][name]:{form}}" for result in found) for name, form in COLUMNS.items()]
         speed = statistics.median(result["images_per_sec"] for result in found)
         plain_speed = plain_speed or speed
         lines.append(f"| {remedy} | {' | '.join(columns)} | {plain_speed / speed:.1f} |")
