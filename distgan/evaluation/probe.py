@@ -76,6 +76,7 @@ class Probe(Extractor):
         self.class_names = card.class_names
         self.resize = f"to {card.size}x{card.size} (area or bilinear)"
         self.version = weights_hash(network, card.size)
+        self.network.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
     def extract(self, images: Tensor) -> Extracted:
         return Extracted(*self.network(fit_images(images, channels=self.card.channels, size=self.card.size)))

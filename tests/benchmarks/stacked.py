@@ -85,7 +85,10 @@ def main() -> None:
     root = ["--root", arguments.root] if arguments.root else []
     folder = arguments.folder / arguments.digits
     singles, stacks = folder / "singles", folder / "stacks"
-    distgan("pack", arguments.digits, singles, *root)
+    small = (
+        ["--size", 16] if arguments.digits == "digits" else []
+    )  # scanned at 8 pixels: a probe of 16 is four times as fast
+    distgan("pack", arguments.digits, singles, *small, *root)
     distgan("pack", f"stacked-{arguments.digits}", stacks, *root)
     probe = probe_path(read_index(singles).fingerprint)
     if not probe.exists():
