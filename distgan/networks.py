@@ -104,9 +104,10 @@ class MinibatchStddev(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Adds weight x standard deviation over the group, averaged over features and places."""
-        groups = maps.float().unflatten(0, (-1, self.group))
-        spread = (groups.var(1, correction=0) + 1e-8).sqrt().flatten(1).mean(1).repeat_interleave(self.group)
-        added = spread[:, None] * self.weight
+        # Features last, as they lie in memory, and no `var`, whose backward is six times as slow.
+        groups = maps.movedim(1, -1).float().flatten(1).unflatten(0, (-1, self.group))
+        deviations = (groups - groups.mean(1, keepdim=True)).square().mean(1).add(1e-8).sqrt()
+        added = deviations.mean(1).repeat_interleave(self.group)[:, None] * self.weight
         return maps + added.to(maps.dtype).view(*added.shape, *[1] * (maps.dim() - 2))
 
 
