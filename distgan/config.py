@@ -66,6 +66,16 @@ class Networks(Section):
         0, "Images of a group whose spread the discriminator sees; 0 for none.", ge=0, le=64
     )
     packing: int = setting(1, "Images that the discriminator judges together, as one (PacGAN).", ge=1, le=16)
+    per_class: bool = setting(False, "One GAN a class, sharing the length of the run, joined into one generator.")
+    only_class: int | None = setting(
+        None, "With per_class: the number of the one class to train.", identity=False, ge=0
+    )
+
+    @model_validator(mode="after")
+    def only_one_of_several(self) -> "Networks":
+        if self.only_class is not None and not self.per_class:
+            raise ValueError(f"networks.only_class={self.only_class} needs networks.per_class=true; set that too")
+        return self
 
 
 class Diversity(Section):

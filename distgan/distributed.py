@@ -1,6 +1,7 @@
 """Rank, world, reductions and gathers on torch.distributed alone; the identity in a world of one."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -8,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from distgan.errors import UserError
 
 T = TypeVar("T")
 
@@ -55,6 +58,19 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """Do something on rank zero only; a user's mistake there ends all ranks together. Others get None."""
+        result, mistake = None, None
+        if self.is_main:
+            try:
+                result = action()
+            except UserError as error:
+                mistake = str(error)
+        mistake = self.broadcast_object(mistake)
+        if mistake is not None:
+            raise UserError(mistake)
+        return result
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
@@ -66,6 +82,12 @@ def current_world() -> World:
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     return World(0, 1)
+
+
+def leave_world() -> None:
+    """The last thing a process does: leave the process group, where there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class Consensus:
@@ -92,9 +114,12 @@ class Consensus:
         return decided
 
     def close(self) -> None:
-        """Let the last vote arrive, so that no rank leaves while another is waiting for it."""
+        """Let the last vote arrive, so that no rank leaves while another is waiting for it, and let go of the group."""
         if self.pending is not None:
             self.pending.wait()
+        if self.group is not None:
+            dist.barrier(self.group)
+            dist.destroy_process_group(self.group)
 
 
 def launched_world_size() -> int:

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distgan.errors import UserError
-from distgan.networks import GeneratorSpec, build_generator
+from distgan.mixture import build_from, read_spec
+from distgan.networks import GeneratorSpec
 from distgan.randomness import normal
 
 EMA_PREFIX = "ema."  # of the averaged generator's tensors in a checkpoint
@@ -30,9 +31,9 @@ def load_generator(path: Path) -> tuple[nn.Module, GeneratorSpec]:
     """The averaged generator, in eval mode, of a run folder, a checkpoint folder or a generator file; raises UserError."""
     weights, description, prefix = find_generator(path)
     try:
-        spec = GeneratorSpec(**json.loads(description.read_text())["generator"])
+        spec = read_spec(json.loads(description.read_text())["generator"])
         tensors = load_file(weights)
-        generator = build_generator(spec).eval().requires_grad_(False)
+        generator = build_from(spec).eval().requires_grad_(False)
         generator.load_state_dict(
             {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         )

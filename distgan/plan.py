@@ -1,6 +1,7 @@
 """What a run is going to do: how its batch is split, when things are due, and the table that says so at the start."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,13 @@ from distgan.optimizers import scheduled
 from distgan.players import Players
 from distgan.quality import QualityWatch
 from distgan.runtime import hardware
-from distgan.settings import changed_from_defaults
+from distgan.settings import changed_from_defaults, identity_hash
 from shards.reader import ShardReader
+
+
+def default_run_dir(name: str, config: Config, fingerprint: str) -> Path:
+    """Where a run lies that was given no folder: the same for the same settings and data, so that it goes on there."""
+    return Path("runs") / f"{name}-{identity_hash(config, fingerprint)}"
 
 
 def due(interval: float, before: int, now: int) -> bool:

@@ -55,10 +55,14 @@ def train(
             if is_main:
                 show_table("settings that differ from the defaults", list(changed_from_defaults(config).items()))
             return
+        from distgan.distributed import leave_world
+        from distgan.per_class import PerClass
         from distgan.trainer import Trainer
 
         name = Path(preset).stem if preset else "run"
-        state = Trainer(config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv).run()
+        kind = PerClass if config.networks.per_class else Trainer
+        state = kind(config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv).run()
+        leave_world()
     except (UserError, ShardError) as error:
         if speaks:
             complain(str(error))

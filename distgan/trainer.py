@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from distgan.networks import GeneratorSpec
 from distgan.objectives.adversarial import equilibrium
 from distgan.optimizers import lr_schedule
 from distgan.peers import Peers
-from distgan.plan import check_batch, due, penalty_scale, start_table
+from distgan.plan import check_batch, default_run_dir, due, penalty_scale, start_table
 from distgan.players import Players, build_players
 from distgan.quality import QualityWatch
 from distgan.reporting.images import to_uint8
@@ -35,7 +34,6 @@ from distgan.reporting.reporter import Reporter
 from distgan.resume import RunState, find_checkpoint, take_over, write_checkpoint
 from distgan.runfolder import RunFolder, explained
 from distgan.runtime import COLLECTIVE_TIMEOUT, build_accelerator, peak_memory_gb, provenance, stop_with_launcher
-from distgan.settings import identity_hash
 from distgan.steps import discriminator_step, generator_step
 
 NUM_SAMPLES = 64  # images of a grid
@@ -45,7 +43,14 @@ class Trainer:
     """One run on this process; `run` trains to the end, a signal or a collapse, and says which."""
 
     def __init__(
-        self, config: Config, *, name: str, run_dir: Path | None, interrupt: Interrupt, command: list[str]
+        self,
+        config: Config,
+        *,
+        name: str,
+        run_dir: Path | None,
+        interrupt: Interrupt,
+        command: list[str],
+        open_folder: Callable[[Path], RunFolder] = RunFolder,
     ) -> None:
         stop_with_launcher()
         self.config, self.interrupt, self.command = config, interrupt, command
@@ -55,8 +60,8 @@ class Trainer:
         self.world, self.device = current_world(), self.accelerator.device
         self.peers = Peers(self.world)
         check_batch(config, self.world)
-        self.run_dir = run_dir or Path("runs") / f"{name}-{identity_hash(config, self.index.fingerprint)}"
-        self.folder = self.on_main(lambda: RunFolder(self.run_dir))
+        self.run_dir = run_dir or default_run_dir(name, config, self.index.fingerprint)
+        self.folder = self.world.on_main(lambda: open_folder(self.run_dir))
         self.players = self.build_players()
         self.quality = QualityWatch(
             self.reader,
@@ -74,19 +79,6 @@ class Trainer:
         self.means = RunningMeans()
         self.looking = dict.fromkeys(("samples", "evaluations", "checkpoints"), 0.0)  # seconds
         self.consensus = Consensus(self.world, timeout=COLLECTIVE_TIMEOUT)
-
-    def on_main(self, action: Callable[[], Any]) -> Any:
-        """Do something on rank zero only; a user's mistake there ends all ranks together. Others get None."""
-        result, mistake = None, None
-        if self.world.is_main:
-            try:
-                result = action()
-            except UserError as error:
-                mistake = str(error)
-        mistake = self.world.broadcast_object(mistake)
-        if mistake is not None:
-            raise UserError(mistake)
-        return result
 
     def build_players(self) -> Players:
         """Networks that fit the images."""
@@ -107,7 +99,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, where there is one."""
-        found = self.on_main(lambda: find_checkpoint(self.run_dir, self.config, self.index.fingerprint))
+        found = self.world.on_main(lambda: find_checkpoint(self.run_dir, self.config, self.index.fingerprint))
         contents = take_over(
             found[:2] if found else None,
             players=self.players,
@@ -137,7 +129,6 @@ class Trainer:
         if self.state.images_seen >= self.total_images:
             self.reporter.already_done(images_seen=self.state.images_seen)
             self.peers.leave()
-            self.accelerator.end_training()
             return "done"
         self.announce()
         try:
@@ -147,7 +138,6 @@ class Trainer:
             self.reporter.close("failed", reason, images_seen=self.state.images_seen)
             raise cause from None
         self.peers.leave()
-        self.accelerator.end_training()
         return outcome
 
     def announce(self) -> None:
@@ -316,7 +306,7 @@ class Trainer:
     def roll_back(self) -> None:
         """Put the last healthy checkpoint, or else the first, in place with the remedy; images seen go on forward."""
         verdict, name = self.quality.verdict, checkpoint.checkpoint_name(self.state.healthy_images)
-        found = self.on_main(lambda: checkpoint.load(self.folder.checkpoints / name))
+        found = self.world.on_main(lambda: checkpoint.load(self.folder.checkpoints / name))
         take_over(found, players=self.players, quality=self.quality, world=self.world, device=self.device)
         self.quality.monitor.forgive()
         self.state.rollbacks += 1
@@ -339,7 +329,7 @@ class Trainer:
         if self.quality.verdict.name == "healthy":
             self.state.healthy_images = self.state.images_seen
         self.players.check_replicas(self.world)
-        self.on_main(lambda: self.write_checkpoint(must=must))
+        self.world.on_main(lambda: self.write_checkpoint(must=must))
         self.looking["checkpoints"] += time.monotonic() - began
 
     def write_checkpoint(self, *, must: bool) -> None:

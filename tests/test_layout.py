@@ -13,7 +13,7 @@ FILES = sorted([*ROOT.glob("distgan/**/*.py"), *ROOT.glob("shards/**/*.py")])
 ROOMS = [  # top to bottom; what stands on one line may import what stands there and below
     {"train", "cli"},
     {"jobs"},
-    {"trainer"},
+    {"trainer", "per_class"},
     {
         "peers",
         "plan",
@@ -35,6 +35,7 @@ ROOMS = [  # top to bottom; what stands on one line may import what stands there
         "ema",
         "optimizers",
         "generators",
+        "mixture",
         "randomness",
         "interrupt",
         "peers",

@@ -69,6 +69,7 @@ def train_run(shards: Path, run_dir: Path, words: Sequence[str], stop_after: int
     """Train in this process; notes the ids of all images read, and any file that another rank than zero writes."""
     import distgan.batches as batches_module
     import distgan.trainer as trainer_module
+    from distgan.distributed import leave_world
     from distgan.interrupt import Interrupt
     from distgan.layers import load_config
 
@@ -98,6 +99,7 @@ def train_run(shards: Path, run_dir: Path, words: Sequence[str], stop_after: int
     trainer = trainer_module.Trainer(config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"])
     start = trainer.state.images_seen
     state = trainer.run()
+    leave_world()
     players = trainer.players
     networks = {"generator": players.bare_generator, "discriminator": players.bare_discriminator}
     weights = {
