@@ -1,5 +1,6 @@
 """The `distgan` command: one thin function a command; heavy imports wait until they are needed."""
 
+import shlex
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -15,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Pack images, score and sample DCGANs.",
+    help="Pack images, score and sample DCGANs, vary their training.",
 )
 
 
@@ -187,3 +188,65 @@ def evaluate(
     for each in scored:
         say(f"{each.name}: {each.verdict}", style="bold red" if each.verdict.is_trouble else "bold green")
     say(scored[0].result.protocol.line())
+
+
+@command
+def sweep(
+    file: Annotated[Path, typer.Argument(help="What to vary: docs/sweep.md says how it is written.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Settings of every run as section.field=value.", metavar="SETTING...")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="For the runs; none means runs/ and the file's name.")] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Show the runs with their numbers and states, and stop.")
+    ] = False,
+    index: Annotated[
+        int | None,
+        typer.Option(help="Take this one run only, for one task of an array.", min=0, envvar="SLURM_ARRAY_TASK_ID"),
+    ] = None,
+    words: Annotated[
+        bool, typer.Option("--words", help="Print that run's words for distgan/train.py, and stop.")
+    ] = False,
+    board: Annotated[bool, typer.Option("--board", help="Write the leaderboard of what is there, and stop.")] = False,
+) -> None:
+    """Train many runs and rank them. A stopped sweep goes on when called again."""
+    from distgan.interrupt import Interrupt
+    from distgan.jobs import sweep as job
+    from distgan.reporting import leaderboard
+
+    asked = job.read_sweep(file)
+    folder = folder or Path("runs") / file.stem
+    runs = job.plan_runs(asked, folder=folder, words=settings or ())
+    if index is not None and not index < len(runs):
+        raise UserError(
+            f"--index {index}: there are {len(runs)} runs, numbers 0 to {len(runs) - 1}; see them with --list"
+        )
+    chosen = runs if index is None else [runs[index]]
+    if words:
+        typer.echo("\n".join(chosen[0].words))
+        return
+    if show:
+        rows = [[str(i), run.entry.label, str(run.entry.seed), leaderboard.read_status(run.entry.folder)["state"]]
+                for i, run in enumerate(runs)]  # fmt: skip
+        show_columns(["number", "cell", "seed", "state"], rows)
+        say(
+            f"as an array: sbatch --array=0-{len(runs) - 1} launch/sweep.sbatch {shlex.join([str(file), *(settings or ())])}"
+        )
+        return
+    interrupt = Interrupt()
+    if not board:
+        interrupt.install()
+        job.run_all(chosen, group=file.stem, launcher=asked.launcher, interrupt=interrupt)
+    if interrupt.raised:
+        complain(f"{interrupt.signal_name}; saved, and the same command goes on from here")
+        raise typer.Exit(75)
+    if index is None:
+        ranked = leaderboard.gather_cells([run.entry for run in runs], rank_by=asked.rank_by)
+        head, table = leaderboard.table(ranked, rank_by=asked.rank_by)
+        show_columns(head, table)
+        if note := leaderboard.unlike(ranked):
+            complain(note)
+        files = leaderboard.write_leaderboard(ranked, folder, rank_by=asked.rank_by)
+        say(f"wrote {', '.join(map(str, files))}")
+    if not board and not all(run.is_finished for run in chosen):
+        raise typer.Exit(1)

@@ -29,10 +29,34 @@ def test_mistakes_are_told_before_anything_starts(words: list[str], where: Path,
     assert expected in done.stderr
 
 
+def test_the_status_of_a_class_is_that_of_its_own_folder(tmp_path: Path) -> None:
+    """An array with a class a task: the job ends as the class did, whatever the launcher and the other classes say."""
+    run = tmp_path / "a run"
+    for name, text in (
+        ("scontrol", "echo node1"),
+        (
+            "srun",
+            f"mkdir -p '{run}/classes/3-cat' && echo ' \"state\": \"done\",' >'{run}/classes/3-cat/status.json'; exit 1",
+        ),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (run / "classes" / "13-dog").mkdir(parents=True)
+    (run / "classes" / "13-dog" / "status.json").write_text(' "state": "failed",\n')
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1",
+    }  # fmt: skip
+    words = ["--run-dir", str(run), "networks.per_class=true", "networks.only_class={task}"]
+    done = subprocess.run(["bash", str(SCRIPT), *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, ": done, launcher's exit code 0" in done.stdout) == (0, True), done.stdout + done.stderr
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck: apt-get install shellcheck")
-def test_shellcheck_finds_nothing() -> None:
-    """In the batch script."""
-    done = subprocess.run(["shellcheck", str(SCRIPT)], capture_output=True, text=True)
+@pytest.mark.parametrize("script", [SCRIPT, SCRIPT.with_name("sweep.sbatch")], ids=lambda script: script.name)
+def test_shellcheck_finds_nothing(script: Path) -> None:
+    """In the batch scripts."""
+    done = subprocess.run(["shellcheck", "-x", str(script)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout
 
 

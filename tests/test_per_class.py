@@ -236,5 +236,5 @@ def test_images_without_labels_are_told(tmp_path: Path) -> None:
 
 def test_one_class_of_none_is_a_mistake() -> None:
     """only_class without per_class says what is missing."""
-    with pytest.raises(UserError, match="networks.only_class=1 needs networks.per_class=true"):
+    with pytest.raises(UserError, match=r"networks.only_class=1 needs networks.per_class=true"):
         load_config(None, ["networks.only_class=1"])
