@@ -20,7 +20,7 @@ from distgan.reporting import console
 from distgan.reporting.images import save_grid, save_losses_plot, to_uint8
 from distgan.reporting.metrics import METRICS, RunningMeans
 from distgan.runfolder import RunFolder, read_rows
-from tests.worlds import run_world, train_run
+from tests.worlds import REMEDIES, run_world, train_run
 
 
 def test_means_are_over_steps_and_start_anew() -> None:
@@ -51,7 +51,8 @@ def test_means_are_over_ranks() -> None:
 
 def test_rows_have_only_declared_names(shards: Path, tmp_path: Path) -> None:
     """Every name in metrics.jsonl stands in METRICS, and every one of METRICS is reported."""
-    run_world(1, train_run, shards, tmp_path / "run", ["train.kimg=0.024"])
+    words = [*REMEDIES, "loss.gradient_penalty=0.1", "train.kimg=0.064", "log.every_kimg=0.032"]
+    run_world(1, train_run, shards, tmp_path / "run", words)
     for row in read_rows(tmp_path / "run" / "metrics.jsonl"):
         assert set(row) == set(METRICS)
 

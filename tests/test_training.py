@@ -9,15 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import NUM_IMAGES
-from tests.worlds import checkpoint_digest, rows, run_world, train_run
-
-REMEDIES = (
-    "train.batch_size=16", "networks.discriminator_norm=none", "networks.minibatch_stddev=4", "loss.adversarial=relativistic",
-    "loss.r1=0.1", "loss.r2=0.1", "loss.penalty_interval=2", "loss.penalty_final=0.5", "loss.unroll_steps=1",
-    "loss.diversity.mode_seeking=1", "loss.diversity.feature_distance=1", 'loss.augment=["color","translation","cutout"]',
-    "loss.augment_probability=0.5", "loss.augment_target=0.6", "loss.augment_ramp_kimg=1", "optim.schedule=cosine",
-    "optim.lookahead_steps=2",
-)  # fmt: skip
+from tests.worlds import REMEDIES, checkpoint_digest, rows, run_world, train_run
 
 
 def test_two_ranks_see_each_image_once_an_epoch_and_stay_equal(shards: Path, tmp_path: Path) -> None:
