@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from distgan.convolutions import Double, Halve
 
 IMAGE_SIZES = (32, 64, 128)
 
@@ -75,11 +78,11 @@ class DCGANGenerator(nn.Module):
         layers: list[nn.Module] = [nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
         for before, after in itertools.pairwise(widths):
             layers += [
-                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
+                Double(before, after, bias=False),
                 nn.BatchNorm2d(after),
                 nn.ReLU(inplace=True),
             ]
-        layers += [nn.ConvTranspose2d(widths[-1], spec.channels, 4, stride=2, padding=1), nn.Tanh()]
+        layers += [Double(widths[-1], spec.channels), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
         self.apply(init_dcgan)
 
@@ -121,15 +124,23 @@ class Discriminator(nn.Module):
     judge: nn.Linear
     packing: int
 
-    def features(self, images: Tensor) -> Tensor:
-        """images [B, C, H, W] -> features [B / packing, F]."""
+    def maps(self, images: Tensor) -> Tensor:
+        """images [B, C, H, W] -> what the judge weighs, [B / packing, ...]."""
         if self.packing > 1:  # consecutive images side by side, as channels (Lin et al. 2018, section 2)
             images = images.unflatten(0, (-1, self.packing)).flatten(1, 2)
-        return self.layers(images).flatten(1)
+        return self.layers(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """images [B, C, H, W] -> features [B / packing, F]."""
+        return self.maps(images).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B, C, H, W] in [-1, 1] -> logits [B / packing]."""
-        return self.judge(self.features(images)).squeeze(1)
+        maps, weight = self.maps(images), self.judge.weight
+        if maps.dim() == 4:  # the weight is turned to their layout, channels last: to turn the maps costs more
+            weight = weight.unflatten(1, maps.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+            maps = maps.permute(0, 2, 3, 1).flatten(1)
+        return linear(maps, weight, self.judge.bias).squeeze(1)
 
     def normalise(self, norm: str) -> None:
         """Put spectral norm on every weight where it is asked for (Miyato et al. 2018)."""
@@ -147,12 +158,12 @@ class DCGANDiscriminator(Discriminator):
         self.packing = spec.packing
         widths = [spec.width * 2**i for i in range(num_doublings(image_size))]
         layers: list[nn.Module] = [
-            nn.Conv2d(channels * spec.packing, widths[0], 4, stride=2, padding=1),
+            Halve(channels * spec.packing, widths[0]),
             nn.LeakyReLU(0.2, inplace=True),
         ]
         has_batch_norm = spec.norm == "batch"
         for before, after in itertools.pairwise(widths):
-            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not has_batch_norm)]
+            layers += [Halve(before, after, bias=not has_batch_norm)]
             if spec.minibatch_stddev and after == widths[-1]:
                 layers.append(MinibatchStddev(after, spec.minibatch_stddev))
             layers += [nn.BatchNorm2d(after)] if has_batch_norm else []

@@ -30,6 +30,7 @@ ROOMS = [  # top to bottom; what stands on one line may import what stands there
     {
         "dataset",
         "batches",
+        "convolutions",
         "networks",
         "objectives",
         "ema",

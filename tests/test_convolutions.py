@@ -1,0 +1,122 @@
+"""The fast convolutions compute what the library's do."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, conv_transpose2d
+
+from distgan import convolutions
+from distgan.convolutions import Double, Halve, Overlap, Patches
+from distgan.networks import DiscriminatorSpec, GeneratorSpec, build_discriminator, build_generator
+from distgan.objectives.adversarial import ADVERSARIAL
+from distgan.runtime import keep_freed_memory
+
+DOUBLE = torch.float64
+
+
+def randn(*shape: int) -> Tensor:
+    """Normal numbers of double precision that want a gradient, channels last."""
+    numbers = torch.randn(shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(sum(shape)))
+    return numbers.to(memory_format=torch.channels_last).requires_grad_()
+
+
+def halve(images: Tensor, weight: Tensor) -> Tensor:
+    """The halving convolution as a product, in any precision."""
+    return (Patches.apply(images) @ weight.permute(0, 2, 3, 1).flatten(1).t()).permute(0, 3, 1, 2)
+
+
+def double(images: Tensor, weight: Tensor) -> Tensor:
+    """The doubling one."""
+    return Overlap.apply(images.permute(0, 2, 3, 1) @ weight.permute(0, 2, 3, 1).flatten(1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (6, 2)])
+def test_both_are_the_librarys_to_the_last_digits(height: int, width: int) -> None:
+    """In double precision: values, gradients, and the gradients of gradients that a penalty takes."""
+    small, large, weight = randn(2, 5, height, width), randn(2, 3, 2 * height, 2 * width), randn(5, 3, 4, 4)
+    for ours, theirs, images in ((halve, conv2d, large), (double, conv_transpose2d, small)):
+        expected = theirs(images, weight, stride=2, padding=1)
+        torch.testing.assert_close(ours(images, weight), expected)
+        assert ours(images, weight).is_contiguous(memory_format=torch.channels_last)
+        upstream = torch.randn_like(expected)
+        for function in (ours, theirs):
+            where = {} if function is ours else {"stride": 2, "padding": 1}
+            first = torch.autograd.grad(
+                function(images, weight, **where), (images, weight), upstream, create_graph=True
+            )
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), (images, weight))
+            if function is ours:
+                kept = [*first, *second]
+            else:
+                for mine, others in zip(kept, [*first, *second], strict=True):
+                    torch.testing.assert_close(mine, others)
+
+
+def run_steps(monkeypatch: pytest.MonkeyPatch, *, most_pixels: int, dtype: torch.dtype | None) -> list[Tensor]:
+    """Losses and all gradients of three alternating steps in fp32 (None) or autocast to a dtype, on the same draws."""
+    monkeypatch.setattr(convolutions, "MOST_PIXELS", most_pixels)
+    loss, draws = ADVERSARIAL["bce"], torch.Generator().manual_seed(3)
+    spec = GeneratorSpec("dcgan", 32, 3, width=16, latent_dim=16)
+    generator, discriminator = build_generator(spec), build_discriminator(spec, DiscriminatorSpec(width=16))
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.05) for network in (generator, discriminator)]
+    seen: list[Tensor] = []
+    for _ in range(3):
+        reals = (torch.rand(16, 3, 32, 32, generator=draws) * 2 - 1).to(memory_format=torch.channels_last)
+        latents = torch.randn(16, 16, generator=draws)
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            fakes = generator(latents)
+            on_reals, on_fakes = discriminator(reals).float(), discriminator(fakes.detach()).float()
+            loss_d = loss.real_loss(on_reals, 0.0) + loss.fake_loss(on_fakes)
+            discriminator.zero_grad()
+            loss_d.backward()
+            gradients = [p.grad.clone() for p in discriminator.parameters()]
+            loss_g = loss.generator_loss(discriminator(fakes).float())
+            generator.zero_grad()
+            loss_g.backward()
+        seen += [loss_d.detach(), loss_g.detach(), *gradients, *(p.grad.clone() for p in generator.parameters())]
+        for optimizer in optimizers:
+            optimizer.step()
+    return seen
+
+
+def error(seen: list[Tensor], reference: list[Tensor]) -> list[float]:
+    """Relative distance of each tensor from the reference's."""
+    return [float((a - b).norm() / b.norm()) for a, b in zip(seen, reference, strict=True)]
+
+
+def test_a_few_steps_are_as_near_to_fp32_as_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and gradients of three steps in bf16: no further from eager fp32 than the library's own bf16 kernels."""
+    reference = run_steps(monkeypatch, most_pixels=0, dtype=None)
+    library = error(run_steps(monkeypatch, most_pixels=0, dtype=torch.bfloat16), reference)
+    products = error(run_steps(monkeypatch, most_pixels=64, dtype=torch.bfloat16), reference)
+    assert products != library
+    assert sum(products) < 1.25 * sum(library)
+    assert max(products) < 1.5 * max(library)
+    assert run_steps(monkeypatch, most_pixels=64, dtype=None)[0] == reference[0]  # fp32 takes the library's way
+
+
+def test_names_and_shapes_are_the_librarys() -> None:
+    """Weights saved from the library's layers fit, and the layers are found as what they are."""
+    for ours, theirs in (
+        (Halve(3, 5), nn.Conv2d(3, 5, 4, stride=2, padding=1)),
+        (Double(5, 3), nn.ConvTranspose2d(5, 3, 4, stride=2, padding=1)),
+    ):
+        ours.load_state_dict(theirs.state_dict())
+        assert isinstance(ours, type(theirs))
+        images = torch.randn(2, ours.in_channels, 8, 8)
+        assert torch.equal(ours(images), copy.deepcopy(theirs)(images))
+
+
+def test_freed_memory_is_used_again() -> None:
+    """A large tensor made and freed over and over costs no page faults after the first time."""
+    import resource
+
+    keep_freed_memory()
+    for _ in range(3):
+        torch.ones(2**23)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(2**23)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 5 * 2**23 * 4 // 4096 // 10
