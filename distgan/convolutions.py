@@ -57,6 +57,11 @@ class Overlap(torch.autograd.Function):
         return Patches.apply(images)
 
 
+def as_matrix(weight: Tensor) -> Tensor:
+    """A weight [D, C, 4, 4] as [D, 16 * C], a view of a channels-last one."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
 def as_product(images: Tensor, num_pixels: int) -> bool:
     """Whether the product is the faster way for a convolution whose smaller map has so many pixels."""
     return (
@@ -65,11 +70,6 @@ def as_product(images: Tensor, num_pixels: int) -> bool:
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") is torch.bfloat16
     )
-
-
-def as_matrix(weight: Tensor) -> Tensor:
-    """A weight [D, C, 4, 4] as bf16 [D, 16 * C], a view of a channels-last one but for the cast."""
-    return weight.to(torch.bfloat16).permute(0, 2, 3, 1).flatten(1)
 
 
 class Halve(nn.Conv2d):
@@ -82,7 +82,7 @@ class Halve(nn.Conv2d):
         if not as_product(images, images.shape[2] * images.shape[3] // 4):
             return super().forward(images)
         patches = Patches.apply(images.to(torch.bfloat16))
-        return linear(patches, as_matrix(self.weight), self.bias).permute(0, 3, 1, 2)
+        return linear(patches, as_matrix(self.weight.to(torch.bfloat16)), self.bias).permute(0, 3, 1, 2)
 
 
 class Double(nn.ConvTranspose2d):
@@ -94,4 +94,5 @@ class Double(nn.ConvTranspose2d):
     def forward(self, images: Tensor, output_size: list[int] | None = None) -> Tensor:
         if self.bias is not None or not as_product(images, images.shape[2] * images.shape[3]):
             return super().forward(images)
-        return Overlap.apply(images.to(torch.bfloat16).permute(0, 2, 3, 1) @ as_matrix(self.weight))
+        small = images.to(torch.bfloat16).permute(0, 2, 3, 1)
+        return Overlap.apply(small @ as_matrix(self.weight.to(torch.bfloat16)))
