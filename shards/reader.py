@@ -7,6 +7,7 @@ position ──order──> ids ──ShardReader.gather──> uint8 [b, C, H, 
 from __future__ import annotations
 
 import mmap
+import os
 import queue
 import threading
 import weakref
@@ -253,10 +254,19 @@ class _ShardOpener:
 
     def __init__(self, index: ShardIndex, files: Files) -> None:
         self._index, self._files = index, files
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self._too_large = index.num_bytes > memory / 2
 
     def __call__(self, shard: int) -> NDArray[np.uint8]:
         record, layout = self._index.shards[shard], self._index.layout
-        mapped = _mapped(self._files, record.file, num_bytes=record.num_bytes, sha256=record.sha256)
+        mapped = _mapped(
+            self._files,
+            record.file,
+            num_bytes=record.num_bytes,
+            sha256=record.sha256,
+            # what the kernel reads ahead, megabytes for an image, would push out what is needed
+            at_random=self._too_large,
+        )
         samples = mapped[: record.num_samples * layout.stride]
         return layout.pixels(samples.reshape(record.num_samples, layout.stride))
 
@@ -268,10 +278,13 @@ def _open_labels(index: ShardIndex, files: Files) -> NDArray[np.int32] | None:
     return _mapped(files, LABELS_FILE, num_bytes=num_bytes, sha256=index.labels_sha256)[NPY_HEADER_BYTES:].view("<i4")
 
 
-def _mapped(files: Files, file: str, *, num_bytes: int, sha256: str) -> NDArray[np.uint8]:
-    """The bytes of a file, which stays open as long as they are in use."""
+def _mapped(files: Files, file: str, *, num_bytes: int, sha256: str, at_random: bool = False) -> NDArray[np.uint8]:
+    """The bytes of a file, which stays open as long as they are in use; `at_random`: read none but those."""
     with files.open(file, num_bytes=num_bytes, sha256=sha256) as opened:
-        return np.frombuffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    if at_random and hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, np.uint8)
 
 
 def _class_numbers(index: ShardIndex, classes: Sequence[str | int]) -> list[int]:
