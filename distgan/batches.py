@@ -8,8 +8,9 @@ from torch import Tensor
 
 from distgan.config import Config
 from distgan.randomness import normal, uniform
+from distgan.streams import open_stream
 from shards.order import order_key
-from shards.reader import BatchStream, ShardReader
+from shards.reader import ShardReader
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,15 @@ class Batches:
         self.micro_batch = self.share // train.accumulate
         self.wait_seconds = 0.0  # spent waiting for images
         key = order_key(reader.index.fingerprint, train.seed)
-        self.stream = BatchStream(
-            reader, key=key, start=start, batch_size=train.batch_size, rank=rank, world=world_size
+        self.stream = open_stream(
+            reader,
+            key=key,
+            start=start,
+            batch_size=train.batch_size,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+            resident_share=config.data.resident_share,
         )
 
     def __enter__(self) -> "Batches":
@@ -71,7 +79,7 @@ class Batches:
         began = time.monotonic()
         pixels = next(self.stream)
         self.wait_seconds += time.monotonic() - began
-        pixels = pixels.to(self.device, non_blocking=True).to(memory_format=torch.channels_last)
+        pixels = pixels.to(memory_format=torch.channels_last)
         images = pixels.float() / 127.5 - 1.0
         if self.config.data.flip:
             drawn = uniform((), positions, seed=self.config.train.seed, purpose="flip")

@@ -33,6 +33,13 @@ class Data(Section):
     cache_gb: float | None = setting(
         None, "Room for remote shards on each node; none takes what the disk gives.", identity=False, gt=0
     )
+    resident_share: float = setting(
+        0.25,
+        "All images lie in a GPU's memory where they take at most this share of what is free; 0: never.",
+        identity=False,
+        ge=0.0,
+        le=0.9,
+    )
     order: Literal["permutation", "windows"] = setting(
         "permutation",
         "Of images: all permuted at once, or windows of shards one after another, for more than a node can keep.",

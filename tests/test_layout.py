@@ -30,6 +30,7 @@ ROOMS = [  # top to bottom; what stands on one line may import what stands there
     {
         "dataset",
         "batches",
+        "streams",
         "convolutions",
         "networks",
         "objectives",
@@ -44,7 +45,7 @@ ROOMS = [  # top to bottom; what stands on one line may import what stands there
     {"config", "settings", "layers", "distributed", "errors"},
 ]
 LIBRARY_ROOMS = {
-    "accelerate": {"runtime", "steps", "players"},
+    "accelerate": {"runtime", "steps", "players", "jobs/bench"},
     "wandb": {"reporting/wandb_sink"},
     "rich": {"reporting/console"},
     "typer": {"train", "cli"},

@@ -1,0 +1,76 @@
+"""Every stream gives the batches of the shards' own."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distgan import streams
+from distgan.batches import Batches
+from distgan.config import Config
+from distgan.layers import with_words
+from distgan.streams import CopiedAhead, ResidentStream, open_stream
+from shards.reader import BatchStream, ShardReader
+
+PLACE = {"key": 5, "batch_size": 8}
+
+
+def taken(stream: streams.ImageStream, num: int = 12) -> list[torch.Tensor]:
+    """The first batches, three epochs of them."""
+    batches = [next(stream).cpu() for _ in range(num)]
+    stream.close()
+    return batches
+
+
+@pytest.mark.parametrize("classes", [None, ["odd"]])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_resident_images_come_in_the_same_order(
+    shards: Path, rank: int, classes: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the middle of an epoch on, on either rank, of all classes or one: byte for byte what the shards give."""
+    reader = ShardReader(shards, classes)
+    expected = taken(BatchStream(reader, start=20, rank=rank, world=2, **PLACE))
+    monkeypatch.setattr(streams, "CHUNK", 7)
+    monkeypatch.setattr(streams, "free_bytes", lambda device: 10**9)
+    options = {"start": 20, "rank": rank, "world_size": 2, "device": torch.device("cpu")}
+    stream = open_stream(reader, resident_share=0.5, **options, **PLACE)
+    assert isinstance(stream, ResidentStream)
+    assert stream.images.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(*pair) for pair in zip(taken(stream), expected, strict=True))
+
+
+def test_images_stay_where_they_are_unless_they_fit(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte too many, a share of nothing, or a machine without GPU: the thread reads ahead."""
+    reader = ShardReader(shards)
+    num_bytes = reader.num_samples * int(np.prod(reader.image_shape))
+    options = {"start": 0, "rank": 0, "world_size": 1, "device": torch.device("cpu")}
+    for free, share, expected in ((num_bytes, 0.5, BatchStream), (2 * num_bytes, 0.5, ResidentStream)):
+        monkeypatch.setattr(streams, "free_bytes", lambda device, free=free: free)
+        for wanted, kind in ((share, expected), (0.0, BatchStream)):
+            stream = open_stream(reader, resident_share=wanted, **options, **PLACE)
+            stream.close()
+            assert isinstance(stream, kind)
+    monkeypatch.undo()
+    assert streams.free_bytes(torch.device("cpu")) == 0
+
+
+def test_a_run_sees_the_same_images_either_way(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Normalised and mirrored: the micro-batches of a run do not depend on where the images lay."""
+    config = with_words(Config(), ["train.batch_size=8", "data.flip=true"])
+    seen = []
+    for free in (0, 10**9):
+        monkeypatch.setattr(streams, "free_bytes", lambda device, free=free: free)
+        options = {"start": 0, "rank": 0, "world_size": 1, "device": torch.device("cpu")}
+        with Batches(ShardReader(shards), config, **options) as batches:
+            seen.append([batches.next(start, rollbacks=0)[0].reals for start in range(0, 64, 8)])
+    assert all(torch.equal(*pair) for pair in zip(*seen, strict=True))
+
+
+@pytest.mark.gpu
+def test_copies_ahead_are_what_was_read(shards: Path) -> None:
+    """Copied on a side stream while the batch before is used, nothing is overwritten too early."""
+    device, reader = torch.device("cuda"), ShardReader(shards)
+    expected = taken(BatchStream(reader, start=0, **PLACE))
+    stream = CopiedAhead(BatchStream(reader, start=0, **PLACE), device)
+    assert all(torch.equal(*pair) for pair in zip(taken(stream), expected, strict=True))
