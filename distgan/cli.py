@@ -250,3 +250,31 @@ def sweep(
         say(f"wrote {', '.join(map(str, files))}")
     if not board and not all(run.is_finished for run in chosen):
         raise typer.Exit(1)
+
+
+@command
+def bench(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings as section.field=value.", metavar="SETTING...")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="A preset or a .toml file.")] = None,
+    size: Annotated[int, typer.Option(help="Pixels a side of the images: 32, 64 or 128.")] = 64,
+    channels: Annotated[int, typer.Option(help="1 or 3.")] = 3,
+    quick: Annotated[bool, typer.Option(help="Fewer repeats, nothing compiled.")] = False,
+    json: Annotated[Path | None, typer.Option(help="File for the numbers.")] = None,
+) -> None:
+    """Measure how fast this machine packs, loads and trains, in a few minutes on generated images."""
+    from json import dumps
+
+    from distgan.jobs.bench import bench as measure
+    from distgan.layers import load_config
+
+    if size not in (32, 64, 128) or channels not in (1, 3):
+        raise UserError(f"--size {size} --channels {channels} cannot be: give 32, 64 or 128 and 1 or 3")
+    config = load_config(preset, list(overrides or []))
+    found = measure(config, size=size, channels=channels, quick=quick, progress=lambda what: say(f"{what} ..."))
+    show_columns(["", "median (least to most)", ""], [list(row) for row in found.rows])
+    say(", ".join(f"{name} {value}" for name, value in found.machine.items()))
+    if json is not None:
+        json.write_text(dumps({"machine": found.machine, "measured": found.values}, indent=1) + "\n")
+        say(f"wrote {json}")

@@ -1,0 +1,87 @@
+"""The measuring itself: what is measured is what is said."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from distgan.cli import bench as bench_command
+from distgan.config import Config
+from distgan.jobs.bench import Bench, Spread, Trial, bench, rates, run_trial, train_trial, write_images
+from distgan.layers import with_words
+from shards.pack import pack
+
+TINY = (
+    "networks.generator_width=4", "networks.discriminator_width=4", "networks.latent_dim=8", "train.batch_size=8",
+    "train.cpu_threads=1", "train.precision=launcher",
+)  # fmt: skip
+
+
+def trial(*words: str, **changes: object) -> Trial:
+    """A trial of a moment."""
+    config = with_words(Config(), [*TINY, *words])
+    return Trial(config, (1, 32, 32), precision="no", repeats=2, seconds=0.02, **changes)  # type: ignore[arg-type]
+
+
+def test_rates_leave_the_first_call_out() -> None:
+    """A slow first call does not count; ten images in ten milliseconds are at most a thousand a second."""
+    calls = []
+
+    def work() -> int:
+        calls.append(0)
+        time.sleep(0.3 if len(calls) == 1 else 0.01)
+        return 10
+
+    found = rates(work, repeats=3)
+    assert len(calls) == 4
+    assert 100 < found.least <= found.median <= found.most <= 1000
+
+
+def test_a_trial_counts_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arithmetic is what the layers say: a wider discriminator takes more; with a loader, waiting is a share."""
+    monkeypatch.setattr("distgan.jobs.bench.MATRIX_SIDE", 128)
+    monkeypatch.setattr("distgan.jobs.bench.COPY_BYTES", 2**16)
+    plain, wide = train_trial(trial()), train_trial(trial("networks.discriminator_width=8"))
+    assert plain.images_per_sec is not None
+    assert 1.5 * plain.flops_per_image < wide.flops_per_image
+    assert plain.matrix_tflops > 0 < plain.copy_gb_per_sec
+    assert plain.wait_share == 0.0
+    shards = tmp_path / "shards"
+    pack(write_images(tmp_path / "source", 20, size=32), shards, size=32, channels=1, workers=1)
+    assert 0 < train_trial(trial(shards=shards)).wait_share < 1
+
+
+def test_a_table_holds_what_was_added() -> None:
+    """Rows for people and values for programs say the same; a trial that failed says why."""
+    found = Bench({})
+    found.add("pack", "images/s", Spread(2000.0, 1.5, 3000.0), "JPEG")
+    assert found.rows == [("pack", "2,000 (1.5 to 3,000) images/s", "JPEG")]
+    assert found.values["pack"] == {
+        "unit": "images/s",
+        "remark": "JPEG",
+        "median": 2000.0,
+        "least": 1.5,
+        "most": 3000.0,
+    }
+
+
+def test_sizes_without_a_network_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistake is one line and exit code 2."""
+    import typer
+
+    with pytest.raises(typer.Exit) as ended:
+        bench_command(size=48)
+    assert ended.value.exit_code == 2
+    assert "--size 48" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_worlds_are_measured_and_failures_told() -> None:
+    """Two processes share the batch; what one cannot do is an error in its row, not of the command."""
+    two = run_trial(trial(processes=2))
+    assert two.images_per_sec is not None and two.images_per_sec.median > 0
+    broken = run_trial(trial(shards=Path("nowhere")))
+    assert broken.images_per_sec is None and broken.error
+    config = with_words(Config(), TINY)
+    found = bench(config, size=32, channels=1, quick=True, progress=lambda what: None)
+    assert {"pack", "loader, raw", "training with its loader"} <= set(found.values)
