@@ -34,11 +34,7 @@ class Data(Section):
         None, "Room for remote shards on each node; none takes what the disk gives.", identity=False, gt=0
     )
     resident_share: float = setting(
-        0.25,
-        "All images lie in a GPU's memory where they take at most this share of what is free; 0: never.",
-        identity=False,
-        ge=0.0,
-        le=0.9,
+        0.25, "Share of a GPU's free memory that all images may take to lie there.", identity=False, ge=0, le=0.9
     )
     order: Literal["permutation", "windows"] = setting(
         "permutation",

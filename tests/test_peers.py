@@ -25,15 +25,15 @@ class Nowhere:
 
 def child(rank: int, port: int, shards: Path, run_dir: Path, failing_rank: int | None) -> None:
     """One of three ranks; speaks into a file of its own, waits seconds where users wait half minutes."""
-    import distgan.batches
     import distgan.peers
+    import distgan.streams
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sys.stdout = sys.stderr = run_dir.with_suffix(f".{rank}").open("w", buffering=1)
     distgan.peers.BEAT_SEC, distgan.peers.SILENCE_SEC, distgan.peers.GRACE_SEC = 0.2, 3.0, 1.0
     if rank == failing_rank:
-        distgan.batches.BatchStream.__next__ = lambda self: 1 / 0  # type: ignore[method-assign,assignment]
+        distgan.streams.BatchStream.__next__ = lambda self: 1 / 0  # type: ignore[method-assign,assignment]
     try:
         train_run(shards, run_dir, ["train.kimg=600"])
     except BaseException as error:

@@ -28,14 +28,14 @@ PART = GeneratorSpec("dcgan", 32, 1, 4, 8)
 
 def train_classes(shards: Path, run_dir: Path, words: tuple[str, ...], stop_after: int | None = None) -> dict[str, Any]:
     """Train a GAN a class in this process; notes the images read, and gets a signal at batch number `stop_after`."""
-    import distgan.batches as batches_module
+    import distgan.streams as streams_module
     from distgan.distributed import leave_world
     from distgan.interrupt import Interrupt
     from distgan.per_class import PerClass
 
     ids: list[list[int]] = []
 
-    class NotingStream(batches_module.BatchStream):
+    class NotingStream(streams_module.BatchStream):
         def __next__(self) -> Any:
             batch = super().__next__()
             ids.append([image_id(image) for image in batch.numpy()])
@@ -43,7 +43,7 @@ def train_classes(shards: Path, run_dir: Path, words: tuple[str, ...], stop_afte
                 interrupt.signal_name = "SIGTERM"
             return batch
 
-    batches_module.BatchStream = NotingStream
+    streams_module.BatchStream = NotingStream
     interrupt = Interrupt()
     config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *words])
     state = PerClass(config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"]).run()

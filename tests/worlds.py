@@ -76,7 +76,7 @@ def run_world(size: int, function: Callable[..., Any], *arguments: Any, timeout:
 
 def train_run(shards: Path, run_dir: Path, words: Sequence[str], stop_after: int | None = None) -> dict[str, Any]:
     """Train in this process; notes the ids of all images read, and any file that another rank than zero writes."""
-    import distgan.batches as batches_module
+    import distgan.streams as streams_module
     import distgan.trainer as trainer_module
     from distgan.distributed import leave_world
     from distgan.interrupt import Interrupt
@@ -86,7 +86,7 @@ def train_run(shards: Path, run_dir: Path, words: Sequence[str], stop_after: int
     writes: list[str] = []
     rank = int(os.environ.get("RANK", "0"))
 
-    class NotingStream(batches_module.BatchStream):
+    class NotingStream(streams_module.BatchStream):
         def __next__(self) -> Any:
             batch = super().__next__()
             ids.extend(image_id(image) for image in batch.numpy())
@@ -102,7 +102,7 @@ def train_run(shards: Path, run_dir: Path, words: Sequence[str], stop_after: int
 
     if rank:
         sys.addaudithook(watch)
-    batches_module.BatchStream = NotingStream
+    streams_module.BatchStream = NotingStream
     interrupt = Interrupt()
     config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *words])
     trainer = trainer_module.Trainer(config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"])
