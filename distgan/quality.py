@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan.config import Evaluation, Thresholds
+from distgan.config import Evaluation
 from distgan.distributed import World
 from distgan.errors import UserError
 from distgan.evaluation.evaluate import Result, evaluate
@@ -19,6 +19,7 @@ from distgan.evaluation.signals import BatchDiversity
 from distgan.evaluation.verdict import Monitor, Verdict
 from distgan.randomness import normal
 from distgan.reporting.images import to_uint8
+from distgan.thresholds import Thresholds
 from shards.reader import ShardReader
 from shards.stacked import STACK_NAMES
 

@@ -5,7 +5,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from distgan.config import Config, Section
+from distgan.config import Config
+from distgan.section import Section
 
 
 def flat_fields(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -42,7 +42,7 @@ ROOMS = [  # top to bottom; what stands on one line may import what stands there
         "interrupt",
         "peers",
     },
-    {"config", "settings", "layers", "distributed", "errors"},
+    {"config", "settings", "section", "thresholds", "layers", "distributed", "errors"},
 ]
 LIBRARY_ROOMS = {
     "accelerate": {"runtime", "steps", "players", "jobs/bench"},

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from distgan.config import Thresholds
 from distgan.evaluation.evaluate import Result
+from distgan.thresholds import Thresholds
 
 NAMES = ("diverged", "complete collapse", "partial collapse", "memorising", "unbalanced", "learning", "healthy")
 

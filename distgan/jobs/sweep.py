@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distgan.config import Config, Section, setting, total_images
+from distgan.config import Config, total_images
 from distgan.dataset import open_dataset
 from distgan.errors import UserError
 from distgan.evaluation.metrics import METRICS
@@ -31,6 +31,7 @@ from distgan.interrupt import Interrupt
 from distgan.layers import load_config
 from distgan.reporting.console import say
 from distgan.reporting.leaderboard import Entry, read_status
+from distgan.section import Section, setting
 from distgan.settings import identity_hash
 
 DOOR = Path(__file__).parents[1] / "train.py"
