@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Pack images, score and sample DCGANs, vary their training.",
+    help="Pack images; score and sample DCGANs; vary their training.",
 )
 
 
@@ -119,15 +119,47 @@ def describe(index: Any) -> list[tuple[str, Any]]:
 
 @command
 def sample(
-    source: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder or generator.safetensors.")],
-    num: Annotated[int, typer.Option(help="How many images.", min=1)] = 64,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="Run folder, checkpoint folder or generator.safetensors; of several, a row each."),
+    ],
+    num: Annotated[
+        int | None, typer.Option(help="How many images; none means 64, 16 in a video, 8 with --progress.", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Which images.", min=0)] = 0,
-    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("samples.png"),
+    truncation: Annotated[
+        float | None, typer.Option(help="Cut latents off at this value: more typical images, fewer kinds.", min=0.01)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="PNG file for a grid.")] = Path("samples.png"),
+    files: Annotated[Path | None, typer.Option(help="Folder for single PNG files in place of a grid.")] = None,
+    interpolate: Annotated[
+        bool, typer.Option("--interpolate", help="Each row goes over from one image to another.")
+    ] = False,
+    video: Annotated[Path | None, typer.Option(help=".gif or .mp4 of a walk from image to image.")] = None,
+    progress: Annotated[
+        bool, typer.Option("--progress", help="The same images in all checkpoints of a run, a column each.")
+    ] = False,
 ) -> None:
-    """Write a grid of images from a trained generator."""
-    from distgan.jobs.sample import sample as write_samples
+    """Write images from a trained generator: a grid, files, an interpolation, a video or its progress."""
+    from distgan.jobs import sample as job
 
-    say(f"wrote {write_samples(source, num=num, seed=seed, out=out)}")
+    kinds = [bool(files), interpolate, bool(video), progress]
+    if sum(kinds) > 1:
+        raise UserError("--files, --interpolate, --video and --progress each make something else; choose one")
+    if len(sources) > 1 and any(kinds):
+        raise UserError("only a grid can show several generators; give one of them")
+    how: Any = {"num": num, "seed": seed, "truncation": truncation}
+    if files:
+        say(f"wrote {job.sample_files(sources[0], files, **how)} images to {files}")
+    elif interpolate:
+        say(f"wrote {job.interpolate(sources[0], out=out, **how)}")
+    elif video:
+        say(f"wrote {job.video(sources[0], out=video, **how)}")
+    elif progress:
+        path, kimg = job.progress(sources[0], out=out, **how)
+        say(f"wrote {path}; columns: {', '.join(kimg)} kimg")
+    else:
+        say(f"wrote {job.sample(sources, out=out, **how)}")
 
 
 @command

@@ -1,18 +1,157 @@
-"""`distgan sample`: a grid of images from a trained generator."""
+"""`distgan sample`: grids, single files, interpolations, videos and the progress of a trained generator.
 
+latents of a seed -> [truncate] -> [interpolate | walk] -> generator -> PNG grid, PNG files, GIF or MP4
+
+Needs neither accelerate nor webdataset nor wandb: a trained generator is used where nothing is trained.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from PIL import Image
+from torch import Tensor
+
 from distgan.errors import UserError
-from distgan.generators import generate, load_generator, sample_latents
-from distgan.reporting.images import save_grid, to_uint8
+from distgan.generators import (
+    checkpoint_folders,
+    generate,
+    load_generator,
+    sample_latents,
+    slerp,
+    truncate,
+    walk,
+)
+from distgan.reporting.images import grid_pixels, save_grid, to_uint8
+
+STEPS = 8  # images of a row from one latent to another
+KEYS, FRAMES_PER_LEG, FRAMES_PER_SEC = 4, 24, 20  # of a walk
+VIDEO_SUFFIXES = (".gif", ".mp4")
 
 
-def sample(source: Path, *, num: int, seed: int, out: Path) -> Path:
-    """Write a PNG grid of `num` images of the averaged generator in a run folder, checkpoint folder or generator file."""
-    generator, spec = load_generator(source)
-    images = generate(generator, sample_latents(num, spec, seed=seed))
+class Sampler:
+    """A trained generator with the latents of a seed."""
+
+    def __init__(self, source: Path, *, seed: int, truncation: float | None) -> None:
+        self.generator, self.spec = load_generator(source)
+        self.seed, self.truncation = seed, truncation
+
+    def latents(self, num: int, *, first: int = 0) -> Tensor:
+        """Latents [num, Z]; number i is the same however many are drawn."""
+        drawn = sample_latents(num, self.spec, seed=self.seed, first=first)
+        return drawn if self.truncation is None else truncate(drawn, self.truncation)
+
+    def images(self, latents: Tensor) -> Tensor:
+        """uint8 [N, C, H, W]."""
+        return to_uint8(generate(self.generator, latents))
+
+
+def sample(sources: Sequence[Path], *, num: int | None, seed: int, truncation: float | None, out: Path) -> Path:
+    """Write a grid of `num` images, 64 by default; of several generators, one a class perhaps, a row of 8 each."""
+    samplers = [Sampler(source, seed=seed, truncation=truncation) for source in sources]
+    if len({(each.spec.image_size, each.spec.channels) for each in samplers}) > 1:
+        raise UserError("these generators make images of different shapes; sample them one by one")
+    count = num or (64 if len(samplers) == 1 else STEPS)
+    images = torch.cat([each.images(each.latents(count)) for each in samplers])
+    return write_grid(images, out, columns=None if len(samplers) == 1 else count)
+
+
+def sample_files(source: Path, folder: Path, *, num: int | None, seed: int, truncation: float | None) -> int:
+    """Write `num` images, 64 by default, as single PNG files 000000.png and on; returns how many."""
+    sampler, count = Sampler(source, seed=seed, truncation=truncation), num or 64
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for first in range(0, count, 256):
+            images = sampler.images(sampler.latents(min(256, count - first), first=first))
+            for number, image in enumerate(images, start=first):
+                to_picture(image).save(folder / f"{number:06d}.png")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another place with --files") from None
+    return count
+
+
+def interpolate(source: Path, *, num: int | None, seed: int, truncation: float | None, out: Path) -> Path:
+    """Write a grid of `num` images, 64 by default; each row of 8 goes over from one image to another."""
+    sampler = Sampler(source, seed=seed, truncation=truncation)
+    rows = max(1, (num or 64) // STEPS)
+    starts, ends = sampler.latents(2 * rows).view(rows, 2, -1).unbind(1)
+    between = slerp(starts, ends, torch.linspace(0, 1, STEPS))
+    return write_grid(sampler.images(between.flatten(0, 1)), out, columns=STEPS)
+
+
+def progress(
+    run: Path, *, num: int | None, seed: int, truncation: float | None, out: Path
+) -> tuple[Path, tuple[str, ...]]:
+    """Write `num` latents, 8 by default, a row each, through all checkpoints of a run; the file, and kimg by column."""
+    folders, columns = checkpoint_folders(run), []
+    for folder in folders:
+        sampler = Sampler(folder, seed=seed, truncation=truncation)
+        columns.append(sampler.images(sampler.latents(num or STEPS)))
+    images = torch.stack(columns, 1).flatten(0, 1)
+    return write_grid(images, out, columns=len(folders)), tuple(f"{float(folder.name):g}" for folder in folders)
+
+
+def video(source: Path, *, num: int | None, seed: int, truncation: float | None, out: Path) -> Path:
+    """Write a closed walk of `num` images side by side, 16 by default, as .gif or .mp4."""
+    if out.suffix.lower() not in VIDEO_SUFFIXES:
+        raise UserError(f"--video {out}: name a file that ends in .gif or .mp4")
+    write = write_gif if out.suffix.lower() == ".gif" else write_mp4
+    sampler, count = Sampler(source, seed=seed, truncation=truncation), num or 16
+    keys = sampler.latents(KEYS * count).view(KEYS, count, -1)
+    images = sampler.images(walk(keys, frames_per_leg=FRAMES_PER_LEG).flatten(0, 1))
+    frames = [to_picture(grid_pixels(of_frame)) for of_frame in images.split(count)]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return save_grid(to_uint8(images), out)
+        write(frames, out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}; choose another place with --video") from None
+    return out
+
+
+def write_gif(frames: list[Image.Image], out: Path) -> None:
+    """An endless GIF. All frames share one palette, so that what stands still does not flicker."""
+    side = 64  # of each frame that has a part in the palette, so that choosing it takes no time
+    few = [
+        frame.convert("RGB").resize((side, side), Image.Resampling.NEAREST) for frame in frames[:: FRAMES_PER_LEG // 2]
+    ]
+    together = Image.new("RGB", (side, side * len(few)))
+    for place, frame in enumerate(few):
+        together.paste(frame, (0, place * side))
+    palette = together.quantize(256, method=Image.Quantize.MEDIANCUT)
+    reduced = [frame.convert("RGB").quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames]
+    duration_ms = 1000 // FRAMES_PER_SEC
+    reduced[0].save(out, format="GIF", save_all=True, append_images=reduced[1:], duration=duration_ms, loop=0)
+
+
+def write_mp4(frames: list[Image.Image], out: Path) -> None:
+    """H.264 that every player reads, by the encoder that imageio-ffmpeg brings along."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        raise UserError("an .mp4 needs an encoder; type: pip install 'distgan[video]', or name a .gif") from None
+    width, height = (side - side % 2 for side in frames[0].size)  # the encoder wants even sides
+    writer = imageio_ffmpeg.write_frames(
+        str(out), (width, height), fps=FRAMES_PER_SEC, codec="libx264", macro_block_size=2,
+        output_params=["-crf", "18", "-movflags", "+faststart"],
+    )  # fmt: skip
+    writer.send(None)
+    try:
+        for frame in frames:
+            writer.send(frame.convert("RGB").crop((0, 0, width, height)).tobytes())
+    finally:
+        writer.close()
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """uint8 [C, H, W] as a picture, grey for one channel."""
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def write_grid(images: Tensor, out: Path, *, columns: int | None) -> Path:
+    """Write a PNG grid; raises UserError where that cannot be."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return save_grid(images, out, columns=columns)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}; choose another place with --out") from None

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
+from torchvision.utils import make_grid
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -14,13 +15,19 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def save_grid(images: Tensor, path: Path, *, columns: int | None = None, scale: int | None = None) -> Path:
-    """Write uint8 images [B, C, H, W] as a PNG grid, as near to a square as may be; small images are enlarged."""
+def grid_pixels(images: Tensor, *, columns: int | None = None, scale: int | None = None) -> Tensor:
+    """uint8 images [B, C, H, W] as one grid uint8 [3, H', W'], as near to a square as may be; small images are enlarged."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     scale = scale or max(1, 64 // images.shape[-1])
     pixels = images.cpu().repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    return make_grid(pixels, nrow=columns, padding=2 * scale)
+
+
+def save_grid(images: Tensor, path: Path, *, columns: int | None = None, scale: int | None = None) -> Path:
+    """Write uint8 images [B, C, H, W] as a PNG grid."""
     temporary = path.with_name(f".{path.name}.tmp")
-    save_image(make_grid(pixels.float() / 255, nrow=columns, padding=2 * scale), temporary, format="png")
+    grid = grid_pixels(images, columns=columns, scale=scale).permute(1, 2, 0).numpy()
+    Image.fromarray(grid).save(temporary, format="png")
     temporary.replace(path)
     return path
 

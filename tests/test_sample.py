@@ -1,0 +1,159 @@
+"""`distgan sample`: what it draws, how latents are cut and joined, and that it needs nothing of the training."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from distgan.generators import load_generator, sample_latents, slerp, truncate, walk
+from distgan.jobs.sample import FRAMES_PER_LEG, KEYS
+from tests.test_commands import call
+from tests.worlds import run_world, train_run
+
+
+@pytest.fixture(scope="module")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with two checkpoints."""
+    folder = tmp_path_factory.mktemp("sample") / "run"
+    run_world(1, train_run, shards, folder, ["train.kimg=0.024", "checkpoint.every_kimg=0.012"])
+    return folder
+
+
+def test_truncation_bounds_and_keeps_order() -> None:
+    """No value beyond the threshold; larger stays larger; a wide threshold changes nothing."""
+    latents = torch.linspace(-6, 6, 101)[None]
+    cut = truncate(latents, 0.7)
+    assert cut.abs().max() <= 0.7
+    assert (cut.diff() >= 0).all()
+    torch.testing.assert_close(truncate(latents, 30.0), latents, rtol=0, atol=1e-4)
+
+
+def test_truncated_normals_are_distributed_as_such() -> None:
+    """Mean 0 and the variance of a normal distribution cut at 1: 0.2911."""
+    cut = truncate(torch.randn(200_000, generator=torch.Generator().manual_seed(0)), 1.0)
+    assert abs(float(cut.mean())) < 0.005
+    assert abs(float(cut.var()) - 0.2911) < 0.005
+
+
+def test_slerp_keeps_the_length() -> None:
+    """From start to end on the sphere: where both have one length, so has all between; even for equal ends."""
+    starts, ends = torch.nn.functional.normalize(
+        torch.randn(2, 5, 100, generator=torch.Generator().manual_seed(0)), dim=2
+    )
+    between = slerp(starts, ends, torch.linspace(0, 1, 7))
+    torch.testing.assert_close(between[:, 0], starts)
+    torch.testing.assert_close(between[:, -1], ends)
+    torch.testing.assert_close(between.norm(dim=2), torch.ones(5, 7))
+    assert slerp(starts, starts, torch.linspace(0, 1, 7)).isfinite().all()
+
+
+def test_walk_is_closed_and_steady() -> None:
+    """It begins at the first key, and no two neighbouring frames, the last and the first included, lie far apart."""
+    keys = torch.randn(3, 2, 50, generator=torch.Generator().manual_seed(0))
+    path = walk(keys, frames_per_leg=20)
+    assert path.shape == (60, 2, 50)
+    torch.testing.assert_close(path[::20], keys)
+    steps = (path.roll(-1, 0) - path).norm(dim=2)
+    assert steps.max() < keys[0].norm(dim=1).max() * 0.15
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        (["--num", "9"], (3, 3)),
+        (["--num", "9", "--truncation", "0.5"], (3, 3)),
+        (["--interpolate", "--num", "16"], (8, 2)),
+    ],
+)
+def test_grids(run: Path, tmp_path: Path, words: list[str], size: tuple[int, int]) -> None:
+    """Columns and rows of each kind."""
+    code, said = call("sample", run, *words, "--out", tmp_path / "grid.png")
+    assert code == 0, said
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.size == tuple(side * (64 + 4) + 4 for side in size)
+        assert len(set(picture.convert("L").tobytes())) > 10
+
+
+def test_progress_has_a_column_for_each_checkpoint(run: Path, tmp_path: Path) -> None:
+    """And says of which moment each is."""
+    moments = sorted(float(path.name) for path in (run / "checkpoints").iterdir())
+    code, said = call("sample", run, "--progress", "--num", 3, "--out", tmp_path / "grid.png")
+    assert (code, f"columns: {', '.join(f'{kimg:g}' for kimg in moments)} kimg" in said) == (0, True), said
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.size == (len(moments) * 68 + 4, 3 * 68 + 4)
+
+
+def test_several_generators_have_a_row_each(run: Path, tmp_path: Path) -> None:
+    """A run, its checkpoint and its file are one generator: three equal rows."""
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    code, said = call("sample", run, newest, run / "generator.safetensors", "--num", 4, "--out", tmp_path / "grid.png")
+    assert code == 0, said
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.size == (4 * 68 + 4, 3 * 68 + 4)
+        rows = [picture.crop((0, 68 * row, picture.width, 68 * row + 68)).tobytes() for row in range(3)]
+    assert rows[0] == rows[1] == rows[2]
+
+
+def test_files_are_the_images_of_the_grid(run: Path, tmp_path: Path) -> None:
+    """One PNG an image at its own size, grey for one channel, numbered from zero."""
+    assert call("sample", run, "--files", tmp_path / "many", "--num", 3, "--seed", 5)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == [f"{i:06d}.png" for i in range(3)]
+    network, spec = load_generator(run)
+    wanted = network(sample_latents(3, spec, seed=5))[2, 0]
+    with Image.open(tmp_path / "many" / "000002.png") as picture:
+        assert (picture.mode, picture.size) == ("L", (32, 32))
+        found = torch.tensor(list(picture.tobytes())).view(32, 32)
+    assert (found / 127.5 - 1 - wanted).abs().max() < 0.01
+
+
+def test_videos_play(run: Path, tmp_path: Path) -> None:
+    """A GIF that repeats, and an MP4 of as many frames."""
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="pip install 'distgan[video]'")
+    for name in ("walk.gif", "walk.mp4"):
+        code, said = call("sample", run, "--video", tmp_path / name, "--num", 4)
+        assert code == 0, said
+    with Image.open(tmp_path / "walk.gif") as film:
+        assert film.n_frames == KEYS * FRAMES_PER_LEG
+        assert film.info["loop"] == 0
+    assert imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "walk.mp4")) == (KEYS * FRAMES_PER_LEG, 4.8)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--video", "walk.avi"], ".gif or .mp4"),
+        (["--video", "walk.gif", "--interpolate"], "choose one"),
+        (["--out", "/proc/none/grid.png"], "--out"),
+        (["--files", "/proc/none"], "--files"),
+    ],
+)
+def test_mistakes(run: Path, words: list[str], expected: str) -> None:
+    """Exit code 2 and what to type."""
+    code, said = call("sample", run, *words)
+    assert (code, expected in said) == (2, True), said
+
+
+def test_missing_encoder_names_the_extra(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line to type stands in the error."""
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    code, said = call("sample", run, "--video", tmp_path / "walk.mp4", "--num", 1)
+    assert (code, "pip install 'distgan[video]'" in said) == (2, True), said
+
+
+def test_progress_needs_checkpoints(run: Path, tmp_path: Path) -> None:
+    """A file has none."""
+    code, said = call("sample", run / "generator.safetensors", "--progress", "--out", tmp_path / "grid.png")
+    assert (code, "--progress" in said) == (2, True), said
+
+
+def test_needs_nothing_of_the_training(run: Path, tmp_path: Path) -> None:
+    """With accelerate, webdataset and wandb out of reach it samples all the same."""
+    block = "import sys; sys.modules |= dict.fromkeys(('accelerate', 'webdataset', 'wandb'));"
+    code = block + "from distgan.cli import app; app(['sample', sys.argv[1], '--out', sys.argv[2]])"
+    command = [sys.executable, "-c", code, str(run), str(tmp_path / "grid.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "grid.png").exists()
