@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Pack images; score and sample DCGANs; vary their training.",
+    help="Pack images; score, sample and report DCGANs; vary their training.",
 )
 
 
@@ -160,6 +160,20 @@ def sample(
         say(f"wrote {path}; columns: {', '.join(kimg)} kimg")
     else:
         say(f"wrote {job.sample(sources, out=out, **how)}")
+
+
+@command
+def report(
+    folder: Annotated[Path, typer.Argument(help="Run folder, or a folder of runs.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write; none means report.html in the folder.")] = None,
+) -> None:
+    """Write one page that tells a run, or a table and a page that compare runs."""
+    from distgan.jobs.report import report as write_report
+
+    written = write_report(folder, out=out)
+    if written.rows:
+        show_columns(list(written.head), [list(row) for row in written.rows])
+    say(f"wrote {written.page}")
 
 
 @command

@@ -217,6 +217,7 @@ class Log(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = setting(
         "auto", "Weights & Biases: auto is online where a key and a network are at hand, else offline.", identity=False
     )
+    report: bool = setting(True, "Write report.html at the end, which takes about a second.", identity=False)
     project: str = setting("distgan", "Weights & Biases project.", identity=False, min_length=1)
 
 

@@ -18,7 +18,7 @@ CONTEXT.set_forkserver_preload(["distgan.trainer"])  # imported once: a new worl
 
 SMALL = (
     "networks.generator_width=4", "networks.discriminator_width=4", "networks.latent_dim=8", "train.batch_size=12",
-    "train.cpu_threads=1", "train.precision=launcher", "log.wandb=disabled", "log.every_kimg=0.012",
+    "train.cpu_threads=1", "train.precision=launcher", "log.wandb=disabled", "log.report=false", "log.every_kimg=0.012",
     "log.samples_every_kimg=1", "checkpoint.every_kimg=1", "evaluation.num_samples=12", "evaluation.every_kimg=1",
 )  # fmt: skip
 

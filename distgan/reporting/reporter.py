@@ -1,6 +1,7 @@
 """What rank zero tells of a run, to the run folder, the console and W&B alike; on other ranks every call does nothing."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -160,6 +161,7 @@ class Reporter:
             self.plot()
         except RunFailed as error:
             self.say(f"the outcome is not recorded: {error}")
+        self.write_report(state, images_seen=images_seen)
         if self.console is not None:
             self.console.close()
         if self.wandb is not None:
@@ -174,3 +176,16 @@ class Reporter:
         rows, path = read_rows(self.folder.path / "metrics.jsonl"), self.folder.path / "losses.png"
         with explained(self.folder.path):
             save_losses_plot(rows, path, epoch_images=self.epoch_images, equilibrium=self.equilibrium)
+
+    def write_report(self, state: str, *, images_seen: int) -> None:
+        """report.html; a page that cannot be written is a warning and never ends a training."""
+        if self.folder is None or not self.config.log.report:
+            return
+        from distgan.reporting.page import write_report
+
+        try:
+            write_report(self.folder.path, has_time=state in ("done", "collapsed"))
+        except Exception as error:  # whatever a library or a disk may come up with
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            with suppress(RunFailed):  # where there is no room for the warning either
+                self.event("warning", f"report.html was not written: {why}", images_seen=images_seen)
