@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Pack images; score, sample and report DCGANs; vary their training.",
+    help="Pack images; score, sample, report and export DCGANs; vary their training.",
 )
 
 
@@ -174,6 +174,22 @@ def report(
     if written.rows:
         show_columns(list(written.head), [list(row) for row in written.rows])
     say(f"wrote {written.page}")
+
+
+@command
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder or generator.safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    format: Annotated[Literal["safetensors", "onnx"], typer.Option(help="Of the weights.")] = "safetensors",
+    license: Annotated[
+        str, typer.Option(help="Licence of the model, as Hugging Face names it: mit, cc-by-4.0, other ...")
+    ] = "unknown",
+) -> None:
+    """Write a generator to be used without distgan, with a model card."""
+    from distgan.jobs.export import export as write_export
+
+    for sentence in write_export(run, out, format=format, license=license):
+        say(sentence)
 
 
 @command
