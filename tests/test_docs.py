@@ -1,0 +1,93 @@
+"""The pages of docs/: tables are those of the code, links lead somewhere, and every command line of the guide works."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.docs import DOCS, PAGES
+from tests.test_commands import call
+from tests.worlds import SMALL
+
+ROOT = DOCS.parent
+TEXTS = sorted([*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "launch" / "README.md"])
+NEEDS_NETWORK = ("pip ", "hf ")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_tables_are_those_of_the_code(name: str) -> None:
+    """If not: python -m tests.docs."""
+    assert (DOCS / name).read_text() == PAGES[name]()
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link and picture is a file."""
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def commands_of(page: Path) -> list[str]:
+    """The indented lines of a page that are command lines."""
+    lines = [line.strip() for line in page.read_text().splitlines() if line.startswith("    ")]
+    return [line for line in lines if line.startswith(("distgan ", "accelerate ", *NEEDS_NETWORK))]
+
+
+def photographs(folder: Path, *, num: int) -> None:
+    """Small pictures that are not all the same."""
+    noise = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(num):
+        pixels = np.full((20, 30, 3), number * 5, np.uint8) + noise.integers(0, 40, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def test_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command line in order, the training made small; what it promises is there at the end."""
+    pytest.importorskip("imageio_ffmpeg", reason="pip install 'distgan[video,onnx]'")
+    pytest.importorskip("onnxscript", reason="pip install 'distgan[video,onnx]'")
+    photographs(tmp_path / "photographs", num=30)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
+    done = []
+    for line in commands_of(DOCS / "guide.md"):
+        words = shlex.split(line)
+        if line.startswith(NEEDS_NETWORK):
+            continue
+        if words[:3] == ["accelerate", "launch", "distgan/train.py"]:
+            command = [sys.executable, str(ROOT / "distgan" / "train.py"), *words[3:], *SMALL, "train.epochs=2"]
+            run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
+            assert run.returncode == 0, run.stderr
+        else:
+            code, said = call(*words[1:])
+            assert code == 0, f"{line}\n{said}"
+        done.append(words[1])
+    assert {"pack", "info", "verify", "launch", "evaluate", "report", "sample", "export"} == set(done)
+    for name in (
+        "scores.json", "runs/photographs/report.html", "runs/report.html", "grid.png", "typical.png", "between.png",
+        "walk.gif", "walk.mp4", "progress.png", "samples/000099.png", "shared/README.md", "shared/generator.onnx",
+    ):  # fmt: skip
+        assert (tmp_path / name).exists(), name
+
+
+def test_shards_are_read_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each Python of the page on the format gives the first image as it was packed."""
+    photographs(tmp_path / "photographs", num=3)
+    monkeypatch.chdir(tmp_path)
+    assert call("pack", "photographs", "data/photographs", "--size", 32, "--workers", 1)[0] == 0
+    snippets = re.findall(r"```python\n(.*?)```", (DOCS / "shard-format.md").read_text(), re.DOTALL)
+    found = []
+    for number, code in enumerate(snippets):
+        code += f"\nimport numpy; numpy.save('{number}.npy', image)"  # in a process of its own: WebDataset leaves files open
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        found.append(np.load(f"{number}.npy"))
+    assert len(found) == 2
+    assert found[0].shape == (3, 32, 32)
+    assert np.array_equal(found[0], found[1])
