@@ -40,8 +40,16 @@ def free_port() -> int:
 
 
 def _child(
-    rank: int, size: int, port: int, results: Any, function: Callable[..., Any], arguments: Sequence[Any]
+    rank: int,
+    size: int,
+    port: int,
+    results: Any,
+    environment: dict[str, str],
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
 ) -> None:
+    os.environ.clear()  # the server that forks has that of the first test
+    os.environ |= environment
     if size > 1:
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
@@ -57,8 +65,10 @@ def _child(
 def run_world(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:
     """Call `function(*arguments)` on every rank of a new world; results in rank order, or the first failure raised."""
     results, port = CONTEXT.SimpleQueue(), free_port()
+    environment = dict(os.environ)
     processes = [
-        CONTEXT.Process(target=_child, args=(rank, size, port, results, function, arguments)) for rank in range(size)
+        CONTEXT.Process(target=_child, args=(rank, size, port, results, environment, function, arguments))
+        for rank in range(size)
     ]
     for process in processes:
         process.start()

@@ -52,7 +52,7 @@ class World:
     def __init__(self, size: int, shards: Path, run_dir: Path) -> None:
         port, arguments = free_port(), (shards, run_dir, WORDS)
         self.processes: list[BaseProcess] = [
-            CONTEXT.Process(target=_child, args=(rank, size, port, Nowhere(), train_run, arguments))
+            CONTEXT.Process(target=_child, args=(rank, size, port, Nowhere(), dict(os.environ), train_run, arguments))
             for rank in range(size)
         ]
         for process in self.processes:

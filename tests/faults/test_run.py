@@ -108,8 +108,8 @@ def test_wandb_never_ends_a_training(kind: str, shards: Path, tmp_path: Path, mo
         server.close()
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.port}")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "5")
-    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "5")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
     began = time.monotonic()
     result = run_world(1, train_run, shards, tmp_path / "run", ["train.kimg=0.036", "log.wandb=online"], timeout=300)[0]
     assert result["state"] == "done"
