@@ -219,6 +219,7 @@ class Log(Section):
     )
     report: bool = setting(True, "Write report.html at the end, which takes about a second.", identity=False)
     project: str = setting("distgan", "Weights & Biases project.", identity=False, min_length=1)
+    group: str | None = setting(None, "W&B group; none means WANDB_RUN_GROUP, else the SLURM array.", identity=False)
 
 
 class Checkpoint(Section):

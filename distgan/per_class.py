@@ -120,7 +120,7 @@ class PerClass:
         self, config: Config, *, name: str, run_dir: Path | None, interrupt: Interrupt, command: list[str]
     ) -> None:
         stop_with_launcher()
-        self.config, self.interrupt, self.command = config, interrupt, command
+        self.config, self.name, self.interrupt, self.command = config, name, interrupt, command
         self.index, self.reader = open_dataset(config.data)
         self.shares = class_shares(config, self.reader)
         only = config.networks.only_class
@@ -232,6 +232,7 @@ class PerClass:
         """All classes are trained: one generator of them, scored on all ranks against the whole dataset."""
         reporter = Reporter(
             self.folder,
+            name=self.name,
             config=self.config,
             wandb_id=None,
             total_images=images_seen,

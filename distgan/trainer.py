@@ -53,7 +53,7 @@ class Trainer:
         open_folder: Callable[[Path], RunFolder] = RunFolder,
     ) -> None:
         stop_with_launcher()
-        self.config, self.interrupt, self.command = config, interrupt, command
+        self.config, self.name, self.interrupt, self.command = config, name, interrupt, command
         self.index, self.reader = open_dataset(config.data)
         self.total_images = total_images(config.train, self.reader.num_samples)
         self.accelerator, self.precision_reason = build_accelerator(config.train)
@@ -117,13 +117,9 @@ class Trainer:
     def run(self) -> str:
         """Train; returns `done`, `preempted` or `collapsed`, the state that status.json holds."""
         self.reporter = Reporter(
-            self.folder,
-            config=self.config,
-            wandb_id=self.state.wandb_id,
-            total_images=self.total_images,
-            epoch_images=self.reader.num_samples,
-            equilibrium=equilibrium(self.config.loss),
-        )
+            self.folder, name=self.name, config=self.config, wandb_id=self.state.wandb_id, total_images=self.total_images,
+            epoch_images=self.reader.num_samples, equilibrium=equilibrium(self.config.loss),
+        )  # fmt: skip
         self.state.wandb_id = self.reporter.wandb_id
         self.peers.stuck = lambda why: self.reporter.close("failed", why, images_seen=self.state.images_seen)
         if self.state.images_seen >= self.total_images:

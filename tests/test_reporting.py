@@ -1,14 +1,9 @@
 """What a run tells: means, pictures, run folder, console and Weights & Biases."""
 
-import json
 import os
-import struct
 import subprocess
 import sys
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -116,55 +111,3 @@ def test_console_is_plain_and_escaped_where_there_is_no_terminal(capsys: pytest.
     assert "\x1b" not in said
     assert "[red]x[/red]" in said and "[bold]weird[/bold]" in said and "[link=http://x]y[/link]" in said
     assert len(said.splitlines()) == 3
-
-
-def wandb_records(path: Path) -> Iterator[Any]:
-    """The records of an offline run's file: a LevelDB log of protocol buffers after a header of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, place, part, block = path.read_bytes(), 7, b"", 32768
-    while place + 7 <= len(data):
-        if (left := block - place % block) < 7:
-            place += left
-            continue
-        checksum, size, kind = struct.unpack("<IHB", data[place : place + 7])
-        body = data[place + 7 : place + 7 + size]
-        if kind == 0 or len(body) < size:
-            return
-        assert zlib.crc32(body, zlib.crc32(bytes([kind]))) == checksum
-        place += 7 + size
-        part += body
-        if kind in (1, 4):  # a whole record, or the last part of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(part)
-            yield record
-            part = b""
-
-
-def test_offline_wandb_run_holds_rows_config_and_pictures(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With no key the run goes offline by itself; a resumed run keeps its id; the files hold what was logged."""
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    run = tmp_path / "run"
-    for kimg in (0.024, 0.048):
-        run_world(1, train_run, shards, run, ["log.wandb=auto", f"train.kimg={kimg}"])
-    files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
-    assert len(files) == 2
-    assert len({file.stem for file in files}) == 1
-    rows, config, pictures = [], {}, []
-    for file in files:
-        for record in wandb_records(file):
-            if record.WhichOneof("record_type") == "run":
-                config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-            if record.WhichOneof("record_type") == "history":
-                row = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-                rows += [row["progress/kimg"]] if "loss/d" in row else []
-                pictures += [name for name in row if name.startswith("samples/")]
-    assert rows == [0.012, 0.024, 0.036, 0.048]
-    assert config["train.batch_size"] == 12
-    assert {"samples/fakes", "samples/reals"} <= {
-        name.rpartition("/")[0] if name.count("/") > 1 else name for name in pictures
-    }

@@ -1,6 +1,7 @@
 """What rank zero tells of a run, to the run folder, the console and W&B alike; on other ranks every call does nothing."""
 
 import json
+import os
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +13,7 @@ from distgan.evaluation.evaluate import Result
 from distgan.evaluation.verdict import Verdict
 from distgan.reporting import console
 from distgan.reporting.images import save_grid, save_losses_plot
-from distgan.reporting.wandb_sink import WandbSink, new_run_id
+from distgan.reporting.wandb_sink import WandbSink, default_group, new_run_id
 from distgan.runfolder import RunFolder, explained, read_rows, write_atomically
 from distgan.settings import flat_values
 
@@ -24,13 +25,14 @@ class Reporter:
         self,
         folder: RunFolder | None,
         *,
+        name: str,
         config: Config,
         wandb_id: str | None,
         total_images: int,
         epoch_images: int,
         equilibrium: tuple[float, float],
     ) -> None:
-        self.folder, self.config = folder, config
+        self.folder, self.name, self.config = folder, name, config
         self.wandb_id = wandb_id or new_run_id()
         self.total_images, self.epoch_images, self.equilibrium = total_images, epoch_images, equilibrium
         self.console: console.TrainingConsole | None = None
@@ -78,11 +80,12 @@ class Reporter:
         self.wandb = WandbSink(
             self.config.log.wandb,
             project=self.config.log.project,
+            group=self.config.log.group or default_group(os.environ),
             run_id=self.wandb_id,
             name=folder.path.name,
             folder=folder.path,
             config=flat_values(self.config) | {"world": world},
-            tags=[folder.path.name.rpartition("-")[0] or folder.path.name, f"{world['processes']}x{world['device']}"],
+            tags=[self.name, f"{world['processes']}x{world['device']}"],
             complain=lambda text: self.event("warning", text, images_seen=images_seen),
         )
 
@@ -165,7 +168,10 @@ class Reporter:
         if self.console is not None:
             self.console.close()
         if self.wandb is not None:
-            self.wandb.close()
+            self.wandb.summarize({"state": state, "verdict": self.last_verdict})
+            if state in ("done", "collapsed"):
+                self.wandb.keep_generator(self.folder.path, metadata={"images_seen": images_seen})
+            self.wandb.close(has_failed=state == "failed")
         folder, self.folder = self.folder, None
         folder.close()
         console.say(f"{state}: {reason}; {images_seen / 1000:g} kimg; {folder.path}")

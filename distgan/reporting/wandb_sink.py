@@ -1,7 +1,7 @@
 """Weights & Biases on rank zero, in a thread of its own: a slow, dead or absent server never holds up the training.
 
-Rows and pictures go into a queue; the thread starts the run, sends them, and closes it within a stated time. What
-could not be sent lies in the run folder's `wandb/` for `wandb sync`.
+Rows and pictures go into a queue; the thread starts the run, sends them, and closes it within a stated time. Whatever
+was sent, and what could not be, lies in the run folder's `wandb/`, from where `wandb sync` takes it.
 """
 
 import netrc
@@ -11,7 +11,8 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +29,12 @@ def new_run_id() -> str:
     return secrets.token_hex(4)
 
 
+def default_group(environment: Mapping[str, str]) -> str | None:
+    """The group that the environment names, or the array of jobs that this one is of."""
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    return environment.get("WANDB_RUN_GROUP") or (f"array-{array}" if array else None)
+
+
 class WandbSink:
     """A W&B run that logs in the background; `complain` is told in one line what did not work."""
 
@@ -36,6 +43,7 @@ class WandbSink:
         mode: str,
         *,
         project: str,
+        group: str | None,
         run_id: str,
         name: str,
         folder: Path,
@@ -43,9 +51,10 @@ class WandbSink:
         tags: list[str],
         complain: Callable[[str], None],
     ) -> None:
-        self.mode, self.complain, self.run_id = mode, complain, run_id
+        self.mode, self.complain, self.run_id, self.has_failed = mode, complain, run_id, False
         self.settings: dict[str, Any] = {
             "project": project,
+            "group": group,
             "id": run_id,
             "name": name,
             "dir": str(folder),
@@ -72,26 +81,38 @@ class WandbSink:
         if self.mode != "disabled":
             self.queue.put({"alert": (title, text)})
 
-    def close(self) -> None:
+    def keep_generator(self, folder: Path, *, metadata: dict[str, Any]) -> None:
+        """Queue the generator's files of a run folder as an artifact, with what generator.json tells of it."""
+        if self.mode != "disabled":
+            self.queue.put({"generator": folder, "metadata": metadata})
+
+    def close(self, *, has_failed: bool = False) -> None:
         """Send what is queued; gives up, with a word, where that takes too long."""
         if self.mode == "disabled":
             return
+        self.has_failed = has_failed
         self.queue.put(None)
         self.thread.join(INIT_TIMEOUT_SEC * 2 + FINISH_TIMEOUT_SEC)
         if self.thread.is_alive():
-            self.complain(
-                "W&B did not finish in time; what is missing there can be sent with: wandb sync " + self.settings["dir"]
-            )
+            self.complain(f"W&B did not finish in time; {self.to_sync()}")
+
+    def to_sync(self) -> str:
+        """What to type where something is missing on the server."""
+        return f"what is missing there can be sent with: wandb sync {self.settings['dir']}/wandb/*run-*-{self.run_id}"
 
     def work(self) -> None:
         """The thread: start, log, finish; any failure ends the logging and nothing else."""
         try:
             run, wandb = self.start()
-            while (item := self.queue.get()) is not None:
-                self.send(run, wandb, item)
-            run.finish()
+            try:
+                while (item := self.queue.get()) is not None:
+                    self.send(run, wandb, item)
+            finally:
+                run.finish(exit_code=int(self.has_failed))
         except Exception as error:  # a logging service must never end a training
-            self.complain(f"W&B stopped: {one_line(error)}; the run goes on, its rows are in metrics.jsonl")
+            self.complain(
+                f"W&B stopped: {one_line(error)}; the run goes on, its rows are in metrics.jsonl; {self.to_sync()}"
+            )
 
     def send(self, run: Any, wandb: Any, item: dict[str, Any]) -> None:
         """One item of the queue."""
@@ -99,6 +120,14 @@ class WandbSink:
             run.alert(title=item["alert"][0], text=item["alert"][1])
         elif "summary" in item:
             run.summary.update(item["summary"])
+        elif "generator" in item:
+            with environment_variable(
+                "WANDB_DATA_DIR", f"{self.settings['dir']}/wandb"
+            ):  # else a copy goes to the home
+                artifact = wandb.Artifact(f"generator-{self.run_id}", type="model", metadata=item["metadata"])
+                for path in item["generator"].glob("generator.*"):
+                    artifact.add_file(str(path))
+                run.log_artifact(artifact)
         else:
             images = item["images"].items()
             run.log(item["row"] | {key: wandb.Image(str(path), caption=caption) for key, (path, caption) in images})
@@ -107,6 +136,7 @@ class WandbSink:
         """(run, wandb): online where asked for and possible, else offline."""
         os.environ.setdefault("WANDB_INIT_TIMEOUT", str(INIT_TIMEOUT_SEC))
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(FINISH_TIMEOUT_SEC))
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
@@ -132,6 +162,19 @@ class WandbSink:
         run.define_metric("progress/kimg")
         run.define_metric("*", step_metric="progress/kimg")
         return run, wandb
+
+
+@contextmanager
+def environment_variable(name: str, value: str) -> Iterator[None]:
+    """Set it, unless the user has; another run of this process sets its own."""
+    is_own = name not in os.environ
+    if is_own:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if is_own:
+            del os.environ[name]
 
 
 def why_offline(wandb: Any) -> str | None:
