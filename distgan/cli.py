@@ -103,17 +103,17 @@ def describe(index: Any) -> list[tuple[str, Any]]:
         ("shards", f"{len(index.shards)}, {num_bytes / 1e6:,.1f} MB"),
         ("fingerprint", index.fingerprint),
     ]
+    if index.num_rejected:
+        left_out = (
+            f"{index.num_rejected:,} broken image{'s' if index.num_rejected > 1 else ''}, listed in rejected.jsonl"
+        )
+        rows.insert(1, ("left out", left_out))
     if index.class_names:
         classes = ", ".join(
             f"{name} {count:,}" for name, count in zip(index.class_names, index.class_counts, strict=True)
         )
-        rows.insert(
-            2,
-            (
-                "classes",
-                f"{len(index.class_names)}: {classes}" if len(index.class_names) <= 100 else len(index.class_names),
-            ),
-        )
+        count = len(index.class_names)
+        rows.insert(-2, ("classes", f"{count}: {classes}" if count <= 100 else count))
     return rows
 
 
@@ -128,7 +128,8 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(help="Which images.", min=0)] = 0,
     truncation: Annotated[
-        float | None, typer.Option(help="Cut latents off at this value: more typical images, fewer kinds.", min=0.01)
+        float | None,
+        typer.Option(help="Cut latents off at this value: more typical images, fewer kinds; 1.5, say.", min=0.01),
     ] = None,
     out: Annotated[Path, typer.Option(help="PNG file for a grid.")] = Path("samples.png"),
     files: Annotated[Path | None, typer.Option(help="Folder for single PNG files in place of a grid.")] = None,

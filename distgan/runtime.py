@@ -153,7 +153,9 @@ def hardware(device: torch.device) -> str:
     model = next(
         (line.split(":")[1].strip() for line in read_lines("/proc/cpuinfo") if line.startswith("model name")), ""
     )
-    return f"{model or platform.processor() or platform.machine()} ({torch.get_num_threads()} threads a process)"
+    threads = torch.get_num_threads()
+    name = model or platform.processor() or platform.machine()
+    return f"{name} ({threads} thread{'s' if threads > 1 else ''} a process)"
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -98,9 +98,10 @@ def _finished(out: Path, packing: Packing, bad_images: str) -> ShardIndex | None
     index, shown = read_index(out), printable(str(out))
     if index.plan != packing.plan:
         raise ShardError(f"{shown} holds another dataset (of other images or settings): give a new folder")
-    if index.num_rejected and bad_images == "fail":
+    count = index.num_rejected
+    if count and bad_images == "fail":
         raise ShardError(
-            f"{shown} holds these images without {index.num_rejected} broken ones (see {REJECTED_FILE}): "
+            f"{shown} holds these images without {count} broken image{'s' if count > 1 else ''} (see {REJECTED_FILE}): "
             "accept that with --bad-images skip, or repair them and give a new folder"
         )
     return index

@@ -28,14 +28,19 @@ def show_table(title: str, rows: list[tuple[str, Any]]) -> None:
     if not console.is_terminal:
         console.print(escape(title))
         for name, value in rows:
-            console.print(f"  {escape(name)}: {escape(str(value))}")
+            console.print(f"  {escape(name)}: {escape(in_words(value))}")
         return
     table = Table(title=escape(title), title_justify="left", show_header=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(escape(name), escape(str(value)))
+        table.add_row(escape(name), escape(in_words(value)))
     console.print(table)
+
+
+def in_words(value: Any) -> str:
+    """A value as a person would type it."""
+    return "none" if value is None else str(value)
 
 
 def show_columns(head: list[str], rows: list[list[str]]) -> None:
@@ -58,7 +63,7 @@ def say(text: str, *, style: str = "") -> None:
 
 def complain(text: str) -> None:
     """A user's mistake, on standard error."""
-    make_console(stderr=True).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    make_console(stderr=True).print(f"[bold red]error:[/] {escape(text)}")
 
 
 def duration(seconds: float) -> str:
@@ -92,7 +97,11 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
                 left = duration((total - done) / max(rate, 1e-9))
                 console.print(f"{escape(what)}: {done:,} of {total:,} images, {rate:,.0f} images/s, {left} left")
 
-        yield show
+        try:
+            yield show
+        except Exception:  # whoever reads the error needs no bar that stands still
+            progress.update(task, visible=False)
+            raise
 
 
 @contextmanager
@@ -112,7 +121,11 @@ def share_progress(what: str) -> Iterator[Callable[[float, float], None]]:
                 last_line = time.monotonic()
                 console.print(f"{text}, {share:.0%} done")
 
-        yield show
+        try:
+            yield show
+        except Exception:  # whoever reads the error needs no bar that stands still
+            progress.update(task, visible=False)
+            raise
 
 
 class TrainingConsole:

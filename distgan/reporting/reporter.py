@@ -115,7 +115,9 @@ class Reporter:
         if is_best:
             self.wandb.summarize({"best/kimg": kimg} | {f"best/{name}": value for name, value in result.values.items()})
         shown = ("quality/frechet", "quality/fid", "quality/coverage", "quality/precision", "diversity/missing_classes")
-        figures = [f"{n.rpartition('/')[2]} {result.values[n]:.3g}" for n in shown if n in result.values]
+        figures = [
+            f"{n.rpartition('/')[2].replace('_', ' ')} {result.values[n]:.3g}" for n in shown if n in result.values
+        ]
         self.say(f"{kimg:,.1f} kimg  quality: {', '.join(figures)}{'  (best)' if is_best else ''}")
 
     def verdict(self, verdict: Verdict, *, images_seen: int) -> None:
