@@ -5,17 +5,17 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.docs import DOCS, PAGES
+from tests.docs import BESIDE_THE_CODE, PAGES, ROOT
 from tests.test_commands import call
 from tests.worlds import SMALL
 
-ROOT = DOCS.parent
+DOCS = ROOT / "docs"
 TEXTS = sorted([*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "launch" / "README.md"])
 NEEDS_NETWORK = ("pip ", "hf ")
 
@@ -23,7 +23,26 @@ NEEDS_NETWORK = ("pip ", "hf ")
 @pytest.mark.parametrize("name", PAGES)
 def test_tables_are_those_of_the_code(name: str) -> None:
     """If not: python -m tests.docs."""
-    assert (DOCS / name).read_text() == PAGES[name]()
+    assert (ROOT / name).read_text() == PAGES[name]()
+
+
+def test_the_list_of_files_is_complete() -> None:
+    """Every file of the repository stands in it, by name, pattern or folder; and nothing stands there that is gone."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no checkout")
+    files = [path for path in listed.stdout.split() if path not in ("README.md", ".gitignore")]
+    for pattern in BESIDE_THE_CODE:
+        assert list(ROOT.glob(pattern.rstrip("/"))), f"{pattern} is gone"
+
+    def is_told(path: str) -> bool:
+        if path.startswith(("distgan/", "shards/")):
+            return path.endswith(".py") or path.startswith(("distgan/presets/", "distgan/reporting/templates/"))
+        return any(
+            path.startswith(each) if each.endswith("/") else PurePath(path).match(each) for each in BESIDE_THE_CODE
+        )
+
+    assert [path for path in files if not is_told(path)] == []
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
@@ -48,6 +67,7 @@ def photographs(folder: Path, *, num: int) -> None:
         Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
+@pytest.mark.slow
 def test_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command line in order, the training made small; what it promises is there at the end."""
     pytest.importorskip("imageio_ffmpeg", reason="pip install 'distgan[video,onnx]'")

@@ -156,8 +156,8 @@ def test_every_text_is_escaped(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["delete", "garbage", "empty", "cut"])
-def test_what_is_missing_or_damaged_is_left_out(run: Path, spoil: str) -> None:
-    """Each file alone, then all of them; a page is written all the same."""
+def test_what_is_missing_or_damaged_is_left_out(run: Path, spoil: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file more each time; a page is written all the same, the last one with its charts."""
     files = [
         p for p in run.rglob("*") if p.is_file() and p.name not in ("config.toml", "status.json") and p.suffix != ".png"
     ]
@@ -168,8 +168,11 @@ def test_what_is_missing_or_damaged_is_left_out(run: Path, spoil: str) -> None:
                 path.unlink()
         else:
             path.write_bytes({"garbage": b"\x00{]\xff", "empty": b"", "cut": content[: len(content) // 2]}[spoil])
-        if path.parent == run and path.suffix != ".html":
-            assert write_report(run).stat().st_size > 1000
+        with monkeypatch.context() as patch:
+            patch.setattr("distgan.reporting.page.draw", lambda chart, **marks: "")  # most of the time goes there
+            if path.parent == run and path.suffix != ".html":
+                assert write_report(run).stat().st_size > 1000
+    assert write_report(run).stat().st_size > 1000
 
 
 def test_damaged_picture_is_left_out(run: Path) -> None:
