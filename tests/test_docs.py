@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distgan.cli import app
 from tests.docs import BESIDE_THE_CODE, PAGES, ROOT
 from tests.test_commands import call
 from tests.worlds import SMALL
@@ -58,13 +59,20 @@ def commands_of(page: Path) -> list[str]:
     return [line for line in lines if line.startswith(("distgan ", "accelerate ", *NEEDS_NETWORK))]
 
 
+def test_every_command_has_an_example() -> None:
+    """A line to type in one of the texts."""
+    lines = [line for page in TEXTS for line in commands_of(page)]
+    names = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert names == {line.split()[1] for line in lines if line.startswith("distgan ")}
+
+
 def photographs(folder: Path, *, num: int) -> None:
-    """Small pictures that are not all the same."""
+    """Small pictures in two classes that are not all the same."""
     noise = np.random.default_rng(0)
-    folder.mkdir()
     for number in range(num):
+        (folder / f"{number % 2}").mkdir(parents=True, exist_ok=True)
         pixels = np.full((20, 30, 3), number * 5, np.uint8) + noise.integers(0, 40, (20, 30, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+        Image.fromarray(pixels).save(folder / f"{number % 2}" / f"{number}.png")
 
 
 @pytest.mark.slow
@@ -75,6 +83,7 @@ def test_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     photographs(tmp_path / "photographs", num=30)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("distgan.evaluation.probe.ROUNDS_KIMG", (1.0,))
     done = []
     for line in commands_of(DOCS / "guide.md"):
         words = shlex.split(line)
@@ -88,7 +97,7 @@ def test_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             code, said = call(*words[1:])
             assert code == 0, f"{line}\n{said}"
         done.append(words[1])
-    assert {"pack", "info", "verify", "launch", "evaluate", "report", "sample", "export"} == set(done)
+    assert {"pack", "info", "verify", "launch", "probe", "evaluate", "report", "sample", "export"} == set(done)
     for name in (
         "scores.json", "runs/photographs/report.html", "runs/report.html", "grid.png", "typical.png", "between.png",
         "walk.gif", "walk.mp4", "progress.png", "samples/000099.png", "shared/README.md", "shared/generator.onnx",
