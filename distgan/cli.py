@@ -131,6 +131,9 @@ def sample(
         float | None,
         typer.Option(help="Cut latents off at this value: more typical images, fewer kinds; 1.5, say.", min=0.01),
     ] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="The one class to sample of a generator of networks.per_class=true.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="PNG file for a grid.")] = Path("samples.png"),
     files: Annotated[Path | None, typer.Option(help="Folder for single PNG files in place of a grid.")] = None,
     interpolate: Annotated[
@@ -149,18 +152,18 @@ def sample(
         raise UserError("--files, --interpolate, --video and --progress each make something else; choose one")
     if len(sources) > 1 and any(kinds):
         raise UserError("only a grid can show several generators; give one of them")
-    how: Any = {"num": num, "seed": seed, "truncation": truncation}
+    choice = job.Choice(num, seed, truncation, class_name)
     if files:
-        say(f"wrote {job.sample_files(sources[0], files, **how)} images to {files}")
+        say(f"wrote {job.sample_files(sources[0], files, choice)} images to {files}")
     elif interpolate:
-        say(f"wrote {job.interpolate(sources[0], out=out, **how)}")
+        say(f"wrote {job.interpolate(sources[0], choice, out=out)}")
     elif video:
-        say(f"wrote {job.video(sources[0], out=video, **how)}")
+        say(f"wrote {job.video(sources[0], choice, out=video)}")
     elif progress:
-        path, kimg = job.progress(sources[0], out=out, **how)
+        path, kimg = job.progress(sources[0], choice, out=out)
         say(f"wrote {path}; columns: {', '.join(kimg)} kimg")
     else:
-        say(f"wrote {job.sample(sources, out=out, **how)}")
+        say(f"wrote {job.sample(sources, choice, out=out)}")
 
 
 @command

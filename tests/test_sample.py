@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from distgan.generators import load_generator, sample_latents, slerp, truncate, walk
+from distgan.generators import load_generator, sample_latents, save_generator, slerp, truncate, walk
 from distgan.jobs.sample import FRAMES_PER_LEG, KEYS
+from distgan.mixture import build_from, mixture_spec
+from distgan.networks import GeneratorSpec
 from tests.test_commands import call
 from tests.worlds import run_world, train_run
 
@@ -75,6 +77,29 @@ def test_grids(run: Path, tmp_path: Path, words: list[str], size: tuple[int, int
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.size == tuple(side * (64 + 4) + 4 for side in size)
         assert len(set(picture.convert("L").tobytes())) > 10
+
+
+@pytest.mark.parametrize(
+    "words", [["--num", "9"], ["--num", "8", "--truncation", "0.5"], ["--num", "8", "--interpolate"], ["--video"]]
+)
+def test_a_class_stays_that_class(tmp_path: Path, words: list[str]) -> None:
+    """Of a generator of two classes, one black and one white, only white is sampled, cut, between and on a walk."""
+    part = GeneratorSpec("dcgan", image_size=32, channels=1, width=1, latent_dim=4)
+    spec = mixture_spec(part, classes=("black", "white"), weights=(0.5, 0.5))
+    mixture = build_from(spec).eval()
+    for network, shade in zip(mixture.parts, (-1.0, 1.0), strict=True):
+        torch.nn.init.constant_(network.layers[-2].bias, 20 * shade)  # before the tanh
+    save_generator(mixture, spec, tmp_path, facts={})
+    out = tmp_path / ("walk.gif" if words == ["--video"] else "grid.png")
+    words = [*words, str(out)] if words == ["--video"] else [*words, "--out", str(out)]
+    code, said = call("sample", tmp_path, "--class", "white", *words)
+    assert code == 0, said
+    with Image.open(out) as picture:
+        for frame in range(getattr(picture, "n_frames", 1)):
+            picture.seek(frame)
+            assert picture.convert("L").getpixel((40, 40)) > 240
+    code, said = call("sample", tmp_path, "--class", "red")
+    assert (code, "choose from black, white" in said) == (2, True), said
 
 
 def test_progress_has_a_column_for_each_checkpoint(run: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Needs neither accelerate nor webdataset nor wandb: a trained generator is used w
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from distgan.generators import (
     truncate,
     walk,
 )
+from distgan.mixture import MixtureSpec, of_class
 from distgan.reporting.images import grid_pixels, save_grid, to_uint8
 
 STEPS = 8  # images of a row from one latent to another
@@ -29,36 +31,60 @@ KEYS, FRAMES_PER_LEG, FRAMES_PER_SEC = 4, 24, 20  # of a walk
 VIDEO_SUFFIXES = (".gif", ".mp4")
 
 
-class Sampler:
-    """A trained generator with the latents of a seed."""
+@dataclass(frozen=True)
+class Choice:
+    """Which images: how many, None for what suits; of which seed; how typical; of which class, None for all."""
 
-    def __init__(self, source: Path, *, seed: int, truncation: float | None) -> None:
+    num: int | None = None
+    seed: int = 0
+    truncation: float | None = None
+    class_name: str | None = None
+
+
+class Sampler:
+    """A trained generator with the latents of a choice."""
+
+    def __init__(self, source: Path, choice: Choice) -> None:
         self.generator, self.spec = load_generator(source)
-        self.seed, self.truncation = seed, truncation
+        self.choice = choice
+        self.num_choosing = int(isinstance(self.spec, MixtureSpec))  # first values of a latent, which choose its class
 
     def latents(self, num: int, *, first: int = 0) -> Tensor:
         """Latents [num, Z]; number i is the same however many are drawn."""
-        drawn = sample_latents(num, self.spec, seed=self.seed, first=first)
-        return drawn if self.truncation is None else truncate(drawn, self.truncation)
+        drawn = sample_latents(num, self.spec, seed=self.choice.seed, first=first)
+        if self.choice.class_name is not None:
+            drawn = of_class(drawn, self.spec, self.choice.class_name)
+        if self.choice.truncation is not None:
+            drawn = self.like(drawn, truncate(self.free(drawn), self.choice.truncation))
+        return drawn
+
+    def free(self, latents: Tensor) -> Tensor:
+        """What of latents [..., Z] may move without another class being chosen."""
+        return latents[..., self.num_choosing :]
+
+    def like(self, chosen: Tensor, free: Tensor) -> Tensor:
+        """Latents [..., Z] of the classes that `chosen` [..., Z] choose, with `free` as the rest; shapes are expanded."""
+        choosing = chosen[..., : self.num_choosing].expand(*free.shape[:-1], self.num_choosing)
+        return torch.cat([choosing, free], -1)
 
     def images(self, latents: Tensor) -> Tensor:
         """uint8 [N, C, H, W]."""
         return to_uint8(generate(self.generator, latents))
 
 
-def sample(sources: Sequence[Path], *, num: int | None, seed: int, truncation: float | None, out: Path) -> Path:
+def sample(sources: Sequence[Path], choice: Choice, *, out: Path) -> Path:
     """Write a grid of `num` images, 64 by default; of several generators, one a class perhaps, a row of 8 each."""
-    samplers = [Sampler(source, seed=seed, truncation=truncation) for source in sources]
+    samplers = [Sampler(source, choice) for source in sources]
     if len({(each.spec.image_size, each.spec.channels) for each in samplers}) > 1:
         raise UserError("these generators make images of different shapes; sample them one by one")
-    count = num or (64 if len(samplers) == 1 else STEPS)
+    count = choice.num or (64 if len(samplers) == 1 else STEPS)
     images = torch.cat([each.images(each.latents(count)) for each in samplers])
     return write_grid(images, out, columns=None if len(samplers) == 1 else count)
 
 
-def sample_files(source: Path, folder: Path, *, num: int | None, seed: int, truncation: float | None) -> int:
+def sample_files(source: Path, folder: Path, choice: Choice) -> int:
     """Write `num` images, 64 by default, as single PNG files 000000.png and on; returns how many."""
-    sampler, count = Sampler(source, seed=seed, truncation=truncation), num or 64
+    sampler, count = Sampler(source, choice), choice.num or 64
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for first in range(0, count, 256):
@@ -70,35 +96,35 @@ def sample_files(source: Path, folder: Path, *, num: int | None, seed: int, trun
     return count
 
 
-def interpolate(source: Path, *, num: int | None, seed: int, truncation: float | None, out: Path) -> Path:
+def interpolate(source: Path, choice: Choice, *, out: Path) -> Path:
     """Write a grid of `num` images, 64 by default; each row of 8 goes over from one image to another."""
-    sampler = Sampler(source, seed=seed, truncation=truncation)
-    rows = max(1, (num or 64) // STEPS)
+    sampler = Sampler(source, choice)
+    rows = max(1, (choice.num or 64) // STEPS)
     starts, ends = sampler.latents(2 * rows).view(rows, 2, -1).unbind(1)
-    between = slerp(starts, ends, torch.linspace(0, 1, STEPS))
+    between = slerp(sampler.free(starts), sampler.free(ends), torch.linspace(0, 1, STEPS))
+    between = sampler.like(starts[:, None], between)
     return write_grid(sampler.images(between.flatten(0, 1)), out, columns=STEPS)
 
 
-def progress(
-    run: Path, *, num: int | None, seed: int, truncation: float | None, out: Path
-) -> tuple[Path, tuple[str, ...]]:
+def progress(run: Path, choice: Choice, *, out: Path) -> tuple[Path, tuple[str, ...]]:
     """Write `num` latents, 8 by default, a row each, through all checkpoints of a run; the file, and kimg by column."""
     folders, columns = checkpoint_folders(run), []
     for folder in folders:
-        sampler = Sampler(folder, seed=seed, truncation=truncation)
-        columns.append(sampler.images(sampler.latents(num or STEPS)))
+        sampler = Sampler(folder, choice)
+        columns.append(sampler.images(sampler.latents(choice.num or STEPS)))
     images = torch.stack(columns, 1).flatten(0, 1)
     return write_grid(images, out, columns=len(folders)), tuple(f"{float(folder.name):g}" for folder in folders)
 
 
-def video(source: Path, *, num: int | None, seed: int, truncation: float | None, out: Path) -> Path:
+def video(source: Path, choice: Choice, *, out: Path) -> Path:
     """Write a closed walk of `num` images side by side, 16 by default, as .gif or .mp4."""
     if out.suffix.lower() not in VIDEO_SUFFIXES:
         raise UserError(f"--video {out}: name a file that ends in .gif or .mp4")
     write = write_gif if out.suffix.lower() == ".gif" else write_mp4
-    sampler, count = Sampler(source, seed=seed, truncation=truncation), num or 16
+    sampler, count = Sampler(source, choice), choice.num or 16
     keys = sampler.latents(KEYS * count).view(KEYS, count, -1)
-    images = sampler.images(walk(keys, frames_per_leg=FRAMES_PER_LEG).flatten(0, 1))
+    path = sampler.like(keys[:1], walk(sampler.free(keys), frames_per_leg=FRAMES_PER_LEG))
+    images = sampler.images(path.flatten(0, 1))
     frames = [to_picture(grid_pixels(of_frame)) for of_frame in images.split(count)]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
