@@ -14,6 +14,7 @@ import yaml
 
 from distgan.generators import generate, load_generator, sample_latents, save_generator
 from distgan.jobs.export import CARD_MARK, LOADING
+from distgan.mixture import build_from, mixture_spec
 from distgan.networks import NETWORKS, GeneratorSpec, build_generator
 from tests.test_commands import call
 from tests.worlds import run_world, train_run
@@ -71,6 +72,20 @@ def test_every_architecture_says_how_to_load_it(
     latents = sample_latents(3, spec, seed=1)
     torch.testing.assert_close(namespace["generate"](latents), generate(network, latents), rtol=0, atol=1e-5)
     assert len(LOADING[architecture].splitlines()) <= {"dcgan": 10, "resnet": 15}[architecture] + 1  # and the imports
+
+
+def test_a_generator_of_classes_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its card says how many classes there are, and its lines make images."""
+    part = GeneratorSpec("dcgan", image_size=32, channels=1, width=4, latent_dim=8)
+    spec = mixture_spec(part, classes=("cat", "dog"), weights=(0.5, 0.5))
+    save_generator(build_from(spec).eval(), spec, tmp_path, facts={})
+    assert call("export", tmp_path, "--out", tmp_path / "out")[0] == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "DCGAN for each of 2 classes" in card
+    monkeypatch.chdir(tmp_path / "out")
+    namespace: dict[str, Any] = {}
+    exec(code_of(card), namespace)
+    assert namespace["images"].shape == (16, 1, 32, 32)
 
 
 def test_what_was_exported_is_sampled_again(run: Path, tmp_path: Path) -> None:

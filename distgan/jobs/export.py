@@ -15,6 +15,7 @@ from torch import nn
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.generators import find_generator, generate, load_generator, sample_latents, save_generator
+from distgan.mixture import MixtureSpec
 from distgan.networks import GeneratorSpec
 from distgan.reporting.images import save_grid, to_uint8
 from distgan.reporting.page import protocol_line
@@ -129,16 +130,24 @@ def model_card(out: Path, spec: GeneratorSpec, told: dict[str, Any], *, story: S
         "tags": ["gan", spec.architecture, "distgan"],
     }
     kimg = f"{figures(told['images_seen'] / 1000)} thousand real images" if told["images_seen"] else "unknown"
+    kind = spec.architecture.upper()
+    if isinstance(spec, MixtureSpec):
+        kind = f"{spec.part.architecture.upper()} for each of {len(spec.classes)} classes"
     lines = [
         "---", yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip(), "---", "", CARD_MARK, "",
         f"# {literal(story.name) if story else spec.architecture.upper()}", "",
         f"A generator of {spec.image_size}x{spec.image_size} images with {spec.channels} "
-        f"channel{'s' if spec.channels > 1 else ''}, trained as a {spec.architecture.upper()} with distgan.", "",
+        f"channel{'s' if spec.channels > 1 else ''}, trained as a {kind} with distgan.", "",
         "![samples](samples.png)", "", "## Use", "",
     ]  # fmt: skip
     if (out / "generator.safetensors").exists() and spec.architecture in LOADING:
         use = f"images = generate(torch.randn(16, {spec.latent_dim}))"
         lines += ["With torch alone:", "", "```python", LOADING[spec.architecture], "", use, "```", ""]
+    if (out / "generator.safetensors").exists() and isinstance(spec, MixtureSpec):
+        loading = ('generator, spec = load_generator(Path("generator.safetensors"))',
+                   "images = generate(generator, sample_latents(16, spec, seed=0))")  # fmt: skip
+        lines += ["With distgan; the first value of a latent chooses the class:", "", "```python", "from pathlib import Path",
+                  "from distgan.generators import generate, load_generator, sample_latents", *loading, "```", ""]  # fmt: skip
     if (out / "generator.onnx").exists():
         lines += ["With onnxruntime:", "", "```python", "import numpy as np, onnxruntime",
                   'session = onnxruntime.InferenceSession("generator.onnx")',
