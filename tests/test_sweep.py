@@ -146,11 +146,11 @@ def test_a_signal_is_handed_on_and_the_run_goes_on(shards: Path, tmp_path: Path)
     text = f"data = {str(shards)!r}\n[grid]\noptim.lr_g = [1e-4, 2e-4]"
     file, folder = write(tmp_path / "long.toml", text), tmp_path / "runs"
     command = [sys.executable, "-c", "from distgan.cli import app; app()", "sweep", str(file), "--folder", str(folder)]
-    process = subprocess.Popen([*command, *SMALL, "train.kimg=60"], stdout=subprocess.DEVNULL, cwd=tmp_path)
-    while process.poll() is None and not any(folder.glob("*/metrics.jsonl")):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 75
+    with subprocess.Popen([*command, *SMALL, "train.kimg=60"], stdout=subprocess.DEVNULL, cwd=tmp_path) as process:
+        while process.poll() is None and not any(folder.glob("*/metrics.jsonl")):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 75
     [status] = [json.loads(path.read_text()) for path in folder.glob("*/status.json")]
     assert status["state"] == "preempted"
     done = subprocess.run(
