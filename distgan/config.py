@@ -107,6 +107,9 @@ class Loss(Section):
     unroll_optimizer: Literal["adam", "sgd"] = setting(
         "adam", "Of the anticipated steps: adam goes on from the discriminator's own moments."
     )
+    unroll_value: Literal["saddle", "non_saturating"] = setting(
+        "saddle", "What an unrolled generator minimises; non_saturating has a slope where the discriminator is sure."
+    )
     augment: tuple[Literal["color", "translation", "cutout"], ...] = setting(
         (), "What is done to all images before the discriminator sees them (DiffAugment)."
     )

@@ -171,7 +171,12 @@ def generator_terms(
 
 
 def anticipated_loss(players: Players, reals: Tensor, fakes: Tensor, *, loss: Loss) -> Tensor:
-    """What the generator minimises where it anticipates the discriminator's next steps on these same images."""
+    """What the generator minimises where it anticipates the discriminator's next steps on these same images.
+
+    The whole saddle value, the reals' part included, for through the anticipated parameters that depends on the
+    generator too (Metz et al. 2017, equation 6); or the same with the generator's own loss for the fakes' part, which has
+    a slope where the discriminator is sure, as the plain loss has (Goodfellow et al. 2014, section 3).
+    """
     adversarial, optimizer = ADVERSARIAL[loss.adversarial], players.optimizer_d.optimizer
     named = dict(players.bare_discriminator.named_parameters())
     (group,) = optimizer.param_groups
@@ -180,10 +185,15 @@ def anticipated_loss(players: Players, reals: Tensor, fakes: Tensor, *, loss: Lo
         moments = {name: optimizer.state.get(parameter, {}) for name, parameter in named.items()}
         step = DifferentiableAdam(moments, betas=group.get("betas", (0.9, 0.999)))
 
-    def discriminator_loss(parameters: dict[str, Tensor]) -> Tensor:
+    def losses(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         discriminator = players.exact_discriminator(parameters)
         real_logits, fake_logits = adversarial.relate(discriminator(reals), discriminator(fakes))
-        return adversarial.real_loss(real_logits, loss.label_smoothing) + adversarial.fake_loss(fake_logits)
+        real_loss = adversarial.real_loss(real_logits, loss.label_smoothing)
+        return real_loss, adversarial.fake_loss(fake_logits), adversarial.generator_loss(fake_logits)
 
     copies = {name: parameter.detach().clone().requires_grad_() for name, parameter in named.items()}
-    return -anticipated(copies, discriminator_loss, num_steps=loss.unroll_steps, lr=group["lr"], step=step)
+    ahead = anticipated(
+        copies, lambda p: sum(losses(p)[:2], torch.zeros(())), num_steps=loss.unroll_steps, lr=group["lr"], step=step
+    )
+    real_loss, fake_loss, generator_loss = losses(ahead)
+    return (-fake_loss if loss.unroll_value == "saddle" else generator_loss) - real_loss

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
@@ -123,6 +124,11 @@ ADVERSARIAL = {
 
 
 def equilibrium(loss: Loss) -> tuple[float, float]:
-    """What (discriminator, generator) pay where fakes cannot be told; an unrolled generator pays minus the other's."""
-    discriminator, generator = ADVERSARIAL[loss.adversarial].equilibrium
-    return discriminator, -discriminator if loss.unroll_steps else generator
+    """What (discriminator, generator) pay where fakes cannot be told; an unrolled generator is paid the reals' part."""
+    adversarial, zero = ADVERSARIAL[loss.adversarial], torch.zeros(1)
+    discriminator, generator = adversarial.equilibrium
+    if loss.unroll_steps == 0:
+        return discriminator, generator
+    if loss.unroll_value == "saddle":
+        return discriminator, -discriminator
+    return discriminator, generator - float(adversarial.real_loss(zero, 0.0))

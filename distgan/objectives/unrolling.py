@@ -50,13 +50,9 @@ def anticipated(
     num_steps: int,
     lr: float,
     step: Callable[..., Parameters],
-) -> Tensor:
-    """The discriminator's loss after `num_steps` of its steps from `parameters`, with the graph through all of them.
-
-    The generator minimises its negative: the whole saddle value, the reals' part included, for through the anticipated
-    parameters that depends on the generator too (Metz et al. 2017, equation 6).
-    """
+) -> Parameters:
+    """The discriminator's parameters after `num_steps` of its steps, with the graph through all of them."""
     for _ in range(num_steps):
         gradients = torch.autograd.grad(discriminator_loss(parameters), list(parameters.values()), create_graph=True)
         parameters = step(parameters, list(gradients), lr=lr)
-    return discriminator_loss(parameters)
+    return parameters

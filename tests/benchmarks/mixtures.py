@@ -58,6 +58,7 @@ REMEDIES: dict[str, tuple[str, ...]] = {  # settings that differ from a plain GA
     "R1 + R2": ("loss.r1=1", "loss.r2=1", NO_NORM),
     "wasserstein, gradient penalty": ("loss.adversarial=wasserstein", "loss.gradient_penalty=1", NO_NORM),
     "unrolled, 5 steps": ("loss.unroll_steps=5",),
+    "unrolled, 5 steps, non-saturating": ("loss.unroll_steps=5", "loss.unroll_value=non_saturating"),
     "lookahead": ("optim.lookahead_steps=5",),
     "minibatch stddev": ("networks.minibatch_stddev=4",),
     "packing": ("networks.packing=2",),

@@ -49,6 +49,7 @@ REMEDIES: dict[str, tuple[str, ...]] = {
     "mode seeking": ("loss.diversity.mode_seeking=5",),
     "feature distance": ("loss.diversity.feature_distance=5",),
     "unrolled, 5 steps": ("loss.unroll_steps=5",),
+    "unrolled, 5 steps, non-saturating": ("loss.unroll_steps=5", "loss.unroll_value=non_saturating"),
     "lookahead": ("optim.lookahead_steps=5",),
 }
 

@@ -41,7 +41,7 @@ class Scene:
             moments = {name: self.optimizer.state[parameter] for name, parameter in named.items()}
             step = DifferentiableAdam(moments, betas=(0.5, 0.9))
         copies = {name: parameter.detach().clone().requires_grad_() for name, parameter in named.items()}
-        return anticipated(copies, lambda p: self.loss(p, fakes), num_steps=4, lr=0.05, step=step)
+        return self.loss(anticipated(copies, lambda p: self.loss(p, fakes), num_steps=4, lr=0.05, step=step), fakes)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
@@ -80,6 +80,17 @@ def test_anticipation_leaves_the_discriminator_alone(players: Players) -> None:
     generator_step(players, batches, loss=UNROLLED, fakes=fakes)
     assert all(torch.equal(now, then) for now, then in zip(tensors, before, strict=True))
     assert any(not torch.equal(p, old) for p, old in zip(players.bare_generator.parameters(), generator, strict=True))
+
+
+def test_only_the_saddle_value_goes_flat_under_a_sure_discriminator(players: Players) -> None:
+    """With logits far below zero for fakes its gradient is nothing, that of the non-saturating value is not."""
+    with torch.no_grad():
+        players.bare_discriminator.judge.bias.fill_(-40)
+    norms = {}
+    for value in ("saddle", "non_saturating"):
+        loss = Loss(unroll_steps=1, unroll_optimizer="sgd", unroll_value=value)
+        norms[value] = float(generator_step(players, [micro_batch(8)], loss=loss)["grad_norm/g"])
+    assert norms["saddle"] < 1e-6 * norms["non_saturating"]
 
 
 def anticipating_ranks() -> list[float]:
