@@ -24,7 +24,7 @@ def settings_page() -> str:
         "",
         "Each is set on the command line as `section.field=value`, or in a preset. Default < preset < command line.",
         "Those marked **\\*** change what is learned: a run with other values of them is another run, in another folder.",
-        "Written from `distgan/config.py` by `python -m tests.docs`.",
+        "Written from `distgan/config.py` and `distgan/thresholds.py` by `python -m tests.docs`.",
     ]
     section = ""
     for name, field in flat_fields():
