@@ -123,11 +123,6 @@ class Loss(Section):
     diversity: Diversity = Diversity()
 
     @property
-    def second_order(self) -> bool:
-        """Whether a gradient of the discriminator is itself differentiated."""
-        return self.unroll_steps > 0 or self.penalised
-
-    @property
     def penalised(self) -> bool:
         """Whether there is any gradient penalty."""
         return self.r1 > 0 or self.r2 > 0 or self.gradient_penalty > 0
