@@ -15,7 +15,7 @@ from distgan.reporting.page import REPORT_FILE
 from distgan.reporting.rendering import duration, picture, write_page
 from distgan.reporting.story import Story, figures, is_number
 
-COMPARED = ("run", "state", "verdict", "kimg", "frechet", "coverage", "images/s", "time")
+COMPARED = ("run", "state", "verdict", "kimg", "best frechet", "its coverage", "images/s", "time")
 """The columns of a comparison, on the page and in the console."""
 
 
