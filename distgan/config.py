@@ -184,7 +184,11 @@ class Train(Section):
     deterministic: bool = setting(
         False, "Only deterministic kernels, so that a resumed GPU run is bit-identical.", identity=False
     )
-    compile: bool = setting(False, "Compile both networks with torch.compile.", identity=False)
+    compile: Literal["auto", "always", "never"] = setting(
+        "auto",
+        "torch.compile of both networks; auto: on a GPU, where a trial at the start finds it faster.",
+        identity=False,
+    )
     cpu_threads: int | None = setting(
         None, "Threads of each CPU process; none shares the cores out evenly.", identity=False, ge=1
     )

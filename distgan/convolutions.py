@@ -67,6 +67,7 @@ def as_product(images: Tensor, num_pixels: int) -> bool:
     return (
         images.device.type == "cpu"
         and num_pixels <= MOST_PIXELS
+        and not torch.compiler.is_compiling()  # a compiler makes loops of the patches, many times as slow
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") is torch.bfloat16
     )

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from distgan import checkpoint
+from distgan.compilation import choose_compile
 from distgan.config import Loss, Networks, Optim, Train
-from distgan.distributed import World
+from distgan.distributed import World, current_world
 from distgan.ema import GeneratorEma, measure_norm_statistics
 from distgan.generators import EMA_PREFIX
 from distgan.networks import DiscriminatorSpec, GeneratorSpec, build_discriminator, build_generator
@@ -40,6 +41,7 @@ class Players:
     spec: GeneratorSpec
     lookahead: Lookahead | None
     augment_probability: Tensor  # a scalar, adapted in place where so wished
+    compile_reason: str  # why the networks are compiled, or are not
 
     def exact_discriminator(self, parameters: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
         """images -> logits with the given parameters in full precision; the discriminator's own buffers stay as they are."""
@@ -151,8 +153,23 @@ def build_players(
         networks.discriminator_width, networks.discriminator_norm, networks.minibatch_stddev, networks.packing
     )
     discriminator = build_discriminator(spec, discriminator_spec, seed=train.seed)
+    trial = choose_compile(
+        train,
+        (generator.to(accelerator.device), discriminator.to(accelerator.device)),
+        latent_shape=(spec.latent_dim,),
+        image_shape=(spec.channels, spec.image_size, spec.image_size),
+        share=train.batch_size // accelerator.num_processes // train.accumulate,
+        autocast=accelerator.autocast,
+    )
     return prepare_players(
-        accelerator, spec, generator=generator, discriminator=discriminator, optim=optim, train=train, loss=loss
+        accelerator,
+        spec,
+        generator=generator,
+        discriminator=discriminator,
+        optim=optim,
+        train=train,
+        loss=loss,
+        compiled=current_world().broadcast_object(trial),
     )
 
 
@@ -165,12 +182,16 @@ def prepare_players(
     optim: Optim,
     train: Train,
     loss: Loss,
+    compiled: tuple[bool, str] = (False, "never tried"),
 ) -> Players:
-    """Any two networks as players; `loss.diversity.feature_distance` wants a discriminator with `features`."""
+    """Any two networks as players; `loss.diversity.feature_distance` wants a discriminator with `features`.
+
+    `compiled` says whether to compile them, and why.
+    """
     generator, discriminator = generator.to(accelerator.device), discriminator.to(accelerator.device)
     ema = GeneratorEma(generator, halflife_kimg=train.ema_halflife_kimg)
     skeleton = copy.deepcopy(discriminator).to("meta")
-    if train.compile:  # before the wrappers, so that DDP and autocast see one module and names stay as they are
+    if compiled[0]:  # before the wrappers, so that DDP and autocast see one module and names stay as they are
         generator.compile()
         discriminator.compile()
     make_optimizer = OPTIMIZERS[optim.name]
@@ -196,6 +217,7 @@ def prepare_players(
         spec,
         Lookahead([generator, discriminator]) if optim.lookahead_steps else None,
         torch.tensor(loss.augment_probability, device=accelerator.device),
+        f"{'compiled' if compiled[0] else 'eager'}: {compiled[1]}",
     )
     players.set_optimizers(optim, lr_factor=1.0)
     return players

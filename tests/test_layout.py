@@ -31,6 +31,7 @@ ROOMS = [  # top to bottom; what stands on one line may import what stands there
         "dataset",
         "batches",
         "streams",
+        "compilation",
         "convolutions",
         "networks",
         "objectives",

@@ -200,7 +200,7 @@ def train_trial(trial: Trial) -> Trained:
         return num * train.batch_size
 
     flops = 0.0
-    if world_size == 1 and not train.compile:
+    if world_size == 1 and train.compile == "never":
         flops = flops_per_image(players, config, trial.image_shape)
     steps(3)  # the first are slow, and compile
     began = time.perf_counter()
@@ -318,7 +318,7 @@ def bench(config: Config, *, size: int, channels: int, quick: bool, progress: Pr
         progress("loading")
         found.add("loader, raw", "images/s", loader_rate(shards, config, repeats=repeats), "one thread")
         trial = Trial(
-            with_words(config, ["train.precision=launcher", "train.compile=false"]),
+            with_words(config, ["train.precision=launcher", "train.compile=never"]),
             image_shape,
             precision=best,
             repeats=repeats,
@@ -364,7 +364,7 @@ def add_steps(found: Bench, trial: Trial, *, shards: Path, quick: bool, on_gpu: 
     trained = run([], shards=shards)
     found.add_step("training with its loader", trained, f"{trained.wait_share:.1%} of it waiting for images")
     if not quick:
-        found.add_step(f"step, {trial.precision}, compiled", run(["train.compile=true"]))
+        found.add_step(f"step, {trial.precision}, compiled", run(["train.compile=always"]))
     most = torch.cuda.device_count() if on_gpu else fair_threads()
     for processes in range(2, most + 1):
         if trial.config.train.batch_size % processes == 0 and processes & (processes - 1) == 0:
