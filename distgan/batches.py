@@ -52,6 +52,7 @@ class Batches:
             world_size=world_size,
             device=device,
             resident_share=config.data.resident_share,
+            workers=config.data.workers,
         )
 
     def __enter__(self) -> "Batches":

@@ -24,6 +24,13 @@ class Data(Section):
     cache_gb: float | None = setting(
         None, "Room for remote shards on each node; none takes what the disk gives.", identity=False, gt=0
     )
+    workers: int | None = setting(
+        None,
+        "Processes that decode png and jpeg shards for each training process; none means its cores but one, 0 a thread.",
+        identity=False,
+        ge=0,
+        le=256,
+    )
     resident_share: float = setting(
         0.25, "Share of a GPU's free memory that all images may take to lie there.", identity=False, ge=0, le=0.9
     )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shards.decoding import fair_workers
 from shards.reader import BatchStream, ShardReader
 
 CHUNK = 4096  # images on their way to the device at a time
@@ -42,8 +43,12 @@ def open_stream(
     world_size: int,
     device: torch.device,
     resident_share: float,
+    workers: int | None = None,
 ) -> ImageStream:
-    """The stream that suits the device: from its memory where the images take at most `resident_share` of what is free."""
+    """The stream that suits the device: from its memory where the images take at most `resident_share` of what is free.
+
+    `workers` processes decode where shards are encoded; None: as many as are fair.
+    """
     num_bytes = reader.num_samples * int(np.prod(reader.image_shape))
     if reader.ordering.kind == "permutation" and num_bytes <= resident_share * free_bytes(device):
         order = reader.order(key, batch_size=batch_size)
@@ -58,7 +63,9 @@ def open_stream(
                 position += batch_size * len(block)
 
         return ResidentStream(resident_images(reader, device), all_ids())
-    read_ahead = BatchStream(reader, key=key, start=start, batch_size=batch_size, rank=rank, world=world_size)
+    workers = fair_workers() if workers is None else workers
+    options = {"start": start, "batch_size": batch_size, "rank": rank, "world": world_size, "workers": workers}
+    read_ahead = BatchStream(reader, key=key, **options)
     return CopiedAhead(read_ahead, device) if device.type == "cuda" else read_ahead
 
 

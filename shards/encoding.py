@@ -1,7 +1,7 @@
 """The work inside packing: chunks of images become samples at their places in a shard file, on all cores.
 
-Workers write what they decode straight into the file, at offsets known beforehand since all samples have one length:
-no image crosses from one process to another.
+Workers write what they decode straight into the file, each chunk at a place that is known beforehand since there is a
+longest sample: no image crosses from one process to another. Gaps are closed once a shard is whole.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.encoded import EncodedLayout
 from shards.errors import ShardError
 from shards.images import BadImage, decode_image
-from shards.index import ENCODING, VERSION
+from shards.index import RAW, VERSION
 from shards.layout import ShardLayout
 from shards.listing import Source
 from shards.order import order_key, sample_ids
@@ -46,11 +47,20 @@ class Rejected(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Consecutive slots of one shard, and the file that takes their samples."""
+    """Consecutive slots of one shard, the file that takes their samples, and where in it."""
 
     shard: int
     file: str
     slots: range
+    offset: int
+
+
+class Written(NamedTuple):
+    """What became of a chunk: bytes at its offset, spans of image files counted from there, and what is left out."""
+
+    num_bytes: int
+    spans: NDArray[np.int64]  # [n, 2]; of raw pixels none
+    rejected: list[Rejected]
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class Packing:
     source: Source
     layout: ShardLayout
     samples_per_shard: int
+    encoded: EncodedLayout | None = None  # None: raw pixels
 
     @property
     def num_shards(self) -> int:
@@ -72,7 +83,10 @@ class Packing:
     def plan(self) -> str:
         """The identity of this packing: with an equal one the bytes will be equal."""
         settings = [self.layout.image_shape, self.layout.cls, self.samples_per_shard]
-        parts = [VERSION, ENCODING, self.source.digest, self.source.class_names, settings]
+        if self.encoded is not None:
+            settings.append(self.encoded.quality)
+        encoding = RAW if self.encoded is None else self.encoded.encoding
+        parts = [VERSION, encoding, self.source.digest, self.source.class_names, settings]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def slots(self, shard: int) -> range:
@@ -80,22 +94,29 @@ class Packing:
         start = shard * self.samples_per_shard
         return range(start, min(start + self.samples_per_shard, len(self.source)))
 
-    def chunks(self, shard: int) -> list[range]:
+    def chunks(self, shard: int, file: str = "") -> list[Chunk]:
         """The slots of a shard, cut into what a worker takes at a time."""
         slots, length = self.slots(shard), max(1, min(_MAX_CHUNK, _MAX_CHUNK_BYTES // self.layout.stride))
-        return [slots[start : start + length] for start in range(0, len(slots), length)]
+        room = self.layout.stride if self.encoded is None else self.encoded.max_sample_bytes
+        starts = range(0, len(slots), length)
+        return [Chunk(shard, file, slots[start : start + length], start * room) for start in starts]
 
     def items(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """The items of slots, in a fixed pseudo-random order, which mixes sources that are sorted by class."""
         return sample_ids(slots, num_samples=len(self.source), key=_STORED_ORDER_KEY)
 
-    def write(self, chunk: Chunk) -> list[Rejected]:
-        """Decode a chunk's images and write their samples; the place of a broken image holds nothing of use."""
+    def write(self, chunk: Chunk) -> Written:
+        """Decode a chunk's images and write their samples, but for broken ones."""
         slots = np.array(chunk.slots, np.int64)
         items = self.items(slots)
-        rows = self.layout.blank(slots, self.source.labels[items] if self.source.labels is not None else None)
-        pixels, rejected = self.layout.pixels(rows), []
+        labels = self.source.labels[items] if self.source.labels is not None else None
         channels, size, _ = self.layout.image_shape
+        if self.encoded is None:
+            rows = self.layout.blank(slots, labels)
+            pixels = self.layout.pixels(rows)
+        else:
+            pixels = np.empty((len(slots), channels, size, size), np.uint8)
+        rejected = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow finds odd but can read
             for row, item in enumerate(items.tolist()):
@@ -106,16 +127,23 @@ class Packing:
                     rejected.append(Rejected(chunk.slots[row], name, str(error)))
                 except OSError as error:
                     raise ShardError(f"cannot read {name} ({error.strerror}): mend that and pack again") from error
+        kept = np.delete(np.arange(len(slots)), [image.slot - chunk.slots[0] for image in rejected])
+        if self.encoded is None:
+            data, spans = (rows[kept] if rejected else rows).tobytes(), np.empty((0, 2), np.int64)
+        else:
+            files = [self.encoded.encode(pixels[row]) for row in kept.tolist()]
+            data, spans = self.encoded.join(slots[kept], files, None if labels is None else labels[kept])
+            assert len(data) <= len(kept) * self.encoded.max_sample_bytes, "image files are longer than they can be"
         # without O_CREAT: the worker of a killed pack must not bring its file back
         handle = os.open(chunk.file, os.O_WRONLY)
         try:
-            pwrite_all(handle, rows.tobytes(), (chunk.slots[0] - self.slots(chunk.shard)[0]) * self.layout.stride)
+            pwrite_all(handle, data, chunk.offset)
         finally:
             os.close(handle)
-        return rejected
+        return Written(len(data), spans, rejected)
 
 
-def run(packing: Packing, chunks: Iterable[Chunk], *, workers: int) -> Generator[tuple[Chunk, list[Rejected]]]:
+def run(packing: Packing, chunks: Iterable[Chunk], *, workers: int) -> Generator[tuple[Chunk, Written]]:
     """Write all chunks, each yielded in its turn; with one worker in this process. Close the generator."""
     if workers == 1:
         for chunk in chunks:
@@ -124,7 +152,7 @@ def run(packing: Packing, chunks: Iterable[Chunk], *, workers: int) -> Generator
     # spawned, since a fork would copy the locks of the caller's threads
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(packing,))
-    ahead: deque[tuple[Chunk, Future[list[Rejected]]]] = deque()
+    ahead: deque[tuple[Chunk, Future[Written]]] = deque()
     try:
         for chunk in chunks:
             ahead.append((chunk, pool.submit(_write_in_worker, chunk)))
@@ -165,5 +193,5 @@ def _end_with_parent() -> None:
     os._exit(1)  # the pool's queue would keep the orphan waiting for ever
 
 
-def _write_in_worker(chunk: Chunk) -> list[Rejected]:
+def _write_in_worker(chunk: Chunk) -> Written:
     return _packing_of_worker.write(chunk)

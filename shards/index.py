@@ -10,14 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from shards.encoded import MAX_QUALITY, MEMBERS, EncodedLayout
 from shards.errors import ShardError, printable
-from shards.layout import ShardLayout
+from shards.layout import BLOCK, NPY_HEADER_BYTES, TRAILER, ShardLayout
 
 INDEX_FILE = "index.json"
 LABELS_FILE = "labels.npy"
+SPANS_FILE = "spans.npy"
 REJECTED_FILE = "rejected.jsonl"
 WORK_FOLDER = ".packing"  # of an unfinished pack
-FORMAT, VERSION, ENCODING = "distgan-shards", 1, "npy"
+FORMAT, VERSION, RAW = "distgan-shards", 1, "npy"
 _SHARD_FILE = re.compile(r"[0-9]{6,9}\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -46,7 +48,9 @@ class ShardIndex:
     num_rejected: int  # broken images, listed in rejected.jsonl
     shards: tuple[ShardRecord, ...]
     plan: str  # what was packed and how: the same plan gives the same bytes
-    encoding: str = ENCODING
+    encoding: str = RAW  # or one of MEMBERS, and then:
+    quality: int | None = None  # of JPEG
+    spans_sha256: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -60,7 +64,14 @@ class ShardIndex:
             self.labels_sha256,
             [(shard.num_samples, shard.sha256) for shard in self.shards],
         ]
+        if self.is_encoded:
+            content.append(self.spans_sha256)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether images are PNG or JPEG, each of a length of its own."""
+        return self.encoding != RAW
 
     @property
     def num_bytes(self) -> int:
@@ -68,13 +79,36 @@ class ShardIndex:
         return sum(shard.num_bytes for shard in self.shards)
 
     @property
+    def raw_num_bytes(self) -> int:
+        """The size that all tars have, or would have, with raw pixels."""
+        return sum(self.layout.shard_bytes(shard.num_samples) for shard in self.shards)
+
+    @property
+    def side_files(self) -> dict[str, tuple[int, str]]:
+        """Size and sha256 of the npy files beside the tars, by name."""
+        files = {}
+        if self.class_names is not None and self.labels_sha256 is not None:
+            files[LABELS_FILE] = NPY_HEADER_BYTES + 4 * self.num_samples, self.labels_sha256
+        if self.spans_sha256 is not None:
+            files[SPANS_FILE] = NPY_HEADER_BYTES + 16 * self.num_samples, self.spans_sha256
+        return files
+
+    @property
     def layout(self) -> ShardLayout:
+        """Of raw pixels."""
         return ShardLayout(self.image_shape, self.cls)
+
+    @property
+    def encoded_layout(self) -> EncodedLayout:
+        """Of PNG or JPEG members."""
+        return EncodedLayout(self.image_shape, self.cls, self.encoding, self.quality)
 
     def to_json(self) -> bytes:
         """The bytes of `index.json`: no path, time or machine in them."""
         fields = asdict(self)
         del fields["path"]
+        if not self.is_encoded:
+            del fields["quality"], fields["spans_sha256"]
         return json.dumps(
             {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint, **fields}, indent=1
         ).encode()
@@ -121,7 +155,10 @@ def _parse(folder: Path, fields: dict[str, Any]) -> ShardIndex:
     """The index in a parsed `index.json`; raises ValueError, KeyError or TypeError for anything amiss."""
     _require(fields["format"] == FORMAT, "format")
     channels, height, width = (_count(side) for side in fields["image_shape"])
-    _require(fields["encoding"] == ENCODING and isinstance(fields["cls"], bool), "encoding")
+    encoding, quality = fields["encoding"], fields.get("quality")
+    _require(encoding in (RAW, *MEMBERS) and isinstance(fields["cls"], bool), "encoding")
+    _require((quality is not None) == (encoding == "jpeg"), "quality")
+    _require(quality is None or 1 <= _count(quality) <= MAX_QUALITY, "quality")
     _require(channels in (1, 3) and height == width and 1 <= height <= 8192, "image_shape")
     layout = ShardLayout((channels, height, width), fields["cls"])
     shards = []
@@ -130,7 +167,11 @@ def _parse(folder: Path, fields: dict[str, Any]) -> ShardIndex:
             record["file"], _count(record["num_samples"]), _count(record["num_bytes"]), _sha256(record["sha256"])
         )
         _require(_SHARD_FILE.fullmatch(shard.file) is not None, "file")  # no path out of the folder
-        _require(shard.num_bytes == layout.shard_bytes(shard.num_samples), f"num_bytes of {shard.file}")
+        if encoding == RAW:
+            _require(shard.num_bytes == layout.shard_bytes(shard.num_samples), f"num_bytes of {shard.file}")
+        else:
+            least = len(TRAILER) + 2 * BLOCK * (1 + layout.cls) * shard.num_samples
+            _require(shard.num_bytes >= least and shard.num_bytes % BLOCK == 0, f"num_bytes of {shard.file}")
         shards.append(shard)
     _require(len({shard.file for shard in shards}) == len(shards), "a file twice")
     class_names, class_counts = fields["class_names"], fields["class_counts"]
@@ -152,6 +193,9 @@ def _parse(folder: Path, fields: dict[str, Any]) -> ShardIndex:
         num_rejected=_count(fields["num_rejected"]),
         shards=tuple(shards),
         plan=_sha256(fields["plan"]),
+        encoding=encoding,
+        quality=quality,
+        spans_sha256=None if encoding == RAW else _sha256(fields["spans_sha256"]),
     )
     _require(fields["fingerprint"] == index.fingerprint, "fingerprint")
     return index

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from shards.errors import ShardError
 from shards.files import Files
 from shards.index import ShardIndex
-from shards.layout import NPY_HEADER_BYTES
 from shards.order import Order, Permutation
 from shards.windows import Windows
 
@@ -42,20 +41,20 @@ class Ordering:
             raise ShardError(f"data.lanes={lanes} does not divide a batch of {batch_size}: give {below}, or no number")
         return Windows(counts, key=key, batch_size=batch_size, lanes=lanes, window_shards=self.window_shards)
 
-    def check_room(self, files: Files, index: ShardIndex, *, num_held: int | None) -> None:
+    def check_room(self, files: Files, index: ShardIndex, *, num_held: int | None, num_reading: int = 1) -> None:
         """Raises ShardError where the cache cannot hold what the processes of this node have in use at a time.
 
-        That is the labels and either all shards, or for each process the `num_held` of its order, one that its stream
-        could not hold in time, and one for whoever asks by id. The launcher says how many processes there are
-        (LOCAL_WORLD_SIZE).
+        That is the labels and spans and either all shards, or for each process the `num_held` of its order, one that its
+        stream could not hold in time for each of the `num_reading` that read it, and one for whoever asks by id. The
+        launcher says how many processes there are (LOCAL_WORLD_SIZE).
         """
         if files.max_bytes is None:
             return
-        labels = NPY_HEADER_BYTES + 4 * index.num_samples if index.class_names is not None else 0
-        needed, remedy = labels + index.num_bytes, "set data.order=windows"
+        beside = sum(num_bytes for num_bytes, _ in index.side_files.values())
+        needed, remedy = beside + index.num_bytes, "set data.order=windows"
         if num_held is not None:
-            num_shards = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (num_held + 2)
-            needed = min(needed, labels + num_shards * max(shard.num_bytes for shard in index.shards))
+            num_shards = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (num_held + num_reading + 1)
+            needed = min(needed, beside + num_shards * max(shard.num_bytes for shard in index.shards))
             remedy = "choose fewer data.lanes or data.window_shards, or pack smaller shards"
         if needed > files.max_bytes:
             gigabytes = math.ceil(needed / 1e6) / 1e3

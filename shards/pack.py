@@ -1,7 +1,7 @@
-"""Packing: images become tar shards of one length of sample, resumable, and the same bytes every time.
+"""Packing: images become tar shards, resumable, and the same bytes every time.
 
 source ──encoding.run──> .packing/000000.<pid>.tmp ──hash, sync, rename──> 000000.tar + .packing/000000.json
-and once all shards are there: labels.npy, rejected.jsonl, index.json, and .packing goes
+and once all shards are there: labels.npy, spans.npy, rejected.jsonl, index.json, and .packing goes
 """
 
 from __future__ import annotations
@@ -15,21 +15,41 @@ from contextlib import closing
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shards.encoding import Chunk, Packing, Rejected, pwrite_all, run
+from shards.encoded import DEFAULT_QUALITY, MAX_QUALITY, EncodedLayout
+from shards.encoding import Chunk, Packing, Rejected, Written, pwrite_all, run
 from shards.errors import ShardError, printable
 from shards.files import explained, locked, sha256_of_file, sync_folder, write_atomic
-from shards.index import INDEX_FILE, LABELS_FILE, REJECTED_FILE, WORK_FOLDER, ShardIndex, ShardRecord, read_index
-from shards.layout import TRAILER, ShardLayout, npy_of_labels
+from shards.index import (
+    INDEX_FILE,
+    LABELS_FILE,
+    RAW,
+    REJECTED_FILE,
+    SPANS_FILE,
+    WORK_FOLDER,
+    ShardIndex,
+    ShardRecord,
+    read_index,
+)
+from shards.layout import TRAILER, ShardLayout, npy_of_labels, npy_of_spans
 from shards.listing import Source
 from shards.sources import open_source
 
 BadImages = Literal["fail", "skip"]
+Encoding = Literal["raw", "jpeg", "png"]
 Progress = Callable[[int, int], None]
-Finished = tuple[ShardRecord, list[Rejected]]
+
+
+class Finished(NamedTuple):
+    """A shard that has its name; with spans [n, 2] of its image files, none of raw pixels."""
+
+    record: ShardRecord
+    rejected: list[Rejected]
+    spans: NDArray[np.int64]
 
 
 def pack(
@@ -39,6 +59,8 @@ def pack(
     size: int | None = None,
     channels: int | None = None,
     shard_size_mb: int = 32,
+    encoding: Encoding = "raw",
+    quality: int | None = None,
     workers: int | None = None,
     bad_images: BadImages = "fail",
     cls: bool = True,
@@ -48,17 +70,22 @@ def pack(
 ) -> ShardIndex:
     """Pack the images of `source` (see `open_source`) into shards in folder `out`, and return their index.
 
-    `size` in pixels and `channels` (1 or 3) are the source's own where None; `workers` are all cores where None.
+    `size` in pixels and `channels` (1 or 3) are the source's own where None; `workers` are all cores where None. Whatever
+    the `encoding`, a shard gets as many samples as raw pixels of `shard_size_mb` have; `quality` of JPEG is 95 where None.
     `progress` is told (images done, images in all), first with what an earlier, interrupted pack had done.
     `cls=False` leaves the labels out of the tars; `labels.npy` has them anyway. A finished dataset of the same plan is
     returned as it is. Raises ShardError for a source, a folder or a setting that will not do; finished shards stay.
     """
     _check_settings(size, channels, shard_size_mb, workers, bad_images)
+    _check_encoding(encoding, quality)
     if not isinstance(source, Source):
         source = open_source(source, split=split, root=root)
     size, channels = size or source.default_size, channels or source.default_channels
     layout = ShardLayout((channels, size, size), cls and source.labels is not None)
-    packing = Packing(source, layout, max(1, (shard_size_mb * 2**20 - len(TRAILER)) // layout.stride))
+    if encoding == "jpeg":
+        quality = quality or DEFAULT_QUALITY
+    encoded = None if encoding == "raw" else EncodedLayout(layout.image_shape, layout.cls, encoding, quality)
+    packing = Packing(source, layout, max(1, (shard_size_mb * 2**20 - len(TRAILER)) // layout.stride), encoded)
     out = Path(out).expanduser()
     with explained(out, doing="cannot pack into"):
         finished = _finished(out, packing, bad_images)
@@ -89,6 +116,15 @@ def _check_settings(
     ):
         if value is not None and value not in allowed:
             raise ShardError(f"{name} {value} cannot be: give {remedy}")
+
+
+def _check_encoding(encoding: str, quality: int | None) -> None:
+    if encoding not in ("raw", "jpeg", "png"):
+        raise ShardError(f"--encoding {encoding} cannot be: give raw, jpeg or png")
+    if quality is not None and encoding != "jpeg":
+        raise ShardError(f"--quality {quality} is for --encoding jpeg, and this is {encoding}: leave it out")
+    if quality is not None and not 1 <= quality <= MAX_QUALITY:
+        raise ShardError(f"--quality {quality} cannot be: give 1 to {MAX_QUALITY}")
 
 
 def _finished(out: Path, packing: Packing, bad_images: str) -> ShardIndex | None:
@@ -126,7 +162,7 @@ def _write_shards(
     """Write every shard that is not finished yet."""
     finished = {shard: _read_record(out, shard) for shard in range(packing.num_shards)}
     for record in finished.values():
-        _refuse(record[1] if record else [], bad_images)
+        _refuse(record.rejected if record else [], bad_images)
     pending = [shard for shard, record in finished.items() if record is None]
     num_chunks, num_items = sum(len(packing.chunks(shard)) for shard in pending), len(packing.source)
     num_done = num_items - sum(len(packing.slots(shard)) for shard in pending)
@@ -135,13 +171,13 @@ def _write_shards(
         workers = 1 if packing.source.in_memory else max(1, min(len(os.sched_getaffinity(0)), num_chunks // 2))
     with closing(run(packing, _chunks(packing, out, pending), workers=workers)) as results:
         for shard, chunks in groupby(results, key=lambda result: result[0].shard):
-            rejected: list[Rejected] = []
-            for chunk, found in chunks:
-                _refuse(found, bad_images)
-                rejected += found
+            done: list[tuple[Chunk, Written]] = []
+            for chunk, written in chunks:
+                _refuse(written.rejected, bad_images)
+                done.append((chunk, written))
                 num_done += len(chunk.slots)
                 progress(num_done, num_items)
-            finished[shard] = _finish_shard(packing, out, shard, rejected)
+            finished[shard] = _finish_shard(packing, out, shard, done)
     return [record for record in finished.values() if record is not None]
 
 
@@ -150,8 +186,7 @@ def _chunks(packing: Packing, out: Path, shards: list[int]) -> Iterator[Chunk]:
     for shard in shards:
         file = _temporary(out, shard)
         file.touch(exist_ok=False)
-        for slots in packing.chunks(shard):
-            yield Chunk(shard, str(file), slots)
+        yield from packing.chunks(shard, str(file))
 
 
 def _refuse(rejected: list[Rejected], bad_images: str) -> None:
@@ -162,40 +197,45 @@ def _refuse(rejected: list[Rejected], bad_images: str) -> None:
         )
 
 
-def _finish_shard(packing: Packing, out: Path, shard: int, rejected: list[Rejected]) -> Finished:
-    """Close the gaps of broken images, end the tar, and give it its name and its record, durably and in this order."""
-    temporary, stride = _temporary(out, shard), packing.layout.stride
-    slots, broken = packing.slots(shard), {image.slot for image in rejected}
-    kept = [row for row, slot in enumerate(slots) if slot not in broken]
+def _finish_shard(packing: Packing, out: Path, shard: int, chunks: list[tuple[Chunk, Written]]) -> Finished:
+    """Close the gaps between chunks, end the tar, and give it its name and its record, durably and in this order."""
+    temporary, end, spans = _temporary(out, shard), 0, []
     handle = os.open(temporary, os.O_RDWR)
     try:
-        for place, row in enumerate(kept if rejected else ()):
-            pwrite_all(handle, os.pread(handle, stride, row * stride), place * stride)
-        os.ftruncate(handle, len(kept) * stride)
-        pwrite_all(handle, TRAILER, len(kept) * stride)
+        for chunk, written in chunks:
+            if chunk.offset != end:
+                pwrite_all(handle, os.pread(handle, written.num_bytes, chunk.offset), end)
+            spans.append(written.spans + np.array([end, 0]))
+            end += written.num_bytes
+        os.ftruncate(handle, end)
+        pwrite_all(handle, TRAILER, end)
         os.fsync(handle)
     finally:
         os.close(handle)
     record = ShardRecord(
         file=f"{shard:06d}.tar",
-        num_samples=len(kept),
+        num_samples=sum(len(chunk.slots) - len(written.rejected) for chunk, written in chunks),
         num_bytes=temporary.stat().st_size,
         sha256=sha256_of_file(temporary),
     )
     os.replace(temporary, out / record.file)
     sync_folder(out)
-    write_atomic(_record_file(out, shard), json.dumps([asdict(record), rejected]).encode())
-    return record, rejected
+    rejected = [image for _, written in chunks for image in written.rejected]
+    finished = Finished(record, rejected, np.concatenate(spans))
+    fields = [asdict(record), rejected, finished.spans.tolist()]
+    write_atomic(_record_file(out, shard), json.dumps(fields).encode())
+    return finished
 
 
 def _read_record(out: Path, shard: int) -> Finished | None:
     """The record of a shard that is finished, and whose bytes still are what the record says."""
     try:
-        fields, rejected = json.loads(_record_file(out, shard).read_bytes())
+        fields, rejected, spans = json.loads(_record_file(out, shard).read_bytes())
         record = ShardRecord(**fields)
         file = out / f"{shard:06d}.tar"
         whole = file.stat().st_size == record.num_bytes and sha256_of_file(file) == record.sha256
-        return (record, [Rejected(*image) for image in rejected]) if whole else None
+        images = [Rejected(*image) for image in rejected]
+        return Finished(record, images, np.array(spans, np.int64).reshape(-1, 2)) if whole else None
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
@@ -203,7 +243,7 @@ def _read_record(out: Path, shard: int) -> Finished | None:
 def _write_index(packing: Packing, out: Path, records: list[Finished]) -> ShardIndex:
     """Write what describes the finished shards; `index.json` comes last and makes them a dataset."""
     source = packing.source
-    rejected = [image for _, images in records for image in images]
+    rejected = [image for record in records for image in record.rejected]
     if len(rejected) == len(source):
         first = f"the first is {rejected[0].name}, {rejected[0].reason}"
         raise ShardError(f"all {len(source):,} images are broken ({first}): give other images and a new folder")
@@ -218,6 +258,11 @@ def _write_index(packing: Packing, out: Path, records: list[Finished]) -> ShardI
         write_atomic(out / LABELS_FILE, data)
         labels_sha256 = hashlib.sha256(data).hexdigest()
         class_counts = tuple(np.bincount(labels, minlength=len(source.class_names)).tolist())
+    encoded, spans_sha256 = packing.encoded, None
+    if encoded is not None:
+        data = npy_of_spans(np.concatenate([record.spans for record in records]))
+        write_atomic(out / SPANS_FILE, data)
+        spans_sha256 = hashlib.sha256(data).hexdigest()
     index = ShardIndex(
         path=out,
         image_shape=packing.layout.image_shape,
@@ -227,8 +272,11 @@ def _write_index(packing: Packing, out: Path, records: list[Finished]) -> ShardI
         labels_sha256=labels_sha256,
         cls=packing.layout.cls,
         num_rejected=len(rejected),
-        shards=tuple(record for record, _ in records),
+        shards=tuple(finished.record for finished in records),
         plan=packing.plan,
+        encoding=RAW if encoded is None else encoded.encoding,
+        quality=None if encoded is None else encoded.quality,
+        spans_sha256=spans_sha256,
     )
     write_atomic(out / INDEX_FILE, index.to_json())
     return index

@@ -1,6 +1,7 @@
 """Reading packed shards: images by id from memory maps, and the endless stream of batches of one rank.
 
 position ──order──> ids ──ShardReader.gather──> uint8 [b, C, H, W] ──queue (thread)──> BatchStream.__next__
+             │            (in processes, where images are encoded)
              └──needs──> Prefetcher (threads, where the shards are remote)
 """
 
@@ -10,19 +11,21 @@ import mmap
 import os
 import queue
 import threading
-import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
-from functools import lru_cache
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, nullcontext, suppress
+from functools import lru_cache, partial
+from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.decoding import decoded_by_workers
+from shards.encoded import EncodedImages
 from shards.errors import ShardError, printable
 from shards.files import Files, LocalFiles
-from shards.index import LABELS_FILE, ShardIndex, read_index
+from shards.index import LABELS_FILE, SPANS_FILE, ShardIndex, read_index
 from shards.layout import NPY_HEADER_BYTES
 from shards.order import Order
 from shards.ordering import Ordering
@@ -33,6 +36,13 @@ if TYPE_CHECKING:
 
 _MAX_OPEN_SHARDS = 512  # each holds a file descriptor, of which a process has 1,024 by default
 _MAX_JOIN_SEC = 5.0  # a thread in the middle of a download ends by itself, or with the process
+
+
+class Images(Protocol):
+    """The images of a shard."""
+
+    def __getitem__(self, row: int) -> NDArray[np.uint8]:
+        """One of them, uint8 [C, H, W]."""
 
 
 class ShardReader:
@@ -61,7 +71,7 @@ class ShardReader:
             ordering.check_room(files, self.index, num_held=None)
         counts = np.array([shard.num_samples for shard in self.index.shards], np.int64)
         self._starts = np.cumsum(counts) - counts
-        self._labels = _open_labels(self.index, files)
+        self._labels = _side_file(self.index, files, LABELS_FILE, "<i4")
         self._subset: NDArray[np.int64] | None = None
         if classes is not None:
             self._subset = np.flatnonzero(np.isin(self._all_labels(), _class_numbers(self.index, classes)))
@@ -72,7 +82,7 @@ class ShardReader:
         few = files.remote and ordering.kind == "windows"
         # of this reader alone, and gone with it
         self._images_of_shard = self._open if few else lru_cache(_MAX_OPEN_SHARDS)(self._open)
-        self._held: dict[int, tuple[NDArray[np.uint8], int]] = {}  # images and by how many streams
+        self._held: dict[int, tuple[Images, int]] = {}  # images and by how many streams
         self._held_lock = threading.Lock()
 
     @property
@@ -85,13 +95,17 @@ class ShardReader:
 
     def gather(self, ids: NDArray[np.int64], *, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """The images uint8 [n, C, H, W] of ids [n], into `out` where given."""
-        rows = self._rows(ids)
+        return self.gather_rows(self.rows(ids), out=out)
+
+    def gather_rows(self, rows: NDArray[np.int64], *, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """The images of samples counted over all classes, whatever this reader's."""
         if out is None:
             out = np.empty((len(rows), *self.image_shape), np.uint8)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         places = np.argsort(shards, kind="stable")  # shard after shard, where only a few can be open
         rows = rows - self._starts[shards]
-        current, images = -1, out[:0]
+        current = -1
+        images: Images = out[:0]
         for place, shard, row in zip(places.tolist(), shards[places].tolist(), rows[places].tolist(), strict=True):
             if shard != current:
                 images = out[:0]  # let go of one shard before the next is opened
@@ -130,7 +144,7 @@ class ShardReader:
 
     def labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The class numbers [n] of ids [n], counted over all classes of the dataset."""
-        return self._all_labels()[self._rows(ids)].astype(np.int64)
+        return self._all_labels()[self.rows(ids)].astype(np.int64)
 
     def _all_labels(self) -> NDArray[np.int32]:
         if self._labels is None:
@@ -138,7 +152,8 @@ class ShardReader:
             raise ShardError(f"{shown} has no labels: pack a source whose images lie in class folders")
         return self._labels
 
-    def _rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples, counted over all classes, of ids of any shape. Raises IndexError for ids that are not there."""
         ids = np.asarray(ids, np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.num_samples:
             raise IndexError(f"ids {ids.min()} .. {ids.max()} are not all among {self.num_samples} samples")
@@ -151,7 +166,8 @@ class BatchStream(Iterator["torch.Tensor"]):
     The global batch at position p holds positions p .. p + batch_size - 1 of the reader's order under `key`, of which
     rank r of `world` takes the r-th slice: the global order is the same for any world. Its whole state is `position`,
     of the batch that comes next. A thread reads `prefetch` batches ahead, into pinned memory where there is CUDA; what fails
-    there is raised here. Close it, or use it as a context manager.
+    there is raised here. Encoded images are decoded by `workers` processes, by the thread where there are none. Close it,
+    or use it as a context manager.
     """
 
     def __init__(
@@ -164,6 +180,7 @@ class BatchStream(Iterator["torch.Tensor"]):
         rank: int = 0,
         world: int = 1,
         prefetch: int = 4,
+        workers: int = 0,
     ) -> None:
         if batch_size < 1 or batch_size % world:
             raise ShardError(f"batch size {batch_size} does not divide among {world} processes: give a multiple")
@@ -175,15 +192,20 @@ class BatchStream(Iterator["torch.Tensor"]):
         share = batch_size // world
         first = start + rank * share
         order = reader.order(key, batch_size=batch_size)
-        reader.ordering.check_room(reader.files, reader.index, num_held=order.num_held(first, share))
+        workers = workers if reader.index.is_encoded else 0
+        reader.ordering.check_room(
+            reader.files, reader.index, num_held=order.num_held(first, share), num_reading=max(1, workers)
+        )
         self._thread = threading.Thread(
             target=_read_ahead,
-            args=(reader, order, first, share, batch_size, self._queue, self._stop),
+            args=(reader, order, first, share, batch_size, workers, self._queue, self._stop),
             name="shards-batch-stream",
             daemon=True,  # a stream that nobody closed must not keep the process alive
         )
         self._thread.start()
-        weakref.finalize(self, self._stop.set)  # the thread knows only the queue: a forgotten stream ends too
+        # The thread knows only the queue: a forgotten stream ends too. With a priority it also ends when the process does,
+        # before multiprocessing waits for the workers, which only the thread can end.
+        Finalize(self, self._stop.set, exitpriority=0)
 
     def __next__(self) -> torch.Tensor:
         if self._stop.is_set():
@@ -213,6 +235,7 @@ def _read_ahead(
     first: int,
     share: int,
     step: int,
+    workers: int,
     batches: queue.Queue[torch.Tensor | BaseException],
     stop: threading.Event,
 ) -> None:
@@ -229,35 +252,54 @@ def _read_ahead(
 
         pinned = torch.cuda.is_available()
         block = step * np.arange(max(1, order.block // share))[:, None] + np.arange(share)
+
+        def rows(position: int) -> Iterator[NDArray[np.int64]]:
+            while True:
+                yield from reader.rows(order.ids(position + block))
+                position += step * len(block)
+
+        def decoded_here() -> Generator[torch.Tensor]:
+            for some in rows(first):
+                batch = torch.empty((share, *reader.image_shape), dtype=torch.uint8, pin_memory=pinned)
+                reader.gather_rows(some, out=batch.numpy())
+                yield batch
+
+        def decoded_elsewhere() -> Generator[torch.Tensor]:
+            again = partial(ShardReader, reader.index, files=reader.files, ordering=reader.ordering)
+            with closing(decoded_by_workers(again, rows(first), workers=workers)) as decoded:
+                for batch in decoded:
+                    yield batch.pin_memory() if pinned else batch
+
         needs = order.needs(first, share, step)
         with (
-            Prefetcher(needs, hold=reader.hold, release=reader.release, stop=stop, position=first)
-            if reader.files.remote
-            else nullcontext()
-        ) as ahead:
+            (
+                Prefetcher(needs, hold=reader.hold, release=reader.release, stop=stop, position=first)
+                if reader.files.remote
+                else nullcontext()
+            ) as ahead,
+            closing(decoded_elsewhere() if workers else decoded_here()) as decoded,
+        ):
             while not stop.is_set():
-                for ids in order.ids(first + block):
-                    if stop.is_set():
-                        return
-                    if ahead is not None:
-                        ahead.reach(first)
-                    batch = torch.empty((share, *reader.image_shape), dtype=torch.uint8, pin_memory=pinned)
-                    reader.gather(ids, out=batch.numpy())
-                    put(batch)
-                    first += step
+                if ahead is not None:
+                    ahead.reach(first)
+                put(next(decoded))
+                first += step
     except BaseException as error:  # whatever it is, the consumer has to hear of it
         put(error)
 
 
 class _ShardOpener:
-    """Maps shard numbers to images uint8 [n, C, H, W] on disk."""
+    """Maps shard numbers to their images on disk."""
 
     def __init__(self, index: ShardIndex, files: Files) -> None:
         self._index, self._files = index, files
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self._too_large = index.num_bytes > memory / 2
+        spans = _side_file(index, files, SPANS_FILE, "<i8")
+        self._spans = None if spans is None else spans.reshape(-1, 2)
+        self._ends = np.cumsum([shard.num_samples for shard in index.shards])
 
-    def __call__(self, shard: int) -> NDArray[np.uint8]:
+    def __call__(self, shard: int) -> Images:
         record, layout = self._index.shards[shard], self._index.layout
         mapped = _mapped(
             self._files,
@@ -267,15 +309,19 @@ class _ShardOpener:
             # what the kernel reads ahead, megabytes for an image, would push out what is needed
             at_random=self._too_large,
         )
+        if self._spans is not None:
+            spans = self._spans[self._ends[shard] - record.num_samples : self._ends[shard]]
+            return EncodedImages(mapped, spans, layout.image_shape, shown=f"{self._files.source}/{record.file}")
         samples = mapped[: record.num_samples * layout.stride]
         return layout.pixels(samples.reshape(record.num_samples, layout.stride))
 
 
-def _open_labels(index: ShardIndex, files: Files) -> NDArray[np.int32] | None:
-    if index.class_names is None or index.labels_sha256 is None:
+def _side_file(index: ShardIndex, files: Files, file: str, kind: str) -> NDArray[Any] | None:
+    """The values of a file beside the tars, flat; None where the dataset has none such."""
+    if file not in index.side_files:
         return None
-    num_bytes = NPY_HEADER_BYTES + 4 * index.num_samples
-    return _mapped(files, LABELS_FILE, num_bytes=num_bytes, sha256=index.labels_sha256)[NPY_HEADER_BYTES:].view("<i4")
+    num_bytes, sha256 = index.side_files[file]
+    return _mapped(files, file, num_bytes=num_bytes, sha256=sha256)[NPY_HEADER_BYTES:].view(kind)
 
 
 def _mapped(files: Files, file: str, *, num_bytes: int, sha256: str, at_random: bool = False) -> NDArray[np.uint8]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.encoded import key_of
 from shards.errors import printable
 from shards.files import sha256_of_file
-from shards.index import LABELS_FILE, REJECTED_FILE, WORK_FOLDER, ShardIndex, ShardRecord, read_index
-from shards.layout import KEY_DIGITS, NPY_HEADER_BYTES, TRAILER, npy_of_labels
+from shards.index import LABELS_FILE, REJECTED_FILE, SPANS_FILE, WORK_FOLDER, ShardIndex, ShardRecord, read_index
+from shards.layout import BLOCK, KEY_DIGITS, NPY_HEADER_BYTES, TRAILER, npy_of_labels, npy_of_spans
 
 _CHUNK = 1024  # samples compared at a time
 
@@ -36,10 +37,15 @@ def verify(path: str | Path) -> list[Problem]:
     if index.class_names is not None:
         labels, found = _read_labels(index)
         problems += found
+    spans = None
+    if index.is_encoded:
+        spans, found = _read_spans(index)
+        problems += found
     first, last_key = 0, -1
     for shard in index.shards:
-        own = None if labels is None else labels[first : first + shard.num_samples]
-        found, last_key = _problems_of_shard(index, shard, own, last_key)
+        samples = slice(first, first + shard.num_samples)
+        own = None if labels is None else labels[samples]
+        found, last_key = _problems_of_shard(index, shard, own, None if spans is None else spans[samples], last_key)
         problems += found
         first += shard.num_samples
     return problems
@@ -75,8 +81,25 @@ def _read_labels(index: ShardIndex) -> tuple[NDArray[np.int32] | None, list[Prob
     return labels, []
 
 
+def _read_spans(index: ShardIndex) -> tuple[NDArray[np.int64] | None, list[Problem]]:
+    try:
+        data = (index.path / SPANS_FILE).read_bytes()
+    except OSError as error:
+        return None, [Problem(SPANS_FILE, f"cannot be read: {error.strerror}")]
+    if hashlib.sha256(data).hexdigest() != index.spans_sha256:
+        return None, [Problem(SPANS_FILE, "has another checksum than the index says")]
+    spans = np.frombuffer(data[NPY_HEADER_BYTES:][: 16 * index.num_samples], "<i8")
+    if len(spans) != 2 * index.num_samples or npy_of_spans(spans.reshape(-1, 2)) != data:
+        return None, [Problem(SPANS_FILE, f"is not an npy file of {index.num_samples} spans")]
+    return spans.reshape(-1, 2), []
+
+
 def _problems_of_shard(
-    index: ShardIndex, shard: ShardRecord, labels: NDArray[np.int32] | None, last_key: int
+    index: ShardIndex,
+    shard: ShardRecord,
+    labels: NDArray[np.int32] | None,
+    spans: NDArray[np.int64] | None,
+    last_key: int,
 ) -> tuple[list[Problem], int]:
     """The problems of one shard, and its last key: keys rise through the whole dataset."""
     path, layout = index.path / shard.file, index.layout
@@ -88,6 +111,8 @@ def _problems_of_shard(
             return [Problem(shard.file, "has another checksum than the index says")], last_key
     except OSError as error:
         return [Problem(shard.file, f"cannot be read: {error.strerror}")], last_key
+    if index.is_encoded:
+        return _problems_of_samples(index, shard, labels, spans, last_key)
     with open(path, "rb") as file:
         for first in range(0, shard.num_samples, _CHUNK):
             count = min(_CHUNK, shard.num_samples - first)
@@ -104,6 +129,36 @@ def _problems_of_shard(
             )
             if len(wrong):
                 return [Problem(shard.file, f"has unexpected bytes around sample {first + wrong[0]}")], last_key
+        if file.read() != TRAILER:
+            return [Problem(shard.file, "does not end as a tar does")], last_key
+    return [], last_key
+
+
+def _problems_of_samples(
+    index: ShardIndex,
+    shard: ShardRecord,
+    labels: NDArray[np.int32] | None,
+    spans: NDArray[np.int64] | None,
+    last_key: int,
+) -> tuple[list[Problem], int]:
+    """The problems of a shard of image files, and its last key: each sample is built again from its key, file and label."""
+    layout, end = index.encoded_layout, 0
+    if spans is None or (layout.cls and labels is None):
+        return [], last_key  # nothing to compare with, as reported
+    with open(index.path / shard.file, "rb") as file:
+        for number, (offset, length) in enumerate(spans.tolist()):
+            header = file.read(BLOCK)
+            key = key_of(header)
+            if key is None or key <= last_key:
+                return [Problem(shard.file, "has keys out of order")], last_key
+            last_key = key
+            image = file.read(length) if offset == end + BLOCK and 0 < length <= shard.num_bytes else b""
+            label = labels[number : number + 1] if labels is not None and layout.cls else None
+            sample, _ = layout.join(np.array([key]), [image], label)
+            rest = sample[BLOCK + len(image) :]
+            if not sample.startswith(header) or file.read(len(rest)) != rest or not layout.is_image(image):
+                return [Problem(shard.file, f"has unexpected bytes around sample {number}")], last_key
+            end += len(sample)
         if file.read() != TRAILER:
             return [Problem(shard.file, "does not end as a tar does")], last_key
     return [], last_key

@@ -84,4 +84,4 @@ def test_worlds_are_measured_and_failures_told() -> None:
     assert broken.images_per_sec is None and broken.error
     config = with_words(Config(), TINY)
     found = bench(config, size=32, channels=1, quick=True, progress=lambda what: None)
-    assert {"pack", "loader, raw", "training with its loader"} <= set(found.values)
+    assert {"pack", "loader, raw", "loader, png", "loader, jpeg", "training with its loader"} <= set(found.values)

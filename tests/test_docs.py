@@ -110,6 +110,7 @@ def test_shards_are_read_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     photographs(tmp_path / "photographs", num=3)
     monkeypatch.chdir(tmp_path)
     assert call("pack", "photographs", "data/photographs", "--size", 32, "--workers", 1)[0] == 0
+    assert call("pack", "photographs", "data/small", "--size", 32, "--workers", 1, "--encoding", "png")[0] == 0
     snippets = re.findall(r"```python\n(.*?)```", (DOCS / "shard-format.md").read_text(), re.DOTALL)
     found = []
     for number, code in enumerate(snippets):
@@ -117,6 +118,6 @@ def test_shards_are_read_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         found.append(np.load(f"{number}.npy"))
-    assert len(found) == 2
+    assert len(found) == 3
     assert found[0].shape == (3, 32, 32)
-    assert np.array_equal(found[0], found[1])
+    assert all(np.array_equal(found[0], image) for image in found[1:])

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from distgan.networks import GeneratorSpec
 from distgan.players import Players, build_players
 from distgan.runtime import build_accelerator, choose_precision, fair_threads, hardware
 from distgan.steps import discriminator_step, generator_step
-from shards.pack import pack
+from shards.pack import Encoding, pack
 from shards.reader import BatchStream, ShardReader
 
 Progress = Callable[[str], None]
@@ -315,8 +315,12 @@ def bench(config: Config, *, size: int, channels: int, quick: bool, progress: Pr
 
         found.add("pack", "images/s", rates(pack_again, repeats=repeats), f"JPEG of {size} px, all cores")
         shards = Path(folder) / "packed-0"
-        progress("loading")
-        found.add("loader, raw", "images/s", loader_rate(shards, config, repeats=repeats), "one thread")
+        for encoding in get_args(Encoding):
+            progress(f"loading {encoding}")
+            place = Path(folder) / encoding
+            megabytes = pack(images, place, size=size, channels=channels, encoding=encoding).num_bytes / 1e6
+            rate = loader_rate(place, config, repeats=repeats, num_batches=200 if encoding == "raw" else 20)
+            found.add(f"loader, {encoding}", "images/s", rate, f"one thread, {megabytes:,.1f} MB")
         trial = Trial(
             with_words(config, ["train.precision=launcher", "train.compile=never"]),
             image_shape,
@@ -328,15 +332,13 @@ def bench(config: Config, *, size: int, channels: int, quick: bool, progress: Pr
     return found
 
 
-def loader_rate(shards: Path, config: Config, *, repeats: int) -> Spread:
+def loader_rate(shards: Path, config: Config, *, repeats: int, num_batches: int) -> Spread:
     """Images per second that one process's loader gives when nobody does anything with them."""
     batch_size = config.train.batch_size
     with BatchStream(ShardReader(shards), key=0, start=0, batch_size=batch_size) as stream:
 
         def read() -> int:
-            for _ in range(200):
-                next(stream)
-            return 200 * batch_size
+            return sum(len(next(stream)) for _ in range(num_batches))
 
         return rates(read, repeats=repeats)
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -176,6 +177,22 @@ def loader_row(size: int, *, repeats: int, shards: Path, tars: list[str]) -> Row
     return Row(f"loader, {size} px, a core", found["usual"], found["ours"], 40.0, True)
 
 
+def decoding_row(size: int, *, repeats: int, folder: Path, room: Path) -> Row:
+    """JPEG shards by torchvision in this thread against a stock pipeline over the same tars, images per CPU second."""
+    index = pack(folder, room, size=size, channels=3, workers=1, encoding="jpeg")
+    tars = [str(room / shard.file) for shard in index.shards]
+    with (
+        BatchStream(ShardReader(index), key=0, start=0, batch_size=BATCH) as stream,
+        closing(textbook.webdataset_batches(tars, size, batch_size=BATCH)) as usual,
+    ):
+        works = {
+            name: partial(lambda batches: sum(len(next(batches)) for _ in range(16)), batches)
+            for name, batches in (("usual", usual), ("ours", stream))
+        }
+        found = side_by_side(works, repeats=repeats)
+    return Row(f"loader of JPEG shards, {size} px, a core", found["usual"], found["ours"], 1.0, True)
+
+
 def pack_row(size: int, *, num: int, repeats: int, folder: Path, room: Path) -> Row:
     """The command, start of its interpreter and workers included, against a loop in this process that is warm."""
 
@@ -306,6 +323,7 @@ def main() -> None:
             if "loader" in arguments.only:
                 tars = textbook.write_jpegs(folder, room / "tars")
                 rows.append(loader_row(size, repeats=arguments.repeats, shards=room / "shards", tars=tars))
+                rows.append(decoding_row(size, repeats=arguments.repeats, folder=folder, room=room / "jpeg"))
             if "step" in arguments.only:
                 options = {"threads": arguments.threads, "repeats": arguments.repeats}
                 rows += step_rows(size, **options, shards=room / "shards", folder=folder)

@@ -13,6 +13,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,18 +97,19 @@ def progress(done, total):
     if done >= int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
 if __name__ == "__main__":
-    pack(sys.argv[1], sys.argv[2], size=32, shard_size_mb=1, workers=int(sys.argv[4]), progress=progress)
+    options = {"workers": int(sys.argv[4]), "encoding": sys.argv[5]}
+    pack(sys.argv[1], sys.argv[2], size=32, shard_size_mb=1, progress=progress, **options)
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_pack_goes_on(make_images: MakeImages, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "encoding"), [(1, "raw"), (2, "raw"), (2, "jpeg")])
+def test_a_killed_pack_goes_on(make_images: MakeImages, tmp_path: Path, workers: int, encoding: Any) -> None:
     """A pack killed in its second shard keeps the first, leaves no process behind, and ends with the same bytes."""
     images, script = make_images(600, size=32), tmp_path / "killed.py"
-    pack(images, tmp_path / "whole", size=32, shard_size_mb=1, workers=1)
+    pack(images, tmp_path / "whole", size=32, shard_size_mb=1, workers=1, encoding=encoding)
     script.write_text(KILLED)
     out = tmp_path / "out"
-    command = [sys.executable, str(script), str(images), str(out), "300", str(workers)]
+    command = [sys.executable, str(script), str(images), str(out), "300", str(workers), encoding]
     killed = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
     assert killed.wait() == -signal.SIGKILL
     deadline = time.monotonic() + 10
@@ -119,7 +121,8 @@ def test_a_killed_pack_goes_on(make_images: MakeImages, tmp_path: Path, workers:
     assert (out / "000000.tar").exists()
     first = (out / "000000.tar").stat().st_ino
     seen: list[tuple[int, int]] = []
-    pack(images, out, size=32, shard_size_mb=1, workers=1, progress=lambda *counts: seen.append(counts))
+    options: dict[str, Any] = {"workers": 1, "encoding": encoding}
+    pack(images, out, size=32, shard_size_mb=1, progress=lambda *counts: seen.append(counts), **options)
     assert seen[0][0] >= 204
     assert seen[-1] == (600, 600)
     assert (out / "000000.tar").stat().st_ino == first

@@ -1,0 +1,104 @@
+"""Processes that decode the batches of a stream ahead, in order: torch's DataLoader, made to live and die with its stream.
+
+rows of a batch ──DataLoader──> worker process: gather ──shared memory──> uint8 [b, C, H, W]
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import ShardError
+
+if TYPE_CHECKING:
+    import torch
+
+    from shards.reader import ShardReader
+
+MAX_WORKERS = 16  # where their number is not chosen
+
+
+def fair_workers() -> int:
+    """The cores of this process's share but one, which is for training."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_WORKERS, max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
+def decoded_by_workers(
+    open_reader: Callable[[], ShardReader], rows: Iterator[NDArray[np.int64]], *, workers: int
+) -> Generator[torch.Tensor]:
+    """The images uint8 [b, C, H, W] of each of `rows`, in their order. Close it: that ends the processes.
+
+    Each of `workers` processes opens a reader of its own. Raises ShardError for what they could not read, and where one
+    has died.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    loader: Any = DataLoader(
+        _RemoteGather(open_reader),  # type: ignore[arg-type]
+        sampler=rows,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="spawn",  # a fork server would die of the signals that trainers outlive
+        worker_init_fn=_live_with_parent,
+        generator=torch.Generator(),  # or else the seed of the workers would be drawn from the run's own
+    )
+    batches = iter(loader)
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker"):
+                    raise
+                raise ShardError(
+                    "a process that decodes images died (out of memory, or of /dev/shm?): start again, with fewer data.workers"
+                ) from error
+            if isinstance(batch, ShardError):
+                raise batch
+            yield batch
+    finally:
+        batches._shutdown_workers()
+        for worker in batches._workers:
+            worker.kill()  # torch leaves them to SIGTERM where one hangs, and where Python ends
+
+
+class _RemoteGather:
+    """What a worker does: rows to images, or to the error that says why there are none."""
+
+    def __init__(self, open_reader: Callable[[], ShardReader]) -> None:
+        self._open_reader = open_reader
+        self._reader: ShardReader | None = None
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> torch.Tensor | ShardError:
+        import torch
+
+        try:
+            if self._reader is None:
+                self._reader = self._open_reader()
+            return torch.from_numpy(self._reader.gather_rows(rows))
+        except ShardError as error:
+            return error  # raised here, it would arrive with a traceback in its message
+
+
+def _live_with_parent(_: int) -> None:
+    """Leave signals to the parent, which may want a batch more before it ends; end with it, even where it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+    wait([parent.sentinel])
+    os._exit(1)
