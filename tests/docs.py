@@ -142,7 +142,7 @@ BESIDE_THE_CODE = {
     "tests/objectives/": "Losses, penalties and unrolled steps against their definitions",
     "tests/faults/": "Kills at random moments, damaged data, full disks",
     "tests/slurm/": "Jobs on a real SLURM of two nodes: pytest -m slurm",
-    "tests/benchmarks/": "Speed beside the usual way, remedies compared, modes captured, false alarms of the verdict",
+    "tests/benchmarks/": "Speed beside the usual way, encodings and remedies compared, modes captured, false alarms of the verdict",
     ".ci/run": "Everything that CI runs",
     "CONTRIBUTING.md": "How code is written here",
     "LICENSE": "MIT",
