@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from shards.encoded import DEFAULT_QUALITY
 from shards.images import decode_image
@@ -71,6 +72,22 @@ def row(name: str, index: ShardIndex, packing: float, reading: Measured) -> str:
     )
 
 
+def by_workers(index: ShardIndex, workers: int) -> str:
+    """What a stream gives whose images are decoded by so many processes, these included; by the thread where none."""
+
+    def cpu_seconds() -> float:
+        own = psutil.Process()
+        times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+        return sum(each.user + each.system for each in times)
+
+    with BatchStream(ShardReader(index), key=0, start=0, batch_size=BATCH, workers=workers) as stream:
+        read(stream, num_batches=20)
+        began, began_cpu = time.perf_counter(), cpu_seconds()
+        num = read(stream, num_batches=300)
+        by_clock, by_cpu = num / (time.perf_counter() - began), num / (cpu_seconds() - began_cpu)
+    return f"| {workers} | {by_clock:,.0f} | {by_cpu:,.0f} |"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,6 +109,10 @@ def main() -> None:
         print("| --- | ---: | ---: | ---: | ---: |")
         for name, index in indices.items():
             print(row(name, index, packing[name], reading[name]))
+        index = next(index for index in indices.values() if index.encoding == "jpeg")
+        print(f"\n| {index.encoding}, data.workers | read a second | read a CPU second |\n| ---: | ---: | ---: |")
+        for workers in (0, 1, 2):
+            print(by_workers(index, workers))
 
 
 if __name__ == "__main__":
