@@ -200,7 +200,7 @@ def train_trial(trial: Trial) -> Trained:
         return num * train.batch_size
 
     flops = 0.0
-    if world_size == 1 and train.compile == "never":
+    if world_size == 1 and train.compile != "always":
         flops = flops_per_image(players, config, trial.image_shape)
     steps(3)  # the first are slow, and compile
     began = time.perf_counter()
