@@ -57,9 +57,13 @@ def decoded_by_workers(
         while True:
             try:
                 batch = next(batches)
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):
-                    raise
+            except (
+                RuntimeError,
+                OSError,
+                EOFError,
+            ) as error:  # torch says so, or what the dead one was handing over is lost
+                if not wait([worker.sentinel for worker in batches._workers], timeout=1.0):
+                    raise  # they all live
                 raise ShardError(
                     "a process that decodes images died (out of memory, or of /dev/shm?): start again, with fewer data.workers"
                 ) from error

@@ -141,7 +141,7 @@ BESIDE_THE_CODE = {
     "tests/shards/": "Packing, reading, remote stores",
     "tests/objectives/": "Losses, penalties and unrolled steps against their definitions",
     "tests/faults/": "Kills at random moments, damaged data, full disks",
-    "tests/slurm/": "Jobs on a real SLURM of two nodes: pytest -m slurm",
+    "tests/slurm/": "Jobs on a real SLURM of two nodes: pytest -n 0 -m slurm",
     "tests/benchmarks/": "Speed beside the usual way, encodings and remedies compared, modes captured, false alarms of the verdict",
     ".ci/run": "Everything that CI runs",
     "CONTRIBUTING.md": "How code is written here",

@@ -48,6 +48,7 @@ def test_one_world_over_gloo_where_gpus_were_asked_for(shards: Path, tmp_path: P
     assert [row["progress/images"] for row in rows(tmp_path / "run")] == [12, 24]
 
 
+@pytest.mark.slow
 def test_signal_is_saved_and_the_same_command_goes_on(shards: Path, tmp_path: Path) -> None:
     """As a module, under torchrun: SIGTERM to the launcher ends in a checkpoint; the same command ends the run."""
     torchrun = [
@@ -144,6 +145,7 @@ def test_a_batch_that_cannot_be_split_names_one_that_can(shards: Path, tmp_path:
         run_world(2, train_run, shards, tmp_path / "run", ["train.accumulate=5"])
 
 
+@pytest.mark.slow
 def test_worlds_that_were_not_asked_for_are_refused(shards: Path, tmp_path: Path) -> None:
     """`--cpu --num_processes 2` starts one process: the run says what to type instead."""
     code, said = finish(start([*LAUNCH, "--cpu", "--num_processes", "2", DOOR, "--data", str(shards)], tmp_path))

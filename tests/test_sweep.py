@@ -141,6 +141,7 @@ def test_a_crash_ends_nothing_else_and_what_is_finished_is_skipped(
     assert (longer[0].entry.folder, longer[0].is_finished) == (runs[0].entry.folder, False)
 
 
+@pytest.mark.slow
 def test_a_signal_is_handed_on_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
     """SIGTERM to the command: its run is saved, it exits 75 without starting the next; the index takes one run alone."""
     text = f"data = {str(shards)!r}\n[grid]\noptim.lr_g = [1e-4, 2e-4]"

@@ -89,6 +89,6 @@ Every row comes from real processes that were really killed. Measured {dates} on
 other work, so seconds are upper bounds). NCCL between several GPUs was not run.
 
     python -m tests.faults.campaign --kills 20    # appends 20 random kills; again for more
-    DISTGAN_FAULT_ROWS=tests/faults/rows.jsonl pytest -m slurm tests/slurm
+    DISTGAN_FAULT_ROWS=tests/faults/rows.jsonl pytest -n 0 -m slurm tests/slurm
     python -m tests.faults.campaign --report      # writes this page
 """
