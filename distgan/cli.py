@@ -50,7 +50,9 @@ def pack(
     out: Annotated[Path, typer.Argument(help="Folder for the shards.")],
     size: Annotated[int | None, typer.Option(help="Pixels a side; 64 for folders and archives.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 or 3.")] = None,
-    shard_size_mb: Annotated[int, typer.Option(help="Size of a shard of raw pixels.")] = 32,
+    shard_size_mb: Annotated[
+        int, typer.Option(help="Size of a shard of raw pixels, in MB; encoded ones get smaller.")
+    ] = 32,
     encoding: Annotated[
         Literal["raw", "jpeg", "png"], typer.Option(help="Of the pixels: raw trains fastest, png and jpeg stay small.")
     ] = "raw",

@@ -1,6 +1,7 @@
 """Whether compiled networks train faster on this device: found out by trying both, before the run begins."""
 
 import copy
+import gc
 import math
 import statistics
 import time
@@ -38,7 +39,9 @@ def choose_compile(
     if train.deterministic:
         return False, "a compiler may change the last digits from one start to the next"
     latents, reals = ramp((share, *latent_shape), device=device), ramp((share, *image_shape), device=device)
-    return try_both(networks, latents=latents, reals=reals, autocast=autocast)
+    decision = try_both(networks, latents=latents, reals=reals, autocast=autocast)
+    torch.compiler.reset()  # it keeps only a few compiled networks, and the run's own are still to come
+    return decision
 
 
 def ramp(shape: tuple[int, ...], *, device: torch.device) -> Tensor:
@@ -65,15 +68,20 @@ def try_both(
             torch.cuda.synchronize(latents.device)
         return time.perf_counter() - began
 
+    seconds(eager)
     try:
-        for network in compiled:
-            compile_network(network)
+        compile_network(compiled[0])
+        compile_network(compiled[1])
         seconds(compiled)  # compiles
+        gain = statistics.median(seconds(eager) / seconds(compiled) for _ in range(ROUNDS))
     except Exception as error:  # whatever a compiler stumbles over, the run can do without it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return False, f"compiling fails here: {reason[:100]}"
-    seconds(eager)
-    gain = statistics.median(seconds(eager) / seconds(compiled) for _ in range(ROUNDS))
+    finally:
+        del eager, compiled
+        gc.collect()  # compiled modules lie in cycles, and the run needs the memory
+        if latents.device.type == "cuda":
+            torch.cuda.empty_cache()
     return gain >= LEAST_GAIN, f"compiled is {gain:.2f} times as fast as eager"
 
 

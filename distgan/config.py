@@ -26,7 +26,7 @@ class Data(Section):
     )
     workers: int | None = setting(
         None,
-        "Processes that decode png and jpeg shards for each training process; none means its cores but one, 0 a thread.",
+        "Processes that decode png and jpeg shards for each training process; none means its cores but one, at most 16; 0 a thread.",
         identity=False,
         ge=0,
         le=256,

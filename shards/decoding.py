@@ -5,17 +5,19 @@ rows of a batch ──DataLoader──> worker process: gather ──shared memo
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.encoding import end_with_parent
 from shards.errors import ShardError
 
 if TYPE_CHECKING:
@@ -24,10 +26,11 @@ if TYPE_CHECKING:
     from shards.reader import ShardReader
 
 MAX_WORKERS = 16  # where their number is not chosen
+DEAF_TO = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}  # what a trainer answers with a checkpoint
 
 
 def fair_workers() -> int:
-    """The cores of this process's share but one, which is for training."""
+    """The cores of this process's share but one, at most MAX_WORKERS."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_WORKERS, max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
@@ -52,16 +55,14 @@ def decoded_by_workers(
         worker_init_fn=_live_with_parent,
         generator=torch.Generator(),  # or else the seed of the workers would be drawn from the run's own
     )
-    batches = iter(loader)
+    with _deaf_children():
+        batches = iter(loader)
     try:
         while True:
             try:
                 batch = next(batches)
-            except (
-                RuntimeError,
-                OSError,
-                EOFError,
-            ) as error:  # torch says so, or what the dead one was handing over is lost
+            # torch says that one died, or what the dead one was handing over is lost
+            except (RuntimeError, OSError, EOFError) as error:
                 if not wait([worker.sentinel for worker in batches._workers], timeout=1.0):
                     raise  # they all live
                 raise ShardError(
@@ -95,14 +96,16 @@ class _RemoteGather:
 
 
 def _live_with_parent(_: int) -> None:
-    """Leave signals to the parent, which may want a batch more before it ends; end with it, even where it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """End with the parent, even where it is killed."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has a parent"
-    wait([parent.sentinel])
-    os._exit(1)
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started meanwhile leave signals to their parent, which may want a batch more before it ends."""
+    resource_tracker.ensure_running()  # its own start would undo the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF_TO)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

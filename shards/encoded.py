@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from shards.errors import ShardError, printable
 from shards.layout import BLOCK, KEY_DIGITS, label_members, tar_headers
@@ -44,6 +44,8 @@ class EncodedLayout:
             image.save(file, "PNG")
         else:
             assert self.quality is not None, "a JPEG has a quality"
+            # Pillow's buffer has to hold the whole file: what it takes by itself is less than noise needs
+            ImageFile.MAXBLOCK = max(ImageFile.MAXBLOCK, self.max_sample_bytes)
             image.save(file, "JPEG", quality=self.quality, subsampling=0, optimize=True)
         return file.getvalue()
 

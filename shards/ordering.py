@@ -55,7 +55,12 @@ class Ordering:
         if num_held is not None:
             num_shards = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (num_held + num_reading + 1)
             needed = min(needed, beside + num_shards * max(shard.num_bytes for shard in index.shards))
-            remedy = "choose fewer data.lanes or data.window_shards, or pack smaller shards"
+            fewer = (
+                "data.lanes or data.window_shards"
+                if num_reading == 1
+                else "data.workers, data.lanes or data.window_shards"
+            )
+            remedy = f"choose fewer {fewer}, or pack smaller shards"
         if needed > files.max_bytes:
             gigabytes = math.ceil(needed / 1e6) / 1e3
             raise ShardError(

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,8 +119,8 @@ def _check_settings(
 
 
 def _check_encoding(encoding: str, quality: int | None) -> None:
-    if encoding not in ("raw", "jpeg", "png"):
-        raise ShardError(f"--encoding {encoding} cannot be: give raw, jpeg or png")
+    if encoding not in get_args(Encoding):
+        raise ShardError(f"--encoding {encoding} cannot be: give one of {', '.join(get_args(Encoding))}")
     if quality is not None and encoding != "jpeg":
         raise ShardError(f"--quality {quality} is for --encoding jpeg, and this is {encoding}: leave it out")
     if quality is not None and not 1 <= quality <= MAX_QUALITY:

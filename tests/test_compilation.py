@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from distgan.compilation import choose_compile, ramp, try_both
 from distgan.config import Train
 from distgan.networks import GeneratorSpec, build_discriminator, build_generator
 from tests.players import snapshot
+from tests.worlds import rows, run_world, train_run
 
 SPEC = GeneratorSpec("dcgan", 32, 1, width=4, latent_dim=8)
 
@@ -78,3 +80,31 @@ def test_settings(setting: str, compiled: bool) -> None:
     train = Train.model_validate({"compile": setting})
     found = choose_compile(train, networks(), latent_shape=(8,), image_shape=(1, 32, 32), share=4, autocast=nullcontext)
     assert found[0] is compiled
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_eager_one_but_for_rounding(shards: Path, tmp_path: Path) -> None:
+    """Under a penalty, which stays eager, and taken up again half way."""
+    losses = []
+    for setting, lengths in (("never", (0.06,)), ("always", (0.036, 0.06))):
+        for kimg in lengths:
+            words = [
+                f"train.kimg={kimg}",
+                f"train.compile={setting}",
+                "networks.discriminator_norm=none",
+                "loss.r1=0.1",
+            ]
+            run_world(1, train_run, shards, tmp_path / setting, words, timeout=300)
+        losses.append([[row["loss/d"], row["loss/g"], row["penalty/r1"]] for row in rows(tmp_path / setting)])
+    assert len(losses[0]) == 5
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_auto_tries_on_a_gpu() -> None:
+    """Both ways are timed, and the reason says how they compare."""
+    generator, discriminator = networks()
+    _, reason = choose_compile(
+        Train(), (generator.cuda(), discriminator.cuda()), latent_shape=(8,), image_shape=(1, 32, 32), share=4, autocast=nullcontext
+    )  # fmt: skip
+    assert "times as fast as eager" in reason

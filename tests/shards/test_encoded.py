@@ -24,6 +24,8 @@ import webdataset
 from PIL import Image
 
 from distgan.cli import describe
+from distgan.interrupt import Interrupt
+from shards.encoded import EncodedLayout
 from shards.errors import ShardError
 from shards.index import ShardIndex, read_index
 from shards.layout import npy_of_spans
@@ -249,10 +251,15 @@ def test_a_process_decodes_what_the_thread_would(indices: dict[str, ShardIndex])
     reader = ShardReader(indices["jpeg"], classes=["odd"])
     expected, before = take(reader, 30, start=60), torch.get_rng_state()
     with BatchStream(reader, key=7, start=60, batch_size=12, workers=1) as stream:
+        while not multiprocessing.active_children():
+            time.sleep(0.01)
+        (worker,) = multiprocessing.active_children()
+        for number in Interrupt.SIGNALS:  # the trainer's to answer, even while the worker is starting
+            os.kill(worker.pid or 0, number)
         assert torch.equal(torch.stack(list(islice(stream, 30))), expected)
         assert stream.position == 60 + 30 * 12
-        (worker,) = multiprocessing.active_children()
-        os.kill(worker.pid or 0, signal.SIGTERM)  # is the trainer's to answer
+        for number in Interrupt.SIGNALS:
+            os.kill(worker.pid or 0, number)
         for _ in range(20):
             next(stream)
         os.kill(worker.pid or 0, signal.SIGKILL)
@@ -320,6 +327,28 @@ def train_in_one_order(shards: Path, run_dir: Path) -> dict[str, Any]:
 
     distgan.batches.order_key = lambda fingerprint, seed: 7
     return train_run(shards, run_dir, ["train.kimg=0.06", "data.workers=0"])
+
+
+@pytest.mark.slow
+def test_training_with_processes_goes_on_where_it_was(indices: dict[str, ShardIndex], tmp_path: Path) -> None:
+    """Two ranks with a decoding process each: stopped and taken up again, bit for bit as if never stopped."""
+    for name, lengths in (("whole", (0.06,)), ("halves", (0.036, 0.06))):
+        for kimg in lengths:
+            words = [f"train.kimg={kimg}", "data.workers=1"]
+            found = run_world(2, train_run, indices["jpeg"].path, tmp_path / name, words, timeout=120)[0]
+        if name == "whole":
+            whole = found
+    assert all(np.array_equal(whole["weights"][name], found["weights"][name]) for name in whole["weights"])
+
+
+def test_any_image_becomes_a_jpeg(tmp_path: Path) -> None:
+    """Noise, which no encoder makes smaller, at sizes and qualities where Pillow's own buffer would not do."""
+    for size, quality in ((256, 95), (160, 100)):
+        layout = EncodedLayout((3, size, size), False, "jpeg", quality)
+        noise = np.random.default_rng(0).integers(0, 2, (3, size, size), np.uint8) * 255
+        file = layout.encode(noise)
+        assert layout.is_image(file)
+        assert 65536 < len(file) <= layout.max_sample_bytes
 
 
 def test_training_on_png_is_training_on_raw(indices: dict[str, ShardIndex], tmp_path: Path) -> None:
