@@ -65,13 +65,21 @@ def _problems_of_folder(index: ShardIndex) -> list[Problem]:
     return problems
 
 
-def _read_labels(index: ShardIndex) -> tuple[NDArray[np.int32] | None, list[Problem]]:
+def _read_side_file(index: ShardIndex, file: str) -> tuple[bytes, list[Problem]]:
     try:
-        data = (index.path / LABELS_FILE).read_bytes()
+        data = (index.path / file).read_bytes()
     except OSError as error:
-        return None, [Problem(LABELS_FILE, f"cannot be read: {error.strerror}")]
-    if hashlib.sha256(data).hexdigest() != index.labels_sha256:
-        return None, [Problem(LABELS_FILE, "has another checksum than the index says")]
+        return b"", [Problem(file, f"cannot be read: {error.strerror}")]
+    _, sha256 = index.side_files[file]
+    if hashlib.sha256(data).hexdigest() != sha256:
+        return b"", [Problem(file, "has another checksum than the index says")]
+    return data, []
+
+
+def _read_labels(index: ShardIndex) -> tuple[NDArray[np.int32] | None, list[Problem]]:
+    data, problems = _read_side_file(index, LABELS_FILE)
+    if problems:
+        return None, problems
     labels = np.frombuffer(data[NPY_HEADER_BYTES:][: 4 * index.num_samples], "<i4")
     if npy_of_labels(labels) != data or len(labels) != index.num_samples:
         return None, [Problem(LABELS_FILE, f"is not an npy file of {index.num_samples} labels")]
@@ -82,12 +90,9 @@ def _read_labels(index: ShardIndex) -> tuple[NDArray[np.int32] | None, list[Prob
 
 
 def _read_spans(index: ShardIndex) -> tuple[NDArray[np.int64] | None, list[Problem]]:
-    try:
-        data = (index.path / SPANS_FILE).read_bytes()
-    except OSError as error:
-        return None, [Problem(SPANS_FILE, f"cannot be read: {error.strerror}")]
-    if hashlib.sha256(data).hexdigest() != index.spans_sha256:
-        return None, [Problem(SPANS_FILE, "has another checksum than the index says")]
+    data, problems = _read_side_file(index, SPANS_FILE)
+    if problems:
+        return None, problems
     spans = np.frombuffer(data[NPY_HEADER_BYTES:][: 16 * index.num_samples], "<i8")
     if len(spans) != 2 * index.num_samples or npy_of_spans(spans.reshape(-1, 2)) != data:
         return None, [Problem(SPANS_FILE, f"is not an npy file of {index.num_samples} spans")]
