@@ -92,7 +92,7 @@ def start_table(
         ("length", f"{total_images / 1000:,g} kimg, {epochs:.4g} epochs"),
         ("world", f"{world.size} process{'es' if world.size > 1 else ''} on {hardware(accelerator.device)}"),
         ("precision", f"{accelerator.mixed_precision}: {precision_reason}"),
-        ("compilation", players.compile_reason),
+        ("compilation", f"{players.compilation.way}: {players.compilation.reason}"),
         ("networks", f"generator {millions[0]:.2f}M, discriminator {millions[1]:.2f}M parameters"),
         ("batch", batch),
         ("quality", f"in features of {quality.extractor_phrase}"),

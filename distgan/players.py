@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from distgan import checkpoint
-from distgan.compilation import choose_compile
+from distgan.compilation import EAGER, Compilation, choose_compilation
 from distgan.config import Loss, Networks, Optim, Train
 from distgan.distributed import World, current_world
 from distgan.ema import GeneratorEma, measure_norm_statistics
@@ -41,7 +41,7 @@ class Players:
     spec: GeneratorSpec
     lookahead: Lookahead | None
     augment_probability: Tensor  # a scalar, adapted in place where so wished
-    compile_reason: str  # why the networks are compiled, or are not
+    compilation: Compilation
 
     def exact_discriminator(self, parameters: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
         """images -> logits with the given parameters in full precision; the discriminator's own buffers stay as they are."""
@@ -153,7 +153,7 @@ def build_players(
         networks.discriminator_width, networks.discriminator_norm, networks.minibatch_stddev, networks.packing
     )
     discriminator = build_discriminator(spec, discriminator_spec, seed=train.seed)
-    trial = choose_compile(
+    compilation = choose_compilation(
         train,
         (generator.to(accelerator.device), discriminator.to(accelerator.device)),
         latent_shape=(spec.latent_dim,),
@@ -169,7 +169,7 @@ def build_players(
         optim=optim,
         train=train,
         loss=loss,
-        compiled=current_world().broadcast_object(trial),
+        compilation=current_world().broadcast_object(compilation),
     )
 
 
@@ -182,18 +182,14 @@ def prepare_players(
     optim: Optim,
     train: Train,
     loss: Loss,
-    compiled: tuple[bool, str] = (False, "never tried"),
+    compilation: Compilation = EAGER,
 ) -> Players:
-    """Any two networks as players; `loss.diversity.feature_distance` wants a discriminator with `features`.
-
-    `compiled` says whether to compile them, and why.
-    """
+    """Any two networks as players; `loss.diversity.feature_distance` wants a discriminator with `features`."""
     generator, discriminator = generator.to(accelerator.device), discriminator.to(accelerator.device)
     ema = GeneratorEma(generator, halflife_kimg=train.ema_halflife_kimg)
     skeleton = copy.deepcopy(discriminator).to("meta")
-    if compiled[0]:  # before the wrappers, so that DDP and autocast see one module and names stay as they are
-        generator.compile()
-        discriminator.compile()
+    for network in (generator, discriminator):
+        compilation.compile(network)
     make_optimizer = OPTIMIZERS[optim.name]
     wrapped_g, wrapped_d, optimizer_g, optimizer_d = accelerator.prepare(
         generator,
@@ -217,7 +213,7 @@ def prepare_players(
         spec,
         Lookahead([generator, discriminator]) if optim.lookahead_steps else None,
         torch.tensor(loss.augment_probability, device=accelerator.device),
-        f"{'compiled' if compiled[0] else 'eager'}: {compiled[1]}",
+        compilation,
     )
     players.set_optimizers(optim, lr_factor=1.0)
     return players

@@ -63,6 +63,7 @@ def discriminator_step(
     Returns the fakes, with the generator's graph where `keep_graph` asks for it, and this rank's statistics.
     """
     accelerator, adversarial = players.accelerator, ADVERSARIAL[loss.adversarial]
+    players.compilation.begin_step()
     players.optimizer_d.zero_grad()
     all_fakes, all_statistics = [], []
     for index, batch in enumerate(batches):

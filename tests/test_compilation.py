@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from distgan.compilation import choose_compile, ramp, try_both
+from distgan.compilation import Compilation, choose_compilation, ramp, try_ways
 from distgan.config import Train
+from distgan.errors import UserError
 from distgan.networks import GeneratorSpec, build_discriminator, build_generator
 from tests.players import snapshot
 from tests.worlds import rows, run_world, train_run
@@ -23,16 +24,24 @@ def networks() -> tuple[nn.Module, nn.Module]:
     return build_generator(SPEC), build_discriminator(SPEC)
 
 
-def tried(compile_network: Callable[[nn.Module], None]) -> tuple[bool, str]:
-    """What the trial says of a compiler."""
+class Compiler(Compilation):
+    """A way with a compiler of the test's own."""
+
+    def __init__(self, name: str, compile_network: Callable[[nn.Module], None]) -> None:
+        super().__init__(name, "")
+        self.compile = compile_network
+
+
+def tried(*ways: Compilation) -> Compilation:
+    """What the trial says of them."""
     pair, device = networks(), torch.device("cpu")
     before = [snapshot(network) for network in pair]
-    decision = try_both(
+    decision = try_ways(
         pair,
         latents=ramp((4, 8), device=device),
         reals=ramp((4, 1, 32, 32), device=device),
         autocast=nullcontext,
-        compile_network=compile_network,
+        ways=ways,
     )
     for network, weights in zip(pair, before, strict=True):
         assert all(p.grad is None for p in network.parameters())  # only copies were tried
@@ -40,16 +49,15 @@ def tried(compile_network: Callable[[nn.Module], None]) -> tuple[bool, str]:
     return decision
 
 
-def slowed(network: nn.Module) -> None:
-    """What a bad compiler does."""
-    network.register_forward_pre_hook(lambda *_: time.sleep(0.01))
+def waits(seconds: float) -> Callable[[nn.Module], None]:
+    """Not a compiler but a brake."""
+    return lambda network: network.register_forward_pre_hook(lambda *_: time.sleep(seconds)) and None
 
 
-def hastened(network: nn.Module) -> None:
-    """What a very good one does."""
+def remembers(network: nn.Module) -> None:
+    """Fast, and wrong: every output is the first one, with a gradient of zero."""
     kept: dict[tuple[int, ...], torch.Tensor] = {}
-    forward = network.forward
-    weight = next(network.parameters())
+    forward, weight = network.forward, next(network.parameters())
 
     def remembered(images: torch.Tensor) -> torch.Tensor:
         if images.shape not in kept:
@@ -59,27 +67,42 @@ def hastened(network: nn.Module) -> None:
     network.forward = remembered
 
 
-def stumbling(network: nn.Module) -> None:
+def stumbles(network: nn.Module) -> None:
     """No compiler at all."""
     raise RuntimeError("no C++ compiler found\nand a long story")
 
 
-def test_the_faster_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By turns on copies: slower loses, faster wins, and the reason says how much."""
+def test_the_fastest_way_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By turns on copies; what is slower, wrong or fails stays out, and the reason tells of each."""
     monkeypatch.setattr("distgan.compilation.PASSES", 2)
-    chosen, reason = tried(slowed)
-    assert not chosen and "times as fast as eager" in reason
-    chosen, reason = tried(hastened)
-    assert chosen and "times as fast as eager" in reason
-    assert tried(stumbling) == (False, "compiling fails here: no C++ compiler found")
+    found = tried(Compiler("slow", waits(0.01)), Compiler("wrong", remembers), Compiler("none", stumbles))
+    slow, wrong, none = found.reason.split(", ")
+    assert found.way == "eager" and "slow is 0." in slow and "times as fast as eager" in slow
+    assert "wrong fails here: its gradients differ from the eager ones by" in wrong
+    assert none == "none fails here: no C++ compiler found"
+
+    gains = iter([1.2, 1.5, 1.0])
+    monkeypatch.setattr("distgan.compilation.gain_of", lambda *_, **__: next(gains))
+    found = tried(*[Compilation(name, "") for name in ("good", "best", "same")])
+    assert found.way == "best" and "good is 1.20 times as fast as eager" in found.reason
 
 
-@pytest.mark.parametrize(("setting", "compiled"), [("always", True), ("never", False), ("auto", False)])
-def test_settings(setting: str, compiled: bool) -> None:
+@pytest.mark.parametrize(("setting", "way"), [("always", "compiled"), ("never", "eager"), ("auto", "eager")])
+def test_settings(setting: str, way: str) -> None:
     """The setting decides, and on a CPU nothing is tried."""
+    assert chosen(setting, networks()).way == way
+
+
+def test_graphs_need_a_gpu() -> None:
+    """Said before anything begins."""
+    with pytest.raises(UserError, match=r"train\.compile=graphs records work of a GPU"):
+        chosen("graphs", networks())
+
+
+def chosen(setting: str, pair: tuple[nn.Module, nn.Module]) -> Compilation:
+    """What the setting comes to."""
     train = Train.model_validate({"compile": setting})
-    found = choose_compile(train, networks(), latent_shape=(8,), image_shape=(1, 32, 32), share=4, autocast=nullcontext)
-    assert found[0] is compiled
+    return choose_compilation(train, pair, latent_shape=(8,), image_shape=(1, 32, 32), share=4, autocast=nullcontext)
 
 
 @pytest.mark.slow
@@ -104,7 +127,16 @@ def test_a_compiled_run_is_the_eager_one_but_for_rounding(shards: Path, tmp_path
 def test_auto_tries_on_a_gpu() -> None:
     """Both ways are timed, and the reason says how they compare."""
     generator, discriminator = networks()
-    _, reason = choose_compile(
-        Train(), (generator.cuda(), discriminator.cuda()), latent_shape=(8,), image_shape=(1, 32, 32), share=4, autocast=nullcontext
-    )  # fmt: skip
-    assert "times as fast as eager" in reason
+    reason = chosen("auto", (generator.cuda(), discriminator.cuda())).reason
+    assert "compiled is" in reason and "graphs is" in reason and reason.count("times as fast as eager") == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("words", [[], ["networks.discriminator_norm=none", "loss.r1=0.1"], ["train.accumulate=2"]])
+def test_graphs_are_the_eager_run_but_for_rounding(shards: Path, tmp_path: Path, words: list[str]) -> None:
+    """What the generator's backward needs outlives the discriminator's step."""
+    losses = []
+    for setting in ("never", "graphs"):
+        run_world(1, train_run, shards, tmp_path / setting, [f"train.compile={setting}", "train.kimg=0.06", *words])
+        losses.append([[row["loss/d"], row["loss/g"]] for row in rows(tmp_path / setting)])
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-2, atol=1e-3)

@@ -200,7 +200,7 @@ def train_trial(trial: Trial) -> Trained:
         return num * train.batch_size
 
     flops = 0.0
-    if world_size == 1 and train.compile != "always":
+    if world_size == 1 and players.compilation.way == "eager":
         flops = flops_per_image(players, config, trial.image_shape)
     steps(3)  # the first are slow, and compile
     began = time.perf_counter()
@@ -365,8 +365,9 @@ def add_steps(found: Bench, trial: Trial, *, shards: Path, quick: bool, on_gpu: 
         found.add_step("step, no (fp32)", run([], precision="no"))
     trained = run([], shards=shards)
     found.add_step("training with its loader", trained, f"{trained.wait_share:.1%} of it waiting for images")
-    if not quick:
-        found.add_step(f"step, {trial.precision}, compiled", run(["train.compile=always"]))
+    for setting in () if quick else ("always", "graphs") if on_gpu else ("always",):
+        name = "compiled" if setting == "always" else "CUDA graphs"
+        found.add_step(f"step, {trial.precision}, {name}", run([f"train.compile={setting}"]))
     most = torch.cuda.device_count() if on_gpu else fair_threads()
     for processes in range(2, most + 1):
         if trial.config.train.batch_size % processes == 0 and processes & (processes - 1) == 0:
