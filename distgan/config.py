@@ -63,6 +63,9 @@ class Networks(Section):
     discriminator_norm: Literal["batch", "spectral", "none"] = setting(
         "batch", "Of the discriminator: batch norm, spectral norm of every weight, or none."
     )
+    discriminator_init: Literal["normal", "he"] = setting(
+        "normal", "Initial weights of a dcgan's discriminator: N(0, 0.02), or He's, which do without a norm."
+    )
     minibatch_stddev: int = setting(
         0, "Images of a group whose spread the discriminator sees; 0 for none.", ge=0, le=64
     )
@@ -76,6 +79,14 @@ class Networks(Section):
     def only_one_of_several(self) -> "Networks":
         if self.only_class is not None and not self.per_class:
             raise ValueError(f"networks.only_class={self.only_class} needs networks.per_class=true; set that too")
+        return self
+
+    @model_validator(mode="after")
+    def init_of_a_dcgan(self) -> "Networks":
+        if self.discriminator_init != "normal" and self.architecture != "dcgan":
+            raise ValueError(
+                f"networks.discriminator_init={self.discriminator_init} is of dcgan; {self.architecture} has its own"
+            )
         return self
 
 

@@ -43,6 +43,7 @@ class DiscriminatorSpec:
     norm: str = "batch"  # batch, spectral or none
     minibatch_stddev: int = 0  # images of a group; 0 for no such feature
     packing: int = 1  # images that are judged together
+    init: str = "normal"  # or he: of a DCGAN's convolutions
 
 
 def num_doublings(image_size: int) -> int:
@@ -63,6 +64,15 @@ def init_dcgan(module: nn.Module) -> None:
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
+
+
+def init_he(module: nn.Module) -> None:
+    """Weights that keep the spread of maps through leaky ReLUs of slope 0.2 (He et al. 2015, equation 15).
+
+    Those of N(0, 0.02) leave it to a norm layer to make up for what they take away.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, 0.2)
 
 
 class DCGANGenerator(nn.Module):
@@ -172,6 +182,8 @@ class DCGANDiscriminator(Discriminator):
         # A 4x4 convolution of a 4x4 map to one number is this matrix product.
         self.judge = nn.Linear(widths[-1] * 16, 1)
         self.apply(init_dcgan)
+        if spec.init == "he":
+            self.layers.apply(init_he)
         self.normalise(spec.norm)
 
 

@@ -150,7 +150,11 @@ def build_players(
     """Networks with weights from the seed, prepared for this world; raises ValueError for an image size not offered."""
     generator = build_generator(spec, seed=train.seed)
     discriminator_spec = DiscriminatorSpec(
-        networks.discriminator_width, networks.discriminator_norm, networks.minibatch_stddev, networks.packing
+        networks.discriminator_width,
+        networks.discriminator_norm,
+        networks.minibatch_stddev,
+        networks.packing,
+        networks.discriminator_init,
     )
     discriminator = build_discriminator(spec, discriminator_spec, seed=train.seed)
     compilation = choose_compilation(

@@ -53,6 +53,20 @@ def test_resnet_has_a_dcgans_size() -> None:
             assert 1e6 < sum(p.numel() for p in network.parameters()) < 4.3e6
 
 
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_he_weights_do_without_a_norm(size: int) -> None:
+    """Every layer keeps the mean square of its maps, where N(0, 0.02) takes nearly all of it away."""
+    spec = GeneratorSpec("dcgan", size, 3, width=64, latent_dim=7)
+    images = torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(0))
+    powers = {}
+    for init in ("normal", "he"):
+        discriminator = build_discriminator(spec, DiscriminatorSpec(norm="none", init=init))
+        with torch.no_grad():
+            powers[init] = float(discriminator.features(images).square().mean())
+    assert 0.3 < powers["he"] < 2
+    assert powers["normal"] < 0.02
+
+
 def test_spectral_norm_bounds_every_layer() -> None:
     """After some forwards the largest singular value of each weight is 1."""
     discriminator = build_discriminator(SPEC, DiscriminatorSpec(8, "spectral"))
