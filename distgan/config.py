@@ -66,6 +66,9 @@ class Networks(Section):
     discriminator_init: Literal["normal", "he"] = setting(
         "normal", "Initial weights of a dcgan's discriminator: N(0, 0.02), or He's, which do without a norm."
     )
+    discriminator_stem: bool = setting(
+        False, "A 3x3 convolution to half the width before a dcgan's discriminator first halves the image."
+    )
     minibatch_stddev: int = setting(
         0, "Images of a group whose spread the discriminator sees; 0 for none.", ge=0, le=64
     )
@@ -82,11 +85,11 @@ class Networks(Section):
         return self
 
     @model_validator(mode="after")
-    def init_of_a_dcgan(self) -> "Networks":
-        if self.discriminator_init != "normal" and self.architecture != "dcgan":
-            raise ValueError(
-                f"networks.discriminator_init={self.discriminator_init} is of dcgan; {self.architecture} has its own"
-            )
+    def parts_of_a_dcgan(self) -> "Networks":
+        for name in ("discriminator_init", "discriminator_stem"):
+            value = getattr(self, name)
+            if self.architecture != "dcgan" and value != type(self).model_fields[name].default:
+                raise ValueError(f"networks.{name}={value} is of dcgan; {self.architecture} has its own")
         return self
 
 

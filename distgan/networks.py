@@ -44,6 +44,19 @@ class DiscriminatorSpec:
     minibatch_stddev: int = 0  # images of a group; 0 for no such feature
     packing: int = 1  # images that are judged together
     init: str = "normal"  # or he: of a DCGAN's convolutions
+    stem: bool = False  # a convolution at full resolution before a DCGAN's first halving one
+
+    @classmethod
+    def from_settings(cls, networks: Any) -> "DiscriminatorSpec":
+        """What the settings `networks.*` say of it."""
+        return cls(
+            networks.discriminator_width,
+            networks.discriminator_norm,
+            networks.minibatch_stddev,
+            networks.packing,
+            networks.discriminator_init,
+            networks.discriminator_stem,
+        )
 
 
 def num_doublings(image_size: int) -> int:
@@ -161,16 +174,22 @@ class Discriminator(nn.Module):
 
 
 class DCGANDiscriminator(Discriminator):
-    """Strided convolutions, the first and the last without norm."""
+    """Strided convolutions, the first and the last without norm; before them, where asked for, one at full resolution.
+
+    That one is the first of Miyato et al. 2018, table 3: it sees the edges that a strided one averages away.
+    """
 
     def __init__(self, spec: DiscriminatorSpec, *, image_size: int, channels: int) -> None:
         super().__init__()
         self.packing = spec.packing
         widths = [spec.width * 2**i for i in range(num_doublings(image_size))]
-        layers: list[nn.Module] = [
-            Halve(channels * spec.packing, widths[0]),
-            nn.LeakyReLU(0.2, inplace=True),
-        ]
+        seen = channels * spec.packing
+        layers: list[nn.Module] = []
+        if spec.stem:  # half the width at twice the resolution, as the steps after it go
+            stem = max(1, spec.width // 2)
+            layers += [nn.Conv2d(seen, stem, 3, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+            seen = stem
+        layers += [Halve(seen, widths[0]), nn.LeakyReLU(0.2, inplace=True)]
         has_batch_norm = spec.norm == "batch"
         for before, after in itertools.pairwise(widths):
             layers += [Halve(before, after, bias=not has_batch_norm)]

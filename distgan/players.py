@@ -149,14 +149,7 @@ def build_players(
 ) -> Players:
     """Networks with weights from the seed, prepared for this world; raises ValueError for an image size not offered."""
     generator = build_generator(spec, seed=train.seed)
-    discriminator_spec = DiscriminatorSpec(
-        networks.discriminator_width,
-        networks.discriminator_norm,
-        networks.minibatch_stddev,
-        networks.packing,
-        networks.discriminator_init,
-    )
-    discriminator = build_discriminator(spec, discriminator_spec, seed=train.seed)
+    discriminator = build_discriminator(spec, DiscriminatorSpec.from_settings(networks), seed=train.seed)
     compilation = choose_compilation(
         train,
         (generator.to(accelerator.device), discriminator.to(accelerator.device)),

@@ -53,6 +53,25 @@ def test_resnet_has_a_dcgans_size() -> None:
             assert 1e6 < sum(p.numel() for p in network.parameters()) < 4.3e6
 
 
+@pytest.mark.parametrize("norm", ["batch", "spectral", "none"])
+def test_a_stem_sees_the_image_at_full_resolution(norm: str) -> None:
+    """3x3 to half the width, before all else; the rest is the same, and every parameter has a gradient."""
+    plain, stemmed = (
+        build_discriminator(SPEC, DiscriminatorSpec(8, norm, minibatch_stddev=2, packing=2, stem=stem))
+        for stem in (False, True)
+    )
+    outputs: list[tuple[int, ...]] = []
+    stemmed.layers[0].register_forward_hook(lambda _, __, output: outputs.append(tuple(output.shape)))
+    logits = stemmed(torch.randn(8, 3, 32, 32))
+    assert outputs == [(4, 4, 32, 32)] and logits.shape == (4,)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in stemmed.parameters())
+    assert len(stemmed.layers) == len(plain.layers) + 2
+    added = 6 * 4 * 9 + 4 + (4 - 6) * 8 * 16  # its weights and biases; and the next layer sees 4 channels instead of 6
+    num = [sum(p.numel() for p in network.parameters()) for network in (plain, stemmed)]
+    assert num[1] - num[0] == added
+
+
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_he_weights_do_without_a_norm(size: int) -> None:
     """Every layer keeps the mean square of its maps, where N(0, 0.02) takes nearly all of it away."""

@@ -198,8 +198,7 @@ def network_size(story: Story) -> str:
     """Parameters of both networks, counted on networks that take no memory."""
     if story.config is None:
         return ""
-    told = story.config.networks
-    judge = DiscriminatorSpec(told.discriminator_width, told.discriminator_norm, told.minibatch_stddev, told.packing)
+    judge = DiscriminatorSpec.from_settings(story.config.networks)
     try:
         spec = read_spec(story.generator["generator"])
         part = spec.part if isinstance(spec, MixtureSpec) else spec
