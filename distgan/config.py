@@ -66,8 +66,11 @@ class Networks(Section):
     discriminator_init: Literal["normal", "he"] = setting(
         "normal", "Initial weights of a dcgan's discriminator: N(0, 0.02), or He's, which do without a norm."
     )
-    discriminator_stem: bool = setting(
-        False, "A 3x3 convolution to half the width before a dcgan's discriminator first halves the image."
+    discriminator_refinements: int = setting(
+        0,
+        "Resolutions at which a dcgan's discriminator has a 3x3 convolution besides, from the full one down.",
+        ge=0,
+        le=6,
     )
     minibatch_stddev: int = setting(
         0, "Images of a group whose spread the discriminator sees; 0 for none.", ge=0, le=64
@@ -86,7 +89,7 @@ class Networks(Section):
 
     @model_validator(mode="after")
     def parts_of_a_dcgan(self) -> "Networks":
-        for name in ("discriminator_init", "discriminator_stem"):
+        for name in ("discriminator_init", "discriminator_refinements"):
             value = getattr(self, name)
             if self.architecture != "dcgan" and value != type(self).model_fields[name].default:
                 raise ValueError(f"networks.{name}={value} is of dcgan; {self.architecture} has its own")

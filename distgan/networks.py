@@ -44,7 +44,7 @@ class DiscriminatorSpec:
     minibatch_stddev: int = 0  # images of a group; 0 for no such feature
     packing: int = 1  # images that are judged together
     init: str = "normal"  # or he: of a DCGAN's convolutions
-    stem: bool = False  # a convolution at full resolution before a DCGAN's first halving one
+    refinements: int = 0  # of a DCGAN's resolutions, from the full one down, that get a 3x3 convolution
 
     @classmethod
     def from_settings(cls, networks: Any) -> "DiscriminatorSpec":
@@ -55,7 +55,7 @@ class DiscriminatorSpec:
             networks.minibatch_stddev,
             networks.packing,
             networks.discriminator_init,
-            networks.discriminator_stem,
+            networks.discriminator_refinements,
         )
 
 
@@ -174,29 +174,35 @@ class Discriminator(nn.Module):
 
 
 class DCGANDiscriminator(Discriminator):
-    """Strided convolutions, the first and the last without norm; before them, where asked for, one at full resolution.
+    """Strided convolutions, the first and the last without norm, and where asked for 3x3 ones between them.
 
-    That one is the first of Miyato et al. 2018, table 3: it sees the edges that a strided one averages away.
+    The first of those goes before all else, to half the width (Miyato et al. 2018, table 3).
     """
 
     def __init__(self, spec: DiscriminatorSpec, *, image_size: int, channels: int) -> None:
         super().__init__()
         self.packing = spec.packing
         widths = [spec.width * 2**i for i in range(num_doublings(image_size))]
+        has_batch_norm = spec.norm == "batch"
         seen = channels * spec.packing
         layers: list[nn.Module] = []
-        if spec.stem:  # half the width at twice the resolution, as the steps after it go
-            stem = max(1, spec.width // 2)
-            layers += [nn.Conv2d(seen, stem, 3, padding=1), nn.LeakyReLU(0.2, inplace=True)]
-            seen = stem
-        layers += [Halve(seen, widths[0]), nn.LeakyReLU(0.2, inplace=True)]
-        has_batch_norm = spec.norm == "batch"
-        for before, after in itertools.pairwise(widths):
-            layers += [Halve(before, after, bias=not has_batch_norm)]
-            if spec.minibatch_stddev and after == widths[-1]:
-                layers.append(MinibatchStddev(after, spec.minibatch_stddev))
-            layers += [nn.BatchNorm2d(after)] if has_batch_norm else []
-            layers += [nn.LeakyReLU(0.2, inplace=True)]
+
+        def refine(number: int, before: int, after: int) -> int:
+            """A 3x3 convolution where there is to be one; the channels that come out."""
+            if number >= spec.refinements:
+                return before
+            layers.extend([nn.Conv2d(before, after, 3, padding=1), nn.LeakyReLU(0.2, inplace=True)])
+            return after
+
+        seen = refine(0, seen, max(1, spec.width // 2))
+        for number, width in enumerate(widths, 1):
+            is_normed = has_batch_norm and number > 1
+            layers.append(Halve(seen, width, bias=not is_normed))
+            if spec.minibatch_stddev and number == len(widths):
+                layers.append(MinibatchStddev(width, spec.minibatch_stddev))
+            layers += [nn.BatchNorm2d(width)] if is_normed else []
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
+            seen = refine(number, width, width)
         self.layers = nn.Sequential(*layers)
         # A 4x4 convolution of a 4x4 map to one number is this matrix product.
         self.judge = nn.Linear(widths[-1] * 16, 1)
