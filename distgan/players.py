@@ -156,6 +156,7 @@ def build_players(
         latent_shape=(spec.latent_dim,),
         image_shape=(spec.channels, spec.image_size, spec.image_size),
         share=train.batch_size // accelerator.num_processes // train.accumulate,
+        num_processes=accelerator.num_processes,
         autocast=accelerator.autocast,
     )
     return prepare_players(

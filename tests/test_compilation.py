@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,14 @@ def networks() -> tuple[nn.Module, nn.Module]:
     return build_generator(SPEC), build_discriminator(SPEC)
 
 
+@dataclass(frozen=True)
 class Compiler(Compilation):
     """A way with a compiler of the test's own."""
 
-    def __init__(self, name: str, compile_network: Callable[[nn.Module], None]) -> None:
-        super().__init__(name, "")
-        self.compile = compile_network
+    change: Callable[[nn.Module], object]
+
+    def compile(self, network: nn.Module) -> None:
+        self.change(network)
 
 
 def tried(*ways: Compilation) -> Compilation:
@@ -49,9 +52,15 @@ def tried(*ways: Compilation) -> Compilation:
     return decision
 
 
-def waits(seconds: float) -> Callable[[nn.Module], None]:
+def waits(network: nn.Module) -> None:
     """Not a compiler but a brake."""
-    return lambda network: network.register_forward_pre_hook(lambda *_: time.sleep(seconds)) and None
+    network.register_forward_pre_hook(lambda *_: time.sleep(0.01))
+
+
+def forgets(network: nn.Module) -> None:
+    """No gradient comes through."""
+    forward = network.forward
+    network.forward = lambda images: forward(images).detach().requires_grad_()
 
 
 def remembers(network: nn.Module) -> None:
@@ -75,15 +84,17 @@ def stumbles(network: nn.Module) -> None:
 def test_the_fastest_way_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """By turns on copies; what is slower, wrong or fails stays out, and the reason tells of each."""
     monkeypatch.setattr("distgan.compilation.PASSES", 2)
-    found = tried(Compiler("slow", waits(0.01)), Compiler("wrong", remembers), Compiler("none", stumbles))
-    slow, wrong, none = found.reason.split(", ")
+    changes = {"slow": waits, "wrong": remembers, "lost": forgets, "none": stumbles}
+    found = tried(*[Compiler(name, "", change) for name, change in changes.items()])
+    slow, wrong, lost, none = found.reason.split(", ")
     assert found.way == "eager" and "slow is 0." in slow and "times as fast as eager" in slow
     assert "wrong fails here: its gradients differ from the eager ones by" in wrong
+    assert lost == "lost fails here: its gradients differ from the eager ones by 100%"
     assert none == "none fails here: no C++ compiler found"
 
-    gains = iter([1.2, 1.5, 1.0])
+    gains = iter([1.2, 1.5, 1.52])
     monkeypatch.setattr("distgan.compilation.gain_of", lambda *_, **__: next(gains))
-    found = tried(*[Compilation(name, "") for name in ("good", "best", "same")])
+    found = tried(*[Compilation(name, "") for name in ("good", "best", "same within noise")])
     assert found.way == "best" and "good is 1.20 times as fast as eager" in found.reason
 
 
@@ -102,7 +113,9 @@ def test_graphs_need_a_gpu() -> None:
 def chosen(setting: str, pair: tuple[nn.Module, nn.Module]) -> Compilation:
     """What the setting comes to."""
     train = Train.model_validate({"compile": setting})
-    return choose_compilation(train, pair, latent_shape=(8,), image_shape=(1, 32, 32), share=4, autocast=nullcontext)
+    return choose_compilation(
+        train, pair, latent_shape=(8,), image_shape=(1, 32, 32), share=4, num_processes=1, autocast=nullcontext
+    )
 
 
 @pytest.mark.slow
@@ -132,11 +145,28 @@ def test_auto_tries_on_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("words", [[], ["networks.discriminator_norm=none", "loss.r1=0.1"], ["train.accumulate=2"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["networks.discriminator_norm=none", "loss.r1=0.1"],
+        ["networks.discriminator_norm=spectral"],
+        ["train.accumulate=2"],
+        ["train.d_steps=2"],
+    ],
+)
 def test_graphs_are_the_eager_run_but_for_rounding(shards: Path, tmp_path: Path, words: list[str]) -> None:
     """What the generator's backward needs outlives the discriminator's step."""
     losses = []
     for setting in ("never", "graphs"):
-        run_world(1, train_run, shards, tmp_path / setting, [f"train.compile={setting}", "train.kimg=0.06", *words])
+        told = [f"train.compile={setting}", "train.kimg=0.06", *words]
+        (skips,) = run_world(1, train_and_count_skips, shards, tmp_path / setting, told, timeout=300)
+        assert skips == 0
         losses.append([[row["loss/d"], row["loss/g"]] for row in rows(tmp_path / setting)])
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-2, atol=1e-3)
+
+
+def train_and_count_skips(shards: Path, run_dir: Path, words: list[str]) -> int:
+    """A run, and how many graphs the compiler left out."""
+    train_run(shards, run_dir, words)
+    return torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]

@@ -122,7 +122,7 @@ def train_run(shards: Path, run_dir: Path, words: Sequence[str], stop_after: int
     players = trainer.players
     networks = {"generator": players.bare_generator, "discriminator": players.bare_discriminator}
     weights = {
-        f"{name}.{key}": tensor.detach().numpy().copy()
+        f"{name}.{key}": tensor.detach().cpu().numpy().copy()
         for name, network in networks.items()
         for key, tensor in network.named_parameters()
     }

@@ -365,8 +365,8 @@ def add_steps(found: Bench, trial: Trial, *, shards: Path, quick: bool, on_gpu: 
         found.add_step("step, no (fp32)", run([], precision="no"))
     trained = run([], shards=shards)
     found.add_step("training with its loader", trained, f"{trained.wait_share:.1%} of it waiting for images")
-    for setting in () if quick else ("always", "graphs") if on_gpu else ("always",):
-        name = "compiled" if setting == "always" else "CUDA graphs"
+    ways = {"compiled": "always"} | ({"CUDA graphs": "graphs"} if on_gpu else {})
+    for name, setting in () if quick else ways.items():
         found.add_step(f"step, {trial.precision}, {name}", run([f"train.compile={setting}"]))
     most = torch.cuda.device_count() if on_gpu else fair_threads()
     for processes in range(2, most + 1):
