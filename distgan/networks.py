@@ -183,26 +183,20 @@ class DCGANDiscriminator(Discriminator):
         super().__init__()
         self.packing = spec.packing
         widths = [spec.width * 2**i for i in range(num_doublings(image_size))]
-        has_batch_norm = spec.norm == "batch"
         seen = channels * spec.packing
         layers: list[nn.Module] = []
-
-        def refine(number: int, before: int, after: int) -> int:
-            """A 3x3 convolution where there is to be one; the channels that come out."""
-            if number >= spec.refinements:
-                return before
-            layers.extend([nn.Conv2d(before, after, 3, padding=1), nn.LeakyReLU(0.2, inplace=True)])
-            return after
-
-        seen = refine(0, seen, max(1, spec.width // 2))
-        for number, width in enumerate(widths, 1):
-            is_normed = has_batch_norm and number > 1
-            layers.append(Halve(seen, width, bias=not is_normed))
-            if spec.minibatch_stddev and number == len(widths):
-                layers.append(MinibatchStddev(width, spec.minibatch_stddev))
-            layers += [nn.BatchNorm2d(width)] if is_normed else []
-            layers.append(nn.LeakyReLU(0.2, inplace=True))
-            seen = refine(number, width, width)
+        for number, width in enumerate([max(1, spec.width // 2), *widths]):  # 0 is the full resolution
+            if number > 0:
+                is_normed = spec.norm == "batch" and number > 1
+                layers.append(Halve(seen, width, bias=not is_normed))
+                if spec.minibatch_stddev and number == len(widths):
+                    layers.append(MinibatchStddev(width, spec.minibatch_stddev))
+                layers += [nn.BatchNorm2d(width)] if is_normed else []
+                layers.append(nn.LeakyReLU(0.2, inplace=True))
+                seen = width
+            if number < spec.refinements:
+                layers += [nn.Conv2d(seen, width, 3, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+                seen = width
         self.layers = nn.Sequential(*layers)
         # A 4x4 convolution of a 4x4 map to one number is this matrix product.
         self.judge = nn.Linear(widths[-1] * 16, 1)
