@@ -64,13 +64,13 @@ class Networks(Section):
         "batch", "Of the discriminator: batch norm, spectral norm of every weight, or none."
     )
     discriminator_init: Literal["normal", "he"] = setting(
-        "normal", "Initial weights of a dcgan's discriminator: N(0, 0.02), or He's, which do without a norm."
+        "normal", "Initial weights of a dcgan's discriminator: N(0, 0.02), or He's for one without norm."
     )
     discriminator_refinements: int = setting(
         0,
         "Resolutions at which a dcgan's discriminator has a 3x3 convolution besides, from the full one down.",
         ge=0,
-        le=6,
+        le=4,
     )
     minibatch_stddev: int = setting(
         0, "Images of a group whose spread the discriminator sees; 0 for none.", ge=0, le=64
@@ -93,6 +93,11 @@ class Networks(Section):
             value = getattr(self, name)
             if self.architecture != "dcgan" and value != type(self).model_fields[name].default:
                 raise ValueError(f"networks.{name}={value} is of dcgan; {self.architecture} has its own")
+        if self.discriminator_init == "he" and self.discriminator_norm != "none":
+            raise ValueError(
+                "networks.discriminator_init=he is for a discriminator without norm, for a norm sets the scale itself; "
+                "add networks.discriminator_norm=none"
+            )
         return self
 
 

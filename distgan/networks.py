@@ -1,7 +1,8 @@
 """DCGAN generator and discriminator (Radford et al. 2016) for 32, 64 and 128 pixels, and residual ones.
 
 generator      latents [B, Z] -> project to 4x4 -> (transposed convolution, norm, ReLU) x k -> tanh -> [B, C, H, W]
-discriminator  images [B, C, H, W] -> (strided convolution, norm, leaky ReLU) x k -> 4x4 -> one logit [B]
+discriminator  images [B, C, H, W] -> (strided convolution, norm, leaky ReLU) x k -> 4x4 -> one logit [B],
+               and before each step, where asked for, a 3x3 convolution and a leaky ReLU
 
 Needs torch alone, so that an exported generator loads anywhere.
 """
@@ -174,9 +175,9 @@ class Discriminator(nn.Module):
 
 
 class DCGANDiscriminator(Discriminator):
-    """Strided convolutions, the first and the last without norm, and where asked for 3x3 ones between them.
+    """Strided convolutions, the first and the last without norm, and where asked for 3x3 ones in turn with them.
 
-    The first of those goes before all else, to half the width (Miyato et al. 2018, table 3).
+    Those begin at full resolution (Miyato et al. 2018, table 3), there with half the width, and have no norm.
     """
 
     def __init__(self, spec: DiscriminatorSpec, *, image_size: int, channels: int) -> None:

@@ -147,7 +147,10 @@ def build_players(
     train: Train,
     loss: Loss,
 ) -> Players:
-    """Networks with weights from the seed, prepared for this world; raises ValueError for an image size not offered."""
+    """Networks with weights from the seed, prepared for this world.
+
+    Raises ValueError for an image size not offered, UserError for graphs without a GPU.
+    """
     generator = build_generator(spec, seed=train.seed)
     discriminator = build_discriminator(spec, DiscriminatorSpec.from_settings(networks), seed=train.seed)
     compilation = choose_compilation(

@@ -95,6 +95,7 @@ def test_words_of_registries_are_the_words_of_the_settings() -> None:
         (["collapse.remedy=['optim.name=sgd']"], "a rollback can change settings of loss"),
         (["collapse.remedy=['loss.r1=1']"], "collapse.remedy: loss.r1, loss.r2 and"),
         (["networks.discriminator_init=he", "networks.architecture=resnet"], "discriminator_init=he is of"),
+        (["networks.discriminator_init=he"], "add networks.discriminator_norm=none"),
         (["networks.discriminator_refinements=1", "networks.architecture=resnet"], "resnet has its own"),
         (["loss.diversity.mode_seking=1"], "did you mean loss.diversity.mode_seeking?"),
     ],

@@ -56,19 +56,18 @@ def test_resnet_has_a_dcgans_size() -> None:
 @pytest.mark.parametrize("norm", ["batch", "spectral", "none"])
 def test_refinements_see_each_resolution(norm: str) -> None:
     """3x3, the first to half the width; the rest stays as it is, and every parameter has a gradient."""
-    refined = build_discriminator(SPEC, DiscriminatorSpec(8, norm, minibatch_stddev=2, packing=2, refinements=3))
+    refined = build_discriminator(SPEC, DiscriminatorSpec(8, norm, minibatch_stddev=2, packing=2, refinements=4))
     shapes: list[tuple[int, ...]] = []
     for layer in refined.layers:
         if isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (3, 3):
             layer.register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape)))
     logits = refined(torch.randn(8, 3, 32, 32))
-    assert shapes == [(4, 4, 32, 32), (4, 8, 16, 16), (4, 16, 8, 8)] and logits.shape == (4,)
+    assert shapes == [(4, 4, 32, 32), (4, 8, 16, 16), (4, 16, 8, 8), (4, 32, 4, 4)] and logits.shape == (4,)
     logits.sum().backward()
     assert all(p.grad is not None for p in refined.parameters())
     plain = build_discriminator(SPEC, DiscriminatorSpec(8, norm, minibatch_stddev=2, packing=2))
-    of_plain = {tuple(p.shape) for p in plain.parameters()} - {
-        (8, 6, 4, 4)
-    }  # the first halving one sees 4 channels now
+    # The first halving convolution sees 4 channels now, where it saw two images of 3.
+    of_plain = {tuple(p.shape) for p in plain.parameters()} - {(8, 6, 4, 4)}
     assert of_plain < {tuple(p.shape) for p in refined.parameters()}
 
 
