@@ -1,5 +1,7 @@
 """`distgan report`: pages that tell a run from its folder alone, in a real browser, whatever lies in the folder."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from distgan.errors import UserError
 from distgan.evaluation.verdict import NAMES
@@ -16,6 +19,7 @@ from distgan.reporting.comparison import COMPARED, comparison_row
 from distgan.reporting.curves import Chart, Curve, Mark, draw, moving_mean
 from distgan.reporting.nearest import nearest_ids
 from distgan.reporting.page import NO_TIME, write_report
+from distgan.reporting.rendering import data_uri
 from distgan.reporting.story import VERDICTS, figures, find_runs, read_story
 from distgan.runfolder import read_rows
 from shards.reader import ShardReader
@@ -39,6 +43,13 @@ def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy of it, to be spoilt."""
     return Path(shutil.copytree(finished, tmp_path / "runs" / "first"))
+
+
+def test_a_picture_of_noise_fits_the_page() -> None:
+    """A grid of a generator that only makes noise is larger as a JPEG than most encoders expect."""
+    noise = np.random.default_rng(0).integers(0, 2, (548, 548, 3), np.uint8) * 255
+    with Image.open(io.BytesIO(base64.b64decode(data_uri(Image.fromarray(noise)).partition(",")[2]))) as picture:
+        assert picture.format == "JPEG" and picture.size == (548, 548)
 
 
 def test_stopped_run_leaves_its_page_at_once(shards: Path, tmp_path: Path) -> None:

@@ -65,5 +65,6 @@ def data_uri(image: Image.Image) -> str:
         height = round(image.height * MOST_PIXELS / image.width)
         image = image.resize((MOST_PIXELS, height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=QUALITY, subsampling=0, optimize=True)
+    # Not optimised: that takes a buffer which noise overflows.
+    image.convert("RGB").save(buffer, "JPEG", quality=QUALITY, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
