@@ -94,6 +94,8 @@ class Trainer:
                 train=self.config.train,
                 loss=self.config.loss,
             )
+        except UserError:  # says by itself what to do
+            raise
         except ValueError as error:
             raise UserError(f"{self.reader.files.source}: {error}; pack again with --size") from None
 

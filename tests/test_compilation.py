@@ -110,6 +110,12 @@ def test_graphs_need_a_gpu() -> None:
         chosen("graphs", networks())
 
 
+def test_a_run_with_graphs_says_so_and_nothing_else(shards: Path, tmp_path: Path) -> None:
+    """No word of the images, which have nothing to do with it."""
+    with pytest.raises(AssertionError, match=r"UserError: train\.compile=graphs records .*; leave it at auto\n"):
+        run_world(1, train_run, shards, tmp_path / "run", ["train.compile=graphs"])
+
+
 def chosen(setting: str, pair: tuple[nn.Module, nn.Module]) -> Compilation:
     """What the setting comes to."""
     train = Train.model_validate({"compile": setting})
