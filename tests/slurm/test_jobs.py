@@ -77,7 +77,10 @@ class Job:
     def until_restart(self, count: int, timeout: float = 300) -> float:
         """Wait until SLURM has taken the job back and started it for the `count`th time again, seconds."""
         began = time.monotonic()
-        wait_until(lambda: self.restarts >= count, f"restart {count}\n{self.log.read_text()[-4000:]}", timeout)
+        try:
+            wait_until(lambda: self.restarts >= count, f"restart {count}", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it is {self.state}\n{self.log.read_text()[-4000:]}") from None
         self.until("RUNNING", timeout)
         return time.monotonic() - began
 
@@ -165,7 +168,7 @@ def test_goes_on_by_itself(kind: str, command: list[str], submit: Submit, cluste
 def test_a_warning_during_start_up_is_kept(submit: Submit, cluster: Cluster, digest: str) -> None:
     """USR1 that comes before there is anything to save neither kills the job nor is lost."""
     job = submit("early")
-    job.until("RUNNING")
+    wait_until(lambda: job.log.exists() and "starts on" in job.log.read_text(), "the script to listen")
     cluster.slurm("scancel", "--signal=USR1", "--batch", job.number)
     detect = job.until_restart(1)
     assert job.status["state"] == "preempted"
