@@ -108,10 +108,14 @@ def load_latest(folder: Path, complain: Callable[[str], None]) -> tuple[Tensors,
     return None
 
 
-def prune(folder: Path, *, keep: int, wanted: Collection[str] = ()) -> None:
-    """Remove all but the newest and the wanted names, and what killed processes left unfinished."""
-    old = [path for path in list_checkpoints(folder)[:-keep] if path.name not in wanted]
-    for path in [*old, *folder.glob(".*.tmp")]:
+def prune(folder: Path, *, newest: str, keep: int, wanted: Collection[str] = ()) -> None:
+    """Remove all but the last `keep` up to the `newest` name, the wanted names, and what killed processes left unfinished.
+
+    Later ones go too: they are the damaged ones that the run has passed over to go on from an earlier one.
+    """
+    paths = list_checkpoints(folder)
+    kept = {path.name for path in [path for path in paths if path.name <= newest][-keep:]} | set(wanted)
+    for path in [*(path for path in paths if path.name not in kept), *folder.glob(".*.tmp")]:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -32,7 +32,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             complain(str(error))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            complain("stopped; the same command goes on from here")
+            complain(
+                "stopped" + ("; the same command goes on from here" if function.__name__ in ("pack", "sweep") else "")
+            )
             raise typer.Exit(75) from None
 
     return guarded
@@ -286,6 +288,7 @@ def sweep(
     from distgan.interrupt import Interrupt
     from distgan.jobs import sweep as job
     from distgan.reporting import leaderboard
+    from distgan.runfolder import read_status
 
     asked = job.read_sweep(file)
     folder = folder or Path("runs") / file.stem
@@ -299,7 +302,7 @@ def sweep(
         typer.echo("\n".join(chosen[0].words))
         return
     if show:
-        rows = [[str(i), run.entry.label, str(run.entry.seed), leaderboard.read_status(run.entry.folder)["state"]]
+        rows = [[str(i), run.entry.label, str(run.entry.seed), read_status(run.entry.folder)["state"]]
                 for i, run in enumerate(runs)]  # fmt: skip
         show_columns(["number", "cell", "seed", "state"], rows)
         say(
@@ -341,10 +344,13 @@ def bench(
 
     from distgan.jobs.bench import bench as measure
     from distgan.layers import load_config
+    from distgan.runfolder import check_writable
 
     if size not in (32, 64, 128) or channels not in (1, 3):
         raise UserError(f"--size {size} --channels {channels} cannot be: give 32, 64 or 128 and 1 or 3")
     config = load_config(preset, list(overrides or []))
+    if json is not None:
+        check_writable(json)
     found = measure(config, size=size, channels=channels, quick=quick, progress=lambda what: say(f"{what} ..."))
     show_columns(["", "median (least to most)", ""], [list(row) for row in found.rows])
     say(", ".join(f"{name} {value}" for name, value in found.machine.items()))

@@ -3,14 +3,16 @@
 Imports nothing heavy, so that `--help` and `--dry-run` answer at once.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_serializer, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from distgan.errors import UserError
 from distgan.section import Section, setting
 from distgan.thresholds import Thresholds
 from shards.errors import without_secrets
+
+ClassName = Annotated[str, Field(coerce_numbers_to_str=True)]  # of digits, too
 
 
 class Data(Section):
@@ -41,7 +43,7 @@ class Data(Section):
     lanes: int | None = setting(None, "Windows read side by side, a divisor of the batch; none means up to 16.", ge=1)
     window_shards: int = setting(4, "Shards of a window.", ge=1, le=1024)
     flip: bool = setting(False, "Mirror each image left to right with probability one half.")
-    classes: tuple[str, ...] | None = setting(None, "Train on these classes only (names or numbers); none means all.")
+    classes: tuple[ClassName, ...] | None = setting(None, "Train on these classes only, by name; none means all.")
 
     @field_serializer("shards")
     def shown_shards(self, shards: str | None) -> str | None:

@@ -71,6 +71,10 @@ class World:
             raise UserError(mistake)
         return result
 
+    def on_all(self, action: Callable[[], T]) -> T:
+        """Likewise, with rank zero's plain result for all."""
+        return self.broadcast_object(self.on_main(action))
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:

@@ -49,12 +49,21 @@ def find_generator(path: Path) -> tuple[Path, Path, str]:
         raise UserError(f"no such file or folder: {path}")
     if path.is_file():
         return path, path.with_suffix(".json"), ""
-    if (path / "generator.safetensors").exists():
+    newest = next(iter(sorted((path / "checkpoints").glob("[0-9]*"), reverse=True)), path)
+    is_checkpoint = (newest / "tensors.safetensors").exists()
+    if (path / "generator.safetensors").exists() and not (is_checkpoint and is_older(path / "generator.json", newest)):
         return path / "generator.safetensors", path / "generator.json", ""
-    checkpoints = sorted((path / "checkpoints").glob("[0-9]*")) or [path]
-    if (checkpoints[-1] / "tensors.safetensors").exists():
-        return checkpoints[-1] / "tensors.safetensors", checkpoints[-1] / "state.json", EMA_PREFIX
+    if is_checkpoint:
+        return newest / "tensors.safetensors", newest / "state.json", EMA_PREFIX
     raise UserError(f"{path} holds no generator; give a run folder, a checkpoint folder or a generator.safetensors")
+
+
+def is_older(description: Path, checkpoint: Path) -> bool:
+    """Whether a generator was written before a checkpoint, as that of a run which was stopped and has gone on."""
+    try:
+        return json.loads(description.read_text())["images_seen"] < float(checkpoint.name) * 1000 - 0.5
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def checkpoint_folders(run: Path) -> list[Path]:

@@ -7,7 +7,6 @@ run folder  classes/<number>-<name>/   ordinary run folders, each as `data.class
 
 import gc
 import itertools
-import json
 import math
 import os
 import re
@@ -35,7 +34,7 @@ from distgan.reporting.console import say, show_table
 from distgan.reporting.images import save_grid, to_uint8
 from distgan.reporting.reporter import Reporter
 from distgan.resume import find_checkpoint
-from distgan.runfolder import RunFolder, explained, read_rows, write_atomically
+from distgan.runfolder import RunFolder, explained, read_rows, read_status, write_atomically
 from distgan.runtime import build_accelerator, provenance, stop_with_launcher
 from distgan.trainer import NUM_SAMPLES, Trainer
 from shards.reader import ShardReader
@@ -138,7 +137,7 @@ class PerClass:
         if only is not None:
             return self.trainer(next(share for share in self.shares if share.number == only)).run()
         self.folder: RunFolder | None = self.world.on_main(self.open_folder)
-        trained = self.world.broadcast_object(self.world.on_main(self.images_of_classes))
+        trained = self.world.on_all(self.images_of_classes)
         outcome = self.train_classes(trained)
         if outcome == "done":
             return self.join(sum(trained.values()))
@@ -239,7 +238,7 @@ class PerClass:
             epoch_images=self.reader.num_samples,
             equilibrium=equilibrium(self.config.loss),
         )
-        if self.world.broadcast_object(self.world.on_main(lambda: self.is_joined(images_seen))):
+        if self.world.on_all(lambda: self.is_joined(images_seen)):
             reporter.already_done(images_seen=images_seen)
             return "done"
         peers = Peers(self.world)
@@ -256,10 +255,7 @@ class PerClass:
 
     def is_joined(self, images_seen: int) -> bool:
         """Whether the mixture of these very classes has been written and scored."""
-        try:
-            status = json.loads((self.run_dir / "status.json").read_text())
-        except (OSError, ValueError):
-            return False
+        status = read_status(self.run_dir)
         return (status["state"], status["images_seen"]) == ("done", images_seen)
 
     def join_classes(self, reporter: Reporter, images_seen: int) -> tuple[str, str]:

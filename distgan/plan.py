@@ -51,6 +51,23 @@ def check_batch(config: Config, world: World) -> None:
         )
 
 
+def check_agreement(config: Config, fingerprint: str, quality: QualityWatch, world: World) -> None:
+    """Raise UserError on all ranks where some have other data than rank zero: the run would be none or a wrong one."""
+    facts = {
+        "images": fingerprint,
+        "features for evaluations": quality.extractor.version,
+        "settings": identity_hash(config, fingerprint),
+    }
+    zeros = world.broadcast_object(facts)
+    differs = torch.tensor([[zeros[name] != facts[name] for name in facts]], dtype=torch.int32, device=quality.device)
+    for name, column in zip(facts, world.all_gather(differs).T.tolist(), strict=True):
+        if ranks := [str(rank) for rank, other in enumerate(column) if other]:
+            raise UserError(
+                f"the {name} of rank {', '.join(ranks)} are not those of rank 0; "
+                "every machine needs the same shards, the same command and, if `distgan probe` was run, its probe"
+            )
+
+
 def penalty_scale(loss: Loss, d_step: int, *, progress: float) -> float:
     """Factor on the penalties' weights in this step of the discriminator; 0 where none is due.
 

@@ -12,9 +12,9 @@ from distgan.distributed import World
 from distgan.errors import UserError
 from distgan.evaluation.evaluate import Result, evaluate
 from distgan.evaluation.extractors import Extractor, Inception, RandomConv
-from distgan.evaluation.metrics import METRICS
+from distgan.evaluation.metrics import METRICS, PUBLISHED_NAMES
 from distgan.evaluation.probe import Probe, StackedProbe, probe_path
-from distgan.evaluation.reference import PreparedReference, RealImages, prepare_reference
+from distgan.evaluation.reference import PreparedReference, RealImages, check_enough, prepare_reference
 from distgan.evaluation.signals import BatchDiversity
 from distgan.evaluation.verdict import Monitor, Verdict
 from distgan.randomness import normal
@@ -52,13 +52,20 @@ def is_stacked(reader: ShardReader) -> bool:
     return reader.index.class_names == STACK_NAMES
 
 
-def real_images(reader: ShardReader, classes: tuple[str, ...] | None) -> RealImages:
-    """A dataset of shards as evaluation sees it."""
+def real_images(reader: ShardReader, classes: tuple[str, ...] | None, *, num_samples: int) -> RealImages:
+    """A dataset of shards as evaluation sees it.
+
+    Of remote shards the first `num_samples` for either side of an evaluation, in place of some from every shard.
+    """
     part = f"/{','.join(classes)}" if classes else ""
     shares = (1 / len(STACK_NAMES),) * len(STACK_NAMES) if is_stacked(reader) and not part else None
+    num_images = reader.num_samples
+    if reader.files.remote and num_images > 2 * num_samples:
+        num_images = 2 * num_samples
+        part += f"/first {num_images}"
     return RealImages(
         lambda ids: torch.from_numpy(reader.gather(ids.numpy())),
-        reader.num_samples,
+        num_images,
         reader.index.fingerprint + part,
         class_shares=shares,
     )
@@ -84,7 +91,8 @@ class QualityWatch:
         for name in (*(evaluation.metrics or ()), evaluation.best_metric):
             if name not in METRICS:
                 raise UserError(f"unknown metric {name!r}; choose from {', '.join(METRICS)}")
-        self.reals = real_images(reader, classes)
+        self.reals = real_images(reader, classes, num_samples=evaluation.num_samples)
+        check_enough(self.reals.num_images, evaluation.num_samples)
         self.prepared: PreparedReference | None = None
         few = reader.gather(np.arange(min(NUM_SIGNAL_REALS, reader.num_samples)))
         self.batch_diversity = BatchDiversity.of_reals(torch.from_numpy(few).float() / 127.5 - 1)
@@ -130,7 +138,8 @@ class QualityWatch:
             wanted=self.settings.metrics,
         )
         verdict = self.monitor.evaluate(result)
-        value = result.values.get(self.settings.best_metric)
+        name = self.settings.best_metric
+        value = result.values.get(name, result.values.get(PUBLISHED_NAMES.get(name, name)))
         sign = -1.0 if METRICS[self.settings.best_metric].better == "lower" else 1.0
         is_best = value is not None and (self.best_value is None or sign * value > sign * self.best_value)
         if is_best:

@@ -50,7 +50,9 @@ def write_checkpoint(
     wanted = {checkpoint.checkpoint_name(state.healthy_images)}
     if quality.best_images is not None:
         wanted.add(checkpoint.checkpoint_name(quality.best_images))
-    checkpoint.prune(folder, keep=config.checkpoint.keep, wanted=wanted)
+    checkpoint.prune(
+        folder, newest=checkpoint.checkpoint_name(state.images_seen), keep=config.checkpoint.keep, wanted=wanted
+    )
 
 
 def find_checkpoint(

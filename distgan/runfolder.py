@@ -5,8 +5,10 @@ config.toml  status.json  provenance.json  metrics.jsonl  events.jsonl  samples/
 
 import fcntl
 import json
+import logging
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +37,15 @@ def explained(path: Path) -> Iterator[None]:
         raise RunFailed(f"cannot write to {path}: {why}; mend that and type the same command to go on") from None
 
 
+def check_writable(path: Path) -> None:
+    """Raise UserError where no file can be made in that place, before time is spent on what it is to hold."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from None
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file; a torn last line, left by a killed process, is dropped."""
     rows = []
@@ -44,6 +55,20 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """state, verdict and images seen of a run folder; `not started` where there is no status."""
+    try:
+        status = json.loads((folder / "status.json").read_text())
+        return {name: status[name] for name in ("state", "verdict", "images_seen", "time")}
+    except (OSError, ValueError, KeyError):
+        return {"state": "not started", "verdict": "", "images_seen": 0, "time": ""}
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether the end was written down; a run that died before that still has its last looks to take."""
+    return read_status(folder)["state"] in ("done", "collapsed")
 
 
 class RunFolder:
@@ -75,6 +100,9 @@ class RunFolder:
         """Hold the folder for the life of this process; the kernel lets go of it even after SIGKILL."""
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.lock.truncate(0)
+            self.lock.write(f"pid {os.getpid()} on {platform.node()}")
+            self.lock.flush()
         except BlockingIOError:
             self.lock.seek(0)
             holder = self.lock.read().strip() or "another process"
@@ -82,9 +110,10 @@ class RunFolder:
             raise UserError(
                 f"the run folder {self.path} is being written by {holder}; wait for it, stop it, or choose another --run-dir"
             ) from None
-        self.lock.truncate(0)
-        self.lock.write(f"pid {os.getpid()} on {platform.node()}")
-        self.lock.flush()
+        except OSError as error:  # as on Lustre without -o flock
+            logging.getLogger(__name__).warning(
+                "%s cannot be locked (%s): see to it that no other run writes there", self.path, error.strerror
+            )
 
     def close(self) -> None:
         """Let the next run have it."""

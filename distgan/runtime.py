@@ -17,12 +17,13 @@ import psutil
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 
 from distgan.config import Train
 from distgan.distributed import launched_world_size
 from distgan.errors import UserError
 from shards.errors import without_secrets
+from shards.files import usable_cores
 
 COLLECTIVE_TIMEOUT = timedelta(seconds=120)
 ONE_BUCKET_MB = 4096  # above any network here, so that DDP reduces each network's gradients in one piece
@@ -30,7 +31,9 @@ ONE_BUCKET_MB = 4096  # above any network here, so that DDP reduces each network
 
 def build_accelerator(train: Train) -> tuple[Accelerator, str]:
     """The Accelerator, and a phrase that says which precision runs and why; raises UserError for a wrong world."""
-    on_cpu = not torch.cuda.is_available() and (launched_world_size() > 1 or not torch.backends.mps.is_available())
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (
+        not torch.cuda.is_available() and (launched_world_size() > 1 or not torch.backends.mps.is_available())
+    )
     precision, reason = choose_precision(
         train.precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), on_cpu=on_cpu
     )
@@ -81,8 +84,7 @@ def choose_precision(setting: str, launcher: str, *, on_cpu: bool) -> tuple[str,
 
 def fair_threads() -> int:
     """This process's share of the cores it may run on; launchers set one thread without asking."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def keep_freed_memory() -> None:

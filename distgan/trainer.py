@@ -25,14 +25,14 @@ from distgan.networks import GeneratorSpec
 from distgan.objectives.adversarial import equilibrium
 from distgan.optimizers import lr_schedule
 from distgan.peers import Peers
-from distgan.plan import check_batch, default_run_dir, due, penalty_scale, start_table
+from distgan.plan import check_agreement, check_batch, default_run_dir, due, penalty_scale, start_table
 from distgan.players import Players, build_players
 from distgan.quality import QualityWatch
 from distgan.reporting.images import to_uint8
 from distgan.reporting.metrics import RunningMeans
 from distgan.reporting.reporter import Reporter
 from distgan.resume import RunState, find_checkpoint, take_over, write_checkpoint
-from distgan.runfolder import RunFolder, explained
+from distgan.runfolder import RunFolder, explained, has_ended
 from distgan.runtime import COLLECTIVE_TIMEOUT, build_accelerator, peak_memory_gb, provenance, stop_with_launcher
 from distgan.steps import discriminator_step, generator_step
 
@@ -59,7 +59,8 @@ class Trainer:
         self.accelerator, self.precision_reason = build_accelerator(config.train)
         self.world, self.device = current_world(), self.accelerator.device
         self.peers = Peers(self.world)
-        check_batch(config, self.world)
+        for settings in (config, self.remedied(1)):
+            check_batch(settings, self.world)
         self.run_dir = run_dir or default_run_dir(name, config, self.index.fingerprint)
         self.folder = self.world.on_main(lambda: open_folder(self.run_dir))
         self.players = self.build_players()
@@ -72,7 +73,8 @@ class Trainer:
             device=self.device,
             seed=config.train.seed,
         )
-        self.state = RunState()
+        check_agreement(config, self.index.fingerprint, self.quality, self.world)
+        self.state, self.measured_at = RunState(), -1  # images seen when norm statistics were last measured
         self.notes: list[str] = []  # on what differs from the run that is resumed
         self.resume()
         self.active = self.remedied(self.state.rollbacks)
@@ -82,17 +84,12 @@ class Trainer:
 
     def build_players(self) -> Players:
         """Networks that fit the images."""
-        networks = self.config.networks
+        config, networks = self.config, self.config.networks
         channels, size, _ = self.index.image_shape
         spec = GeneratorSpec(networks.architecture, size, channels, networks.generator_width, networks.latent_dim)
         try:
             return build_players(
-                self.accelerator,
-                spec,
-                networks=networks,
-                optim=self.config.optim,
-                train=self.config.train,
-                loss=self.config.loss,
+                self.accelerator, spec, networks=networks, optim=config.optim, train=config.train, loss=config.loss
             )
         except UserError:  # says by itself what to do
             raise
@@ -124,7 +121,7 @@ class Trainer:
         )  # fmt: skip
         self.state.wandb_id = self.reporter.wandb_id
         self.peers.stuck = lambda why: self.reporter.close("failed", why, images_seen=self.state.images_seen)
-        if self.state.images_seen >= self.total_images:
+        if self.state.images_seen >= self.total_images and self.world.on_all(lambda: has_ended(self.run_dir)):
             self.reporter.already_done(images_seen=self.state.images_seen)
             self.peers.leave()
             return "done"
@@ -263,7 +260,7 @@ class Trainer:
     def save_samples(self) -> None:
         """A grid of the averaged generator on the same latents as ever; beside it, once, a grid of reals."""
         began = time.monotonic()
-        self.players.refresh_statistics(self.world, seed=self.config.train.seed)
+        self.measure_statistics()
         if self.world.is_main:
             latents = sample_latents(NUM_SAMPLES, self.players.spec, seed=self.config.train.seed)
             fakes = generate(self.players.ema.generator, latents.to(self.device))
@@ -276,7 +273,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Score the averaged generator on all ranks and tell what was found."""
         began = time.monotonic()
-        self.players.refresh_statistics(self.world, seed=self.config.train.seed)
+        self.measure_statistics()
         result, verdict, is_best = self.quality.evaluate(
             self.players.ema.generator, self.players.spec.latent_dim, images_seen=self.state.images_seen
         )
@@ -296,8 +293,8 @@ class Trainer:
             return None
         if verdict.name == "diverged":
             raise RunFailed(
-                f"{verdict} at {self.state.images_seen / 1000:g} kimg; its checkpoints are kept; "
-                "lower optim.lr_g and optim.lr_d, or set collapse.action=rollback"
+                f"{verdict} at {self.state.images_seen / 1000:g} kimg; its checkpoints are kept; start another run with "
+                "lower optim.lr_g and optim.lr_d, or go on from the last checkpoint with collapse.action=rollback"
             )
         return str(verdict) if collapse.action == "stop" else None
 
@@ -309,6 +306,8 @@ class Trainer:
         self.quality.monitor.forgive()
         self.state.rollbacks += 1
         self.active = self.remedied(self.state.rollbacks)
+        if self.active.loss.augment_probability != self.config.loss.augment_probability:
+            self.players.augment_probability.fill_(self.active.loss.augment_probability)
         self.means = RunningMeans()
         self.reporter.event(
             "rollback",
@@ -323,15 +322,23 @@ class Trainer:
 
     def save_checkpoint(self, *, must: bool) -> None:
         """All ranks: check that replicas are equal, then rank zero writes; `must` makes a full disk an error."""
-        began = time.monotonic()
+        began, healthy_before = time.monotonic(), self.state.healthy_images
         if self.quality.verdict.name == "healthy":
             self.state.healthy_images = self.state.images_seen
+        self.measure_statistics()
         self.players.check_replicas(self.world)
-        self.world.on_main(lambda: self.write_checkpoint(must=must))
+        if not self.world.on_all(lambda: self.write_checkpoint(must=must)):
+            self.state.healthy_images = healthy_before
         self.looking["checkpoints"] += time.monotonic() - began
 
-    def write_checkpoint(self, *, must: bool) -> None:
-        """Rank zero: write, or say why not."""
+    def measure_statistics(self) -> None:
+        """Make the averaged generator's norm statistics those of its present weights, once a step."""
+        if self.measured_at != self.state.images_seen:
+            self.players.refresh_statistics(self.world, seed=self.config.train.seed)
+            self.measured_at = self.state.images_seen
+
+    def write_checkpoint(self, *, must: bool) -> bool:
+        """Rank zero: write, or say why not; whether it was written."""
         try:
             write_checkpoint(
                 self.folder.checkpoints,
@@ -347,10 +354,11 @@ class Trainer:
             if must:
                 raise UserError(f"{text}; make room and type the same command to go on from the one before") from None
             self.reporter.event("warning", f"{text}; the one before is kept", images_seen=self.state.images_seen)
+            return False
+        return True
 
     def finish(self, *, interrupted: bool, collapsed: str | None) -> str:
         """Write the generator and close; says how the run ended."""
-        self.players.refresh_statistics(self.world, seed=self.config.train.seed)
         images_seen = self.state.images_seen
         if self.world.is_main:
             facts = {"images_seen": images_seen, "dataset": self.index.fingerprint, "weights": "moving average"}

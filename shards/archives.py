@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shards.errors import ShardError, printable
 from shards.images import EXTENSIONS, BadImage
-from shards.listing import Source, classes_of_folders, digest_of, is_hidden
+from shards.listing import Source, classes_of_folders, digest_of, is_hidden, tell_of_unread
 
 _COMPRESSED = {b"\x1f\x8b": "gunzip -k", b"BZh": "bunzip2 -k", b"\xfd7zXZ": "unxz -k", b"\x28\xb5\x2f\xfd": "unzstd -k"}
 _FIELDS = EXTENSIONS | {".npy"}
@@ -93,6 +93,7 @@ def open_tar(path: Path) -> Source:
     members, num_other = scan_tar(path)
     if any(member.name.endswith((".cls", ".npy")) for member in members):
         return _webdataset([(path, members)], num_other)
+    tell_of_unread(member.name for member in members)
     images = sorted(member for member in members if _is_image(member.name))
     names = [printable(member.name) for member in images]
     labels, class_names = classes_of_folders(names)
@@ -119,6 +120,7 @@ def open_zip(path: Path) -> Source:
         raise ShardError(f"{printable(str(path))} is a damaged zip ({error}): copy or download it again") from error
     if any(member.flag_bits & 1 for member in files):
         raise ShardError(f"{printable(str(path))} is encrypted: unzip it into a folder and pack that folder")
+    tell_of_unread(member.filename for member in files)
     images = sorted((member for member in files if _is_image(member.filename)), key=lambda member: member.filename)
     names = [printable(member.filename) for member in images]
     labels, class_names = classes_of_folders(names)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from shards.encoding import end_with_parent
 from shards.errors import ShardError
+from shards.files import usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +32,7 @@ DEAF_TO = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}  # what a trainer answ
 
 def fair_workers() -> int:
     """The cores of this process's share but one, at most MAX_WORKERS."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MAX_WORKERS, max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return min(MAX_WORKERS, max(0, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def decoded_by_workers(

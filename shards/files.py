@@ -1,4 +1,4 @@
-"""Durable writes, checksums and the lock of a folder."""
+"""Durable writes, checksums, the lock of a folder, and the cores that may be used."""
 
 from __future__ import annotations
 
@@ -59,6 +59,11 @@ class LocalFiles:
             raise ShardError(f"{shown}: {error.strerror}; run `distgan verify` and restore or pack it again") from None
         if found != num_bytes:
             raise ShardError(f"{shown} has {found:,} bytes, not {num_bytes:,}: run `distgan verify`, then pack again")
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sync_folder(folder: Path) -> None:

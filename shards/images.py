@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from shards.errors import printable
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif"})
 MAX_ENCODED_BYTES = 2**28
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte of RGB, where Pillow begins to warn
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.images import MAX_ENCODED_BYTES, BadImage
+
+UNREAD = frozenset({".avif", ".heic", ".heif", ".jp2", ".jxl", ".tif", ".tiff"})
 
 
 @dataclass(kw_only=True)
@@ -43,6 +48,14 @@ class Source(ABC):
 def is_hidden(path: str) -> bool:
     """Whether any part of a path is a system's own: dot files, and what macOS adds to archives."""
     return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in path.split("/"))
+
+
+def tell_of_unread(names: Iterable[str]) -> None:
+    """Say how many images were left out because their format is not read; other files need no word."""
+    kinds = Counter(suffix for name in names if (suffix := os.path.splitext(name)[1].lower()) in UNREAD)
+    if kinds:
+        counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(kinds.items()))
+        logging.getLogger(__name__).warning("left out images of formats that are not read: %s; convert them", counts)
 
 
 def classes_of_folders(names: Sequence[str]) -> tuple[NDArray[np.int32] | None, tuple[str, ...] | None]:

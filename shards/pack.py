@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from shards.encoded import DEFAULT_QUALITY, MAX_QUALITY, EncodedLayout
 from shards.encoding import Chunk, Packing, Rejected, Written, pwrite_all, run
 from shards.errors import ShardError, printable
-from shards.files import explained, locked, sha256_of_file, sync_folder, write_atomic
+from shards.files import explained, locked, sha256_of_file, sync_folder, usable_cores, write_atomic
 from shards.index import (
     INDEX_FILE,
     LABELS_FILE,
@@ -168,7 +168,7 @@ def _write_shards(
     num_done = num_items - sum(len(packing.slots(shard)) for shard in pending)
     progress(num_done, num_items)
     if workers is None:  # not more than there is work for
-        workers = 1 if packing.source.in_memory else max(1, min(len(os.sched_getaffinity(0)), num_chunks // 2))
+        workers = 1 if packing.source.in_memory else max(1, min(usable_cores(), num_chunks // 2))
     with closing(run(packing, _chunks(packing, out, pending), workers=workers)) as results:
         for shard, chunks in groupby(results, key=lambda result: result[0].shard):
             done: list[tuple[Chunk, Written]] = []

@@ -15,7 +15,7 @@ import numpy as np
 from shards.archives import open_tar, open_webdataset, open_zip
 from shards.errors import ShardError, printable
 from shards.images import EXTENSIONS
-from shards.listing import Source, classes_of_folders, digest_of, is_hidden
+from shards.listing import Source, classes_of_folders, digest_of, is_hidden, tell_of_unread
 from shards.official import cache_folder, open_cifar10, open_digits, open_mnist
 from shards.stacked import open_stacked_digits, open_stacked_mnist
 
@@ -84,17 +84,18 @@ def _open_path(source: str | Path, split: str, root: Path | None) -> Source:
 
 
 def _open_folder(folder: Path) -> Source:
-    files, num_ignored, tars = [], 0, []
+    files, others, tars = [], [], []
     for path, size in _walk(str(folder), "", ()):
         extension = os.path.splitext(path)[1].lower()
         if extension in EXTENSIONS and not is_hidden(path):
             files.append((path, size))
         else:
-            num_ignored += 1
+            others.append(path)
             if _TAR.search(path.lower()) and not is_hidden(path):
                 tars.append(folder / path)
     if tars and not files:
         return open_webdataset(sorted(tars))
+    tell_of_unread(others)
     files.sort()
     names = [printable(path) for path, _ in files]
     sizes = [size for _, size in files]
@@ -105,7 +106,7 @@ def _open_folder(folder: Path) -> Source:
         labels=labels,
         class_names=class_names,
         digest=digest_of(names, sizes, labels),
-        num_ignored=num_ignored,
+        num_ignored=len(others),
         folder=str(folder),
         files=[path for path, _ in files],
     )

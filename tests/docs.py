@@ -7,7 +7,7 @@ import ast
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from distgan.config import Config
 from distgan.evaluation import metrics as evaluation
@@ -73,6 +73,8 @@ def type_name(annotation: Any) -> str:
         return "none"
     if origin is None:
         return {int: "whole number", float: "number", str: "text", bool: "true or false"}[annotation]
+    if origin is Annotated:
+        return type_name(parts[0])
     if origin is tuple:
         return f"list of {type_name(parts[0])}" if parts[1] is ... else f"{len(parts)} of {type_name(parts[0])}"
     if all(isinstance(part, str) for part in parts):

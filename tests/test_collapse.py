@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from distgan.runfolder import read_rows
 from shards.pack import pack
@@ -16,7 +17,8 @@ DIVERGING = ["optim.lr_d=1e30", "train.kimg=0.096", "collapse.lr_factor=1.0"]
 def test_rollback_with_a_remedy_ends_the_run(shards: Path, tmp_path: Path) -> None:
     """Both ranks go back together, images go on forward, the remedy holds, and the run is trained to its end."""
     run = tmp_path / "run"
-    words = [*DIVERGING, "collapse.action=rollback", "collapse.remedy=['optim.lr_d=2e-4']"]
+    remedy = "collapse.remedy=['optim.lr_d=2e-4','loss.augment_probability=0.25']"
+    words = [*DIVERGING, "loss.augment=['color']", "collapse.action=rollback", remedy]
     results = run_world(2, train_run, shards, run, words)
     assert {result["state"] for result in results} == {"done"}
     assert results[0]["images_seen"] == 96
@@ -30,6 +32,7 @@ def test_rollback_with_a_remedy_ends_the_run(shards: Path, tmp_path: Path) -> No
     contents = json.loads((newest / "state.json").read_text())
     assert contents["rollbacks"] == 1
     assert contents["players"]["optimizer_d"]["param_groups"][0]["lr"] == 2e-4
+    assert load_file(newest / "tensors.safetensors")["augment_probability"] == 0.25
 
 
 def test_rollback_gives_up(shards: Path, tmp_path: Path) -> None:

@@ -105,3 +105,9 @@ def test_probe_and_evaluate(shards: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert (code, "frechet" in said) == (0, True), said
     code, said = call("evaluate", tmp_path / "nothing", "--data", digits)
     assert (code, "nothing" in said) == (2, True)
+    (noise / "7.png").write_bytes(b"no image")
+    code, said = call("evaluate", noise, "--data", digits)
+    assert (code, "broken image 7.png" in said) == (2, True), said
+    (tmp_path / "file").touch()
+    code, said = call("evaluate", noise, "--data", digits, "--json", tmp_path / "file" / "scores.json")
+    assert (code, "cannot write" in said) == (2, True), said

@@ -118,6 +118,13 @@ def extract_all(
     return features.contiguous(), logits if logits.shape[1] else None
 
 
+def check_enough(num_images: int, num_samples: int, *, settings: MetricSettings = DEFAULT_SETTINGS) -> None:
+    """Raise UserError for a dataset too small to be split, or too few samples."""
+    fewest, given = 2 * (max(settings.k_precision, settings.k_coverage) + 1), min(num_images, num_samples)
+    if given < fewest:
+        raise UserError(f"{given} images are too few to evaluate with; at least {fewest} are needed")
+
+
 def prepare_reference(
     reals: RealImages,
     extractor: FeatureExtractor,
@@ -135,11 +142,7 @@ def prepare_reference(
     50,000 samples with the whole training set: num_samples=50_000, num_reference=50_000. `folder` is where the cache
     lies, by default in the user's cache folder. Raises UserError for a dataset too small to be split.
     """
-    fewest = 2 * (max(settings.k_precision, settings.k_coverage) + 1)
-    if min(reals.num_images, num_samples if num_reference is None else reals.num_images) < fewest:
-        raise UserError(
-            f"{min(reals.num_images, num_samples)} images are too few to evaluate with; at least {fewest} are needed"
-        )
+    check_enough(reals.num_images, num_samples if num_reference is None else reals.num_images, settings=settings)
     reference, against, control, split = split_reals(reals.num_images, num_samples, num_reference, seed=split_seed)
     protocol = Protocol(
         extractor=extractor.name,

@@ -8,10 +8,8 @@ Steps run in processes of their own, so that one's precision, threads and memory
 import multiprocessing
 import os
 import platform
-import resource
 import socket
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,8 +27,9 @@ from distgan.batches import Batches, MicroBatch
 from distgan.config import Config
 from distgan.layers import with_words
 from distgan.networks import GeneratorSpec
+from distgan.plan import penalty_scale
 from distgan.players import Players, build_players
-from distgan.runtime import build_accelerator, choose_precision, fair_threads, hardware
+from distgan.runtime import build_accelerator, choose_precision, fair_threads, hardware, peak_memory_gb
 from distgan.steps import discriminator_step, generator_step
 from shards.pack import Encoding, pack
 from shards.reader import BatchStream, ShardReader
@@ -116,11 +115,12 @@ class Trained:
     error: str = ""
 
 
-def one_step(players: Players, batches: list[MicroBatch], config: Config) -> None:
-    """What a run does for a batch, without its statistics."""
-    keep_graph = config.train.accumulate == 1
-    fakes, _ = discriminator_step(players, batches, loss=config.loss, penalty_scale=1.0, keep_graph=keep_graph)
-    generator_step(players, batches, loss=config.loss, fakes=fakes if keep_graph else None)
+def one_step(players: Players, batches: list[MicroBatch], config: Config, *, step: int) -> None:
+    """What a run does for a batch, without its statistics; penalties come in the steps in which they are due."""
+    loss, keep_graph = config.loss, config.train.accumulate == 1
+    scale = penalty_scale(loss, step, progress=0.0)
+    fakes, _ = discriminator_step(players, batches, loss=loss, penalty_scale=scale, keep_graph=keep_graph)
+    generator_step(players, batches, loss=loss, fakes=fakes if keep_graph else None)
     players.settle(config.optim, num_images=config.train.batch_size, images_seen=10**6)
 
 
@@ -173,11 +173,13 @@ def copy_gb_per_sec(device: torch.device) -> float:
 
 
 def flops_per_image(players: Players, config: Config, image_shape: tuple[int, int, int]) -> float:
-    """Multiplications and additions of one whole step, as the counter of torch finds them."""
-    batch = held_batch(config, image_shape, share=config.train.batch_size, device=players.accelerator.device)
+    """Multiplications and additions of a whole step, as the counter of torch finds them, the mean over an interval."""
+    share, num_steps = config.train.batch_size // config.train.accumulate, config.loss.penalty_interval
+    batch = held_batch(config, image_shape, share=share, device=players.accelerator.device)
     with FlopCounterMode(display=False) as counter:
-        one_step(players, [batch], config)
-    return counter.get_total_flops() / config.train.batch_size
+        for step in range(num_steps):
+            one_step(players, [batch] * config.train.accumulate, config, step=step)
+    return counter.get_total_flops() / config.train.batch_size / num_steps
 
 
 def train_trial(trial: Trial) -> Trained:
@@ -189,12 +191,14 @@ def train_trial(trial: Trial) -> Trained:
     if trial.shards is not None:
         rank = players.accelerator.process_index
         batches = Batches(ShardReader(trial.shards), config, start=0, rank=rank, world_size=world_size, device=device)
-    held = held_batch(config, trial.image_shape, share=train.batch_size // world_size, device=device)
+    share = train.batch_size // world_size // train.accumulate
+    held = [held_batch(config, trial.image_shape, share=share, device=device)] * train.accumulate
 
     def steps(num: int) -> int:
         nonlocal position
         for _ in range(num):
-            one_step(players, [held] if batches is None else batches.next(position, rollbacks=0), config)
+            now = held if batches is None else batches.next(position, rollbacks=0)
+            one_step(players, now, config, step=position // train.batch_size)
             position += train.batch_size
         synchronize(device)
         return num * train.batch_size
@@ -220,19 +224,12 @@ def train_trial(trial: Trial) -> Trained:
     return Trained(
         found,
         wait_share=waited,
-        peak_gb=peak_gb(device),
+        peak_gb=peak_memory_gb(device),
         flops_per_image=flops,
         matrix_tflops=matrix_tflops(device, dtype) if alone else 0.0,
         copy_gb_per_sec=copy_gb_per_sec(device) if alone else 0.0,
         hardware=hardware(device),
     )
-
-
-def peak_gb(device: torch.device) -> float:
-    """Most memory held so far, on the GPU or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def _rank_of_trial(trial: Trial, rank: int, port: int, results: Any) -> None:

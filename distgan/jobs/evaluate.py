@@ -19,7 +19,8 @@ from distgan.generators import generate, load_generator
 from distgan.quality import choose_extractor, real_images
 from distgan.randomness import normal
 from distgan.reporting.images import to_uint8
-from shards.images import EXTENSIONS, decode_image
+from distgan.runfolder import check_writable
+from shards.images import EXTENSIONS, BadImage, decode_image
 from shards.index import INDEX_FILE, read_index
 from shards.reader import ShardReader
 from shards.sources import open_source
@@ -48,13 +49,19 @@ def evaluate_inputs(
     All are scored by as many images as the smallest of them has, so that they can be compared. Without `num_reference`
     no more than half the reals are the reference, and as many fakes are drawn; published FIDs take 50,000 of both.
     """
+    if json_file is not None:
+        check_writable(json_file)
     world = World(0, 1)
     _, reader = open_dataset(Data(shards=data))
     extractor, _ = choose_extractor(settings, reader, world=world)
     opened = [open_fakes(path, reader.image_shape, seed=seed) for path in inputs]
     num = min([settings.num_samples, *(count for _, _, count in opened)])
     prepared = prepare_reference(
-        real_images(reader, None), extractor, world=world, num_samples=num, num_reference=num_reference
+        real_images(reader, None, num_samples=max(num, num_reference or 0)),
+        extractor,
+        world=world,
+        num_samples=num,
+        num_reference=num_reference,
     )
     scored = []
     for path, (fakes, weights, _) in zip(inputs, opened, strict=True):
@@ -62,10 +69,7 @@ def evaluate_inputs(
         scored.append(Scored(str(path), result, judge(result)))
     if json_file is not None:
         rows = [{"input": each.name, "verdict": str(each.verdict)} | each.result.to_dict() for each in scored]
-        try:
-            json_file.write_text(json.dumps(rows, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {json_file}: {error.strerror}; choose another place with --json") from None
+        json_file.write_text(json.dumps(rows, indent=1) + "\n")
     return scored
 
 
@@ -81,7 +85,12 @@ def open_fakes(path: Path, image_shape: tuple[int, int, int], *, seed: int) -> t
         channels, size, _ = image_shape
 
         def read(start: int, stop: int) -> Tensor:
-            images = [decode_image(source.read(i), size=size, channels=channels) for i in range(start, stop)]
+            images = []
+            for number in range(start, stop):
+                try:
+                    images.append(decode_image(source.read(number), size=size, channels=channels))
+                except BadImage as error:
+                    raise UserError(f"{path}: broken image {source.names[number]} ({error}); remove it") from None
             return torch.from_numpy(np.stack(images))
 
         return read, "images", len(source)

@@ -9,12 +9,15 @@ import torch
 from distgan.config import Data
 from distgan.dataset import open_dataset
 from distgan.evaluation.probe import Probe, probe_path, train_probe
+from distgan.runfolder import check_writable
 from distgan.runtime import choose_precision
 
 
 def probe(shards: str, *, flip: bool, seed: int, progress: Callable[[float, float], None]) -> tuple[Probe, Path]:
     """Train a probe on packed shards and put it where trainings and evaluations look for it."""
     _, reader = open_dataset(Data(shards=shards))
+    path = probe_path(reader.index.fingerprint)
+    check_writable(path)
     labels = torch.from_numpy(reader.labels(np.arange(reader.num_samples)))
     on_cpu = not torch.cuda.is_available()
     precision, _ = choose_precision("auto", "no", on_cpu=on_cpu)
@@ -29,6 +32,5 @@ def probe(shards: str, *, flip: bool, seed: int, progress: Callable[[float, floa
         precision=torch.bfloat16 if precision == "bf16" else torch.float32,
         progress=progress,
     )
-    path = probe_path(reader.index.fingerprint)
     trained.save(path)
     return trained, path

@@ -30,7 +30,8 @@ from distgan.evaluation.metrics import METRICS
 from distgan.interrupt import Interrupt
 from distgan.layers import load_config
 from distgan.reporting.console import say
-from distgan.reporting.leaderboard import Entry, read_status
+from distgan.reporting.leaderboard import Entry
+from distgan.runfolder import read_status
 from distgan.section import Section, setting
 from distgan.settings import identity_hash
 

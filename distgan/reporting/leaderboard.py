@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from distgan.evaluation.metrics import METRICS, PUBLISHED_NAMES
-from distgan.runfolder import read_rows, write_atomically
+from distgan.runfolder import read_rows, read_status, write_atomically
 
 SHOWN = ("quality/frechet", "quality/coverage", "diversity/modes")  # beside the metric that ranks
 TILE, CAPTION_LINES, LINE, MARGIN = 264, 4, 15, 8  # pixels
@@ -44,15 +44,6 @@ class Cell:
         """How the runs ended, the most frequent first: their verdicts, or their states where they did not finish."""
         ends = Counter(run["verdict"] if run["state"] == "done" else run["state"] for run in self.runs)
         return ", ".join(name if count == len(self.runs) else f"{count} {name}" for name, count in ends.most_common())
-
-
-def read_status(folder: Path) -> dict[str, Any]:
-    """state, verdict and images seen of a run folder; `not started` where there is no status."""
-    try:
-        status = json.loads((folder / "status.json").read_text())
-        return {name: status[name] for name in ("state", "verdict", "images_seen", "time")}
-    except (OSError, ValueError, KeyError):
-        return {"state": "not started", "verdict": "", "images_seen": 0, "time": ""}
 
 
 def read_run(entry: Entry) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def step_rows(size: int, *, threads: int, repeats: int, shards: Path, folder: Pa
 
     def ours() -> int:
         for _ in range(num):
-            one_step(players, [held], config)
+            one_step(players, [held], config, step=0)
         return num * BATCH
 
     with Batches(ShardReader(shards), config, start=0, rank=0, world_size=1, device=device) as batches:
@@ -144,7 +144,7 @@ def step_rows(size: int, *, threads: int, repeats: int, shards: Path, folder: Pa
         def our_training() -> int:
             nonlocal position
             for _ in range(num):
-                one_step(players, batches.next(position, rollbacks=0), config)
+                one_step(players, batches.next(position, rollbacks=0), config, step=0)
                 position += BATCH
             return num * BATCH
 

@@ -79,6 +79,16 @@ def test_folders_and_archives_are_alike(kind: str, tmp_path: Path) -> None:
     assert source.digest == open_source(write_folder(tmp_path / "same", files)).digest
 
 
+@pytest.mark.parametrize("kind", WRITERS)
+def test_images_of_other_formats_are_not_left_out_in_silence(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """How many of which; a text beside them needs no word."""
+    files = {"1.png": png(), "2.TIF": b"x", "3.tif": b"x", "4.heic": b"x", "readme.txt": b"hello"}
+    assert len(open_source(WRITERS[kind](tmp_path / kind, files))) == 1
+    assert caplog.messages == ["left out images of formats that are not read: 1 .heic, 2 .tif; convert them"]
+
+
 @pytest.mark.parametrize(
     "names", [["1.png", "2.png"], ["a/1.png", "a/2.png"], ["a/1.png", "b/2.png", "3.png"], ["a/1.png"]]
 )

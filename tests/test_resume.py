@@ -1,0 +1,169 @@
+"""Where a run goes on, and that it goes on as one: deaths at awkward moments, machines that differ, folders without locks."""
+
+import errno
+import fcntl
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import distgan.quality
+from distgan import checkpoint
+from distgan.config import Evaluation
+from distgan.dataset import open_dataset
+from distgan.distributed import World
+from distgan.generators import find_generator
+from distgan.layers import load_config
+from distgan.quality import QualityWatch, real_images
+from distgan.resume import RunState
+from distgan.runfolder import RunFolder
+from distgan.thresholds import Thresholds
+from distgan.trainer import Trainer
+from shards.pack import pack
+from tests.worlds import checkpoint_digest, run_world, train_run
+
+ALONE = World(0, 1)
+
+
+def pack_noise(folder: Path, *, num: int, seed: int) -> Path:
+    """A few grey 32x32 images, packed."""
+    (folder / "images").mkdir(parents=True)
+    for number in range(num):
+        pixels = np.random.default_rng([seed, number]).integers(0, 256, (32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+    pack(str(folder / "images"), folder / "shards", size=32, channels=1, workers=1)
+    return folder / "shards"
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_that_died_before_its_last_words_says_them(shards: Path, tmp_path: Path, world: int) -> None:
+    """Killed after its last checkpoint, it writes the generator and its outcome when started again, and trains no more."""
+    run, words = tmp_path / "run", ["train.kimg=0.036"]
+    run_world(world, train_run, shards, run, words)
+    before = checkpoint_digest(run)
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | {"state": "running"}))
+    (run / "generator.safetensors").unlink()
+    again = run_world(world, train_run, shards, run, words)[0]
+    assert (again["state"], again["start"], again["images_seen"]) == ("done", 36, 36)
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert (run / "generator.safetensors").exists()
+    assert checkpoint_digest(run) == before
+    (run / "generator.safetensors").unlink()
+    assert run_world(world, train_run, shards, run, words)[0]["state"] == "done"
+    assert not (run / "generator.safetensors").exists()  # its end is on record: nothing is done again
+
+
+def train_on_own_shards(shards: list[Path], run_dir: Path) -> Any:
+    """Each rank on the shards of its own machine."""
+    return train_run(shards[int(os.environ["RANK"])], run_dir, [])
+
+
+def test_machines_with_other_images_are_refused(shards: Path, tmp_path: Path) -> None:
+    """A stale copy of the dataset on one machine: all ranks stop at once and say which one it is."""
+    other = pack_noise(tmp_path, num=30, seed=1)
+    with pytest.raises(AssertionError, match="the images of rank 1 are not those of rank 0"):
+        run_world(2, train_on_own_shards, [shards, other], tmp_path / "run")
+
+
+def test_too_few_images_to_evaluate_are_refused_before_training(tmp_path: Path) -> None:
+    few = pack_noise(tmp_path, num=5, seed=1)
+    with pytest.raises(AssertionError, match="5 images are too few to evaluate with"):
+        run_world(1, train_run, few, tmp_path / "run", [])
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_remedy_that_the_batch_does_not_allow_is_refused_at_the_start(shards: Path, tmp_path: Path) -> None:
+    words = ["collapse.action=rollback", "collapse.remedy=['loss.diversity.mode_seeking=1']"]
+    with pytest.raises(AssertionError, match=r"train.batch_size=12 cannot be split .*mode_seeking"):
+        run_world(1, train_run, shards, tmp_path / "run", words)
+
+
+def test_damaged_newer_checkpoints_go_when_a_new_one_is_whole(tmp_path: Path) -> None:
+    """The run went on at 1 kimg since that of 9 is damaged; what it saves then must not fall to the damaged one's place."""
+    for images in (1000, 2000, 9000):
+        checkpoint.save(tmp_path, images_seen=images, tensors={"a": torch.zeros(1)}, state={})
+    checkpoint.prune(tmp_path, newest="00000002.000", keep=1, wanted=["00000001.000"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000001.000", "00000002.000"]
+
+
+def test_only_a_saved_checkpoint_can_be_gone_back_to() -> None:
+    """On a full disk the last healthy checkpoint is still the one before."""
+    trainer: Any = SimpleNamespace(
+        state=RunState(images_seen=2000, healthy_images=1000),
+        quality=SimpleNamespace(verdict=SimpleNamespace(name="healthy")),
+        players=SimpleNamespace(check_replicas=lambda world: None),
+        measure_statistics=lambda: None,
+        world=ALONE,
+        looking={"checkpoints": 0.0},
+        write_checkpoint=lambda must: False,
+    )
+    Trainer.save_checkpoint(trainer, must=False)
+    assert trainer.state.healthy_images == 1000
+    trainer.write_checkpoint = lambda must: True
+    Trainer.save_checkpoint(trainer, must=False)
+    assert trainer.state.healthy_images == 2000
+
+
+def test_the_newest_generator_of_a_run_is_found(tmp_path: Path) -> None:
+    """generator.safetensors of a run that was stopped is not that of the run which has gone on."""
+    (tmp_path / "generator.safetensors").touch()
+    (tmp_path / "generator.json").write_text('{"images_seen": 2000}')
+    newest = checkpoint.save(tmp_path / "checkpoints", images_seen=2000, tensors={"a": torch.zeros(1)}, state={})
+    assert find_generator(tmp_path)[0].name == "generator.safetensors"
+    newest = checkpoint.save(tmp_path / "checkpoints", images_seen=3000, tensors={"a": torch.zeros(1)}, state={})
+    assert find_generator(tmp_path)[0] == newest / "tensors.safetensors"
+
+
+def test_a_file_system_without_locks_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(handle: Any, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    RunFolder(tmp_path / "run").close()
+    assert "cannot be locked (Function not implemented)" in caplog.text
+
+
+def test_fid_chooses_the_best_where_the_features_are_inceptions(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Inception's features the distance has another name, and is still what `evaluation.best_metric` means."""
+    _, reader = open_dataset(load_config(None, [f"data.shards={str(shards)!r}"]).data)
+    watch = QualityWatch(
+        reader, evaluation=Evaluation(num_samples=12), thresholds=Thresholds(), classes=None, world=ALONE,
+        device=torch.device("cpu"), seed=0,
+    )  # fmt: skip
+    monkeypatch.setattr(watch.monitor, "evaluate", lambda result: watch.monitor.verdict)
+    bests = []
+    for images, distance in ((1, 30.0), (2, 20.0), (3, 25.0)):
+        result = SimpleNamespace(values={"quality/fid": distance})
+        monkeypatch.setattr(distgan.quality, "evaluate", lambda *args, result=result, **more: result)
+        bests.append(watch.evaluate(torch.nn.Identity(), 8, images_seen=images)[2])
+    assert bests == [True, True, False]
+    assert (watch.best_value, watch.best_images) == (20.0, 2)
+
+
+def test_remote_images_are_judged_by_the_first_shards() -> None:
+    """Not by some of every shard, which would fetch them all; of local ones by all, and under another name."""
+    index = SimpleNamespace(fingerprint="abc", class_names=None)
+    near: Any = SimpleNamespace(index=index, num_samples=1000, files=SimpleNamespace(remote=False))
+    far: Any = SimpleNamespace(index=index, num_samples=1000, files=SimpleNamespace(remote=True))
+    assert (
+        real_images(near, None, num_samples=100).num_images,
+        real_images(far, None, num_samples=100).num_images,
+    ) == (
+        1000,
+        200,
+    )
+    assert real_images(far, None, num_samples=600).num_images == 1000
+    assert real_images(far, None, num_samples=100).fingerprint == "abc/first 200"
+
+
+def test_classes_named_by_figures_may_be_given_as_numbers() -> None:
+    assert load_config(None, ["data.classes=[1, 7]"]).data.classes == ("1", "7")
