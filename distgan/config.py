@@ -28,13 +28,17 @@ class Data(Section):
     )
     workers: int | None = setting(
         None,
-        "Processes that decode png and jpeg shards for each training process; none means its cores but one, at most 16; 0 a thread.",
+        "Processes that decode png and jpeg shards for each training process; none means its cores but one, at most 16; 0 decodes in a thread.",
         identity=False,
         ge=0,
         le=256,
     )
     resident_share: float = setting(
-        0.25, "Share of a GPU's free memory that all images may take to lie there.", identity=False, ge=0, le=0.9
+        0.25,
+        "All images stay in GPU memory if they take at most this share of what is free.",
+        identity=False,
+        ge=0,
+        le=0.9,
     )
     order: Literal["permutation", "windows"] = setting(
         "permutation",
@@ -127,7 +131,7 @@ class Loss(Section):
         0.0, "Weight of the squared distance of the gradient's norm from 1 between reals and fakes.", ge=0.0
     )
     penalty_interval: int = setting(
-        1, "Discriminator steps from one penalty to the next, which then weighs as many times as much.", ge=1, le=1024
+        1, "Discriminator steps from one penalty to the next, whose weight is multiplied by this number.", ge=1, le=1024
     )
     penalty_final: float = setting(
         1.0, "Share of the penalties' weights left at the end of the run, along a cosine.", ge=0.0
@@ -145,7 +149,7 @@ class Loss(Section):
         (), "What is done to all images before the discriminator sees them (DiffAugment)."
     )
     augment_probability: float = setting(
-        1.0, "Probability of each augmentation; the first one where it is adapted.", ge=0.0, le=1.0
+        1.0, "Probability of each augmentation; the starting value where `augment_target` is set.", ge=0.0, le=1.0
     )
     augment_target: float | None = setting(
         None, "Adapts the probability until the discriminator's mean sign on reals is this; usual: 0.6.", gt=-1, lt=1
@@ -298,7 +302,9 @@ class Collapse(Section):
         0.5, "Both learning rates are multiplied by this at each rollback.", identity=False, gt=0, le=1
     )
     remedy: tuple[str, ...] = setting(
-        (), "Settings of loss and optim that hold after a rollback, as section.field=value.", identity=False
+        (),
+        "Settings that hold after a rollback, as section.field=value: of loss, and of optim lr_g, lr_d, betas, schedule.",
+        identity=False,
     )
     thresholds: Thresholds = Thresholds()
 

@@ -23,6 +23,7 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Each is set on the command line as `section.field=value`, or in a preset. Default < preset < command line.",
+        "A default of `none` is had by leaving the setting out; lists and texts are written as in TOML, in quotes for the shell.",
         "Those marked **\\*** change what is learned: a run with other values of them is another run, in another folder.",
         "Written from `distgan/config.py` and `distgan/thresholds.py` by `python -m tests.docs`.",
     ]
