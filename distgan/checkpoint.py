@@ -87,6 +87,10 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # a file system's bad moment
+            raise UserError(
+                f"cannot read the checkpoint {path}: {error.strerror}; try again when it can be read"
+            ) from None
         raise CheckpointError(f"the checkpoint {path} is damaged ({error}); remove the folder") from None
 
 

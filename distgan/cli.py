@@ -340,11 +340,9 @@ def bench(
     json: Annotated[Path | None, typer.Option(help="File for the numbers.")] = None,
 ) -> None:
     """Measure how fast this machine packs, loads and trains, in a few minutes on generated images."""
-    from json import dumps
-
     from distgan.jobs.bench import bench as measure
     from distgan.layers import load_config
-    from distgan.runfolder import check_writable
+    from distgan.runfolder import check_writable, write_json
 
     if size not in (32, 64, 128) or channels not in (1, 3):
         raise UserError(f"--size {size} --channels {channels} cannot be: give 32, 64 or 128 and 1 or 3")
@@ -355,5 +353,5 @@ def bench(
     show_columns(["", "median (least to most)", ""], [list(row) for row in found.rows])
     say(", ".join(f"{name} {value}" for name, value in found.machine.items()))
     if json is not None:
-        json.write_text(dumps({"machine": found.machine, "measured": found.values}, indent=1) + "\n")
+        write_json(json, {"machine": found.machine, "measured": found.values})
         say(f"wrote {json}")

@@ -28,7 +28,7 @@ class Data(Section):
     )
     workers: int | None = setting(
         None,
-        "Processes that decode png and jpeg shards for each training process; none means its cores but one, at most 16; 0 decodes in a thread.",
+        "Processes that decode png and jpeg shards for each training process; none means its cores but one, at most 16; 0: a thread.",
         identity=False,
         ge=0,
         le=256,
@@ -156,6 +156,11 @@ class Loss(Section):
     )
     augment_ramp_kimg: float = setting(500.0, "Length in which an adapted probability can go from 0 to 1.", gt=0)
     diversity: Diversity = Diversity()
+
+    @property
+    def penalty_period(self) -> int:
+        """Discriminator steps after which the work repeats."""
+        return self.penalty_interval if self.penalised else 1
 
     @property
     def penalised(self) -> bool:

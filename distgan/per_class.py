@@ -28,13 +28,13 @@ from distgan.layers import to_toml
 from distgan.mixture import Mixture, MixtureSpec, mixture_spec, of_class
 from distgan.objectives.adversarial import equilibrium
 from distgan.peers import Peers
-from distgan.plan import default_run_dir
+from distgan.plan import check_agreement, default_run_dir
 from distgan.quality import QualityWatch
 from distgan.reporting.console import say, show_table
 from distgan.reporting.images import save_grid, to_uint8
 from distgan.reporting.reporter import Reporter
 from distgan.resume import find_checkpoint
-from distgan.runfolder import RunFolder, explained, read_rows, read_status, write_atomically
+from distgan.runfolder import ENDED, RunFolder, explained, read_rows, read_status, write_atomically
 from distgan.runtime import build_accelerator, provenance, stop_with_launcher
 from distgan.trainer import NUM_SAMPLES, Trainer
 from shards.reader import ShardReader
@@ -147,8 +147,9 @@ class PerClass:
 
     def train_classes(self, trained: dict[int, int]) -> str:
         """Train the classes that are not yet, images seen by each in `trained`; the outcome of the last."""
-        for share in self.shares:
-            if trained[share.number] >= share.total_images:
+        ended = self.world.on_all(lambda: [read_status(self.class_dir(s))["state"] in ENDED for s in self.shares])
+        for share, has_ended in zip(self.shares, ended, strict=True):
+            if trained[share.number] >= share.total_images and has_ended:
                 continue
             try:
                 trainer = self.trainer(share, images_before=sum(trained.values()) - trained[share.number])
@@ -287,6 +288,7 @@ class PerClass:
             device=self.device,
             seed=self.config.train.seed,
         )
+        check_agreement(self.config, self.index.fingerprint, quality, self.world)
         result, _, _ = quality.evaluate(mixture, spec.latent_dim, images_seen=images_seen)
         verdict = judge(result, self.config.collapse.thresholds)
         reporter.evaluation(result, is_best=True, images_seen=images_seen)

@@ -1,5 +1,6 @@
 """What a run is going to do: how its batch is split, when things are due, and the table that says so at the start."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,19 @@ import torch
 from distgan.config import Config, Loss
 from distgan.distributed import World
 from distgan.errors import UserError
+from distgan.layers import with_words
 from distgan.objectives.diversity import GROUP
 from distgan.optimizers import scheduled
 from distgan.players import Players
 from distgan.quality import QualityWatch
 from distgan.runtime import hardware
-from distgan.settings import changed_from_defaults, identity_hash
+from distgan.settings import changed_from_defaults, flat_values, identity_hash
 from shards.reader import ShardReader
+
+OF_A_MACHINE = (  # settings that may differ between the machines of a run
+    "data.shards", "data.cache_gb", "data.workers", "data.resident_share", "train.cpu_threads", "evaluation.extractor",
+    "evaluation.inception_weights",
+)  # fmt: skip
 
 
 def default_run_dir(name: str, config: Config, fingerprint: str) -> Path:
@@ -29,6 +36,16 @@ def due(interval: float, before: int, now: int) -> bool:
 
 
 def check_batch(config: Config, world: World) -> None:
+    """Raise UserError where the batch, now or after a rollback, cannot be split over processes, micro-batches and groups."""
+    check_split(config, world)
+    if config.collapse.action == "rollback":
+        try:
+            check_split(with_words(config, config.collapse.remedy), world)
+        except UserError as error:
+            raise UserError(f"collapse.remedy: {error}") from None
+
+
+def check_split(config: Config, world: World) -> None:
     """Raise UserError where the batch cannot be split evenly over processes, micro-batches and groups of images."""
     train, networks = config.train, config.networks
     groups = {
@@ -52,18 +69,15 @@ def check_batch(config: Config, world: World) -> None:
 
 
 def check_agreement(config: Config, fingerprint: str, quality: QualityWatch, world: World) -> None:
-    """Raise UserError on all ranks where some have other data than rank zero: the run would be none or a wrong one."""
-    facts = {
-        "images": fingerprint,
-        "features for evaluations": quality.extractor.version,
-        "settings": identity_hash(config, fingerprint),
-    }
+    """Raise UserError on all ranks where one has other data or settings than rank zero: ranks decide alike by them."""
+    settings = {name: json.dumps(value) for name, value in flat_values(config).items() if name not in OF_A_MACHINE}
+    facts = {"dataset": fingerprint, "extractor of evaluations": quality.extractor.version} | settings
     zeros = world.broadcast_object(facts)
     differs = torch.tensor([[zeros[name] != facts[name] for name in facts]], dtype=torch.int32, device=quality.device)
     for name, column in zip(facts, world.all_gather(differs).T.tolist(), strict=True):
         if ranks := [str(rank) for rank, other in enumerate(column) if other]:
             raise UserError(
-                f"the {name} of rank {', '.join(ranks)} are not those of rank 0; "
+                f"rank {', '.join(ranks)}: another {name} than on rank 0; "
                 "every machine needs the same shards, the same command and, if `distgan probe` was run, its probe"
             )
 

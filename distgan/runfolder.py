@@ -11,13 +11,15 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from distgan.errors import RunFailed, UserError
+
+ENDED = ("done", "collapsed")  # states of a run that has nothing left to do
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -42,8 +44,18 @@ def check_writable(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
+        if path.exists():
+            path.open("r+").close()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from None
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a file of numbers; raises UserError."""
+    try:
+        path.write_text(json.dumps(values, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -64,11 +76,6 @@ def read_status(folder: Path) -> dict[str, Any]:
         return {name: status[name] for name in ("state", "verdict", "images_seen", "time")}
     except (OSError, ValueError, KeyError):
         return {"state": "not started", "verdict": "", "images_seen": 0, "time": ""}
-
-
-def has_ended(folder: Path) -> bool:
-    """Whether the end was written down; a run that died before that still has its last looks to take."""
-    return read_status(folder)["state"] in ("done", "collapsed")
 
 
 class RunFolder:
@@ -100,9 +107,6 @@ class RunFolder:
         """Hold the folder for the life of this process; the kernel lets go of it even after SIGKILL."""
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.lock.truncate(0)
-            self.lock.write(f"pid {os.getpid()} on {platform.node()}")
-            self.lock.flush()
         except BlockingIOError:
             self.lock.seek(0)
             holder = self.lock.read().strip() or "another process"
@@ -114,6 +118,10 @@ class RunFolder:
             logging.getLogger(__name__).warning(
                 "%s cannot be locked (%s): see to it that no other run writes there", self.path, error.strerror
             )
+        with suppress(OSError):  # where there is no room for the holder's name, the lock holds all the same
+            self.lock.truncate(0)
+            self.lock.write(f"pid {os.getpid()} on {platform.node()}")
+            self.lock.flush()
 
     def close(self) -> None:
         """Let the next run have it."""

@@ -2,7 +2,8 @@
 
     accelerate launch distgan/train.py [--preset NAME] [--data SHARDS] [section.field=value ...]
 
-Exit codes: 0 done, 2 what a user can mend, 75 interrupted and saved, 76 collapsed, 1 anything else. Behind a launcher read status.json.
+Exit codes: 0 done, 2 what a user can mend, 75 interrupted and saved, 76 collapsed, 1 anything else. Behind a
+launcher read status.json.
 """
 
 import os

@@ -32,7 +32,7 @@ from distgan.reporting.images import to_uint8
 from distgan.reporting.metrics import RunningMeans
 from distgan.reporting.reporter import Reporter
 from distgan.resume import RunState, find_checkpoint, take_over, write_checkpoint
-from distgan.runfolder import RunFolder, explained, has_ended
+from distgan.runfolder import ENDED, RunFolder, explained, read_status
 from distgan.runtime import COLLECTIVE_TIMEOUT, build_accelerator, peak_memory_gb, provenance, stop_with_launcher
 from distgan.steps import discriminator_step, generator_step
 
@@ -59,24 +59,19 @@ class Trainer:
         self.accelerator, self.precision_reason = build_accelerator(config.train)
         self.world, self.device = current_world(), self.accelerator.device
         self.peers = Peers(self.world)
-        for settings in (config, self.remedied(1)):
-            check_batch(settings, self.world)
+        check_batch(config, self.world)
         self.run_dir = run_dir or default_run_dir(name, config, self.index.fingerprint)
         self.folder = self.world.on_main(lambda: open_folder(self.run_dir))
-        self.players = self.build_players()
         self.quality = QualityWatch(
-            self.reader,
-            evaluation=config.evaluation,
-            thresholds=config.collapse.thresholds,
-            classes=config.data.classes,
-            world=self.world,
-            device=self.device,
-            seed=config.train.seed,
-        )
+            self.reader, evaluation=config.evaluation, thresholds=config.collapse.thresholds,
+            classes=config.data.classes, world=self.world, device=self.device, seed=config.train.seed,
+        )  # fmt: skip
         check_agreement(config, self.index.fingerprint, self.quality, self.world)
+        self.players = self.build_players()
         self.state, self.measured_at = RunState(), -1  # images seen when norm statistics were last measured
         self.notes: list[str] = []  # on what differs from the run that is resumed
         self.resume()
+        self.saved = self.state.healthy_images, self.quality.best_value, self.quality.best_images  # in a checkpoint
         self.active = self.remedied(self.state.rollbacks)
         self.means = RunningMeans()
         self.looking = dict.fromkeys(("samples", "evaluations", "checkpoints"), 0.0)  # seconds
@@ -114,17 +109,22 @@ class Trainer:
             self.notes.append(f"the world was {contents['world_size']} processes, now {self.world.size}")
 
     def run(self) -> str:
-        """Train; returns `done`, `preempted` or `collapsed`, the state that status.json holds."""
+        """Train; returns `done`, `preempted` or `collapsed`, the state that status.json holds.
+
+        A run that died between its last checkpoint and its status still has its last words to say.
+        """
         self.reporter = Reporter(
             self.folder, name=self.name, config=self.config, wandb_id=self.state.wandb_id, total_images=self.total_images,
             epoch_images=self.reader.num_samples, equilibrium=equilibrium(self.config.loss),
         )  # fmt: skip
         self.state.wandb_id = self.reporter.wandb_id
+        self.reporter.last_verdict = self.quality.verdict.name
         self.peers.stuck = lambda why: self.reporter.close("failed", why, images_seen=self.state.images_seen)
-        if self.state.images_seen >= self.total_images and self.world.on_all(lambda: has_ended(self.run_dir)):
+        recorded = self.world.on_all(lambda: read_status(self.run_dir)["state"])
+        if self.state.images_seen >= self.total_images and recorded in ENDED:
             self.reporter.already_done(images_seen=self.state.images_seen)
             self.peers.leave()
-            return "done"
+            return recorded
         self.announce()
         try:
             outcome = self.loop()
@@ -171,18 +171,19 @@ class Trainer:
         ) as self.batches:
             while True:
                 now = self.state.images_seen
+                is_new = now != before
                 done = now >= self.total_images
                 stop = self.consensus.poll(self.interrupt.raised) and not done
                 if done or stop or due(every(log.every_kimg, 400), before, now):
                     self.tick()
                 if done or before < epoch <= now or due(every(log.samples_every_kimg, 20), before, now):
                     self.save_samples()
-                evaluated = done or due(every(self.config.evaluation.every_kimg, 10), max(before, 0), now)
+                evaluated = (done and is_new) or due(every(self.config.evaluation.every_kimg, 10), max(before, 0), now)
                 if evaluated and not stop:
                     self.evaluate()
                 collapsed = self.react()
                 ending = done or stop or collapsed is not None
-                if ending or evaluated or due(every(self.config.checkpoint.every_kimg, 20), before, now):
+                if (ending and is_new) or evaluated or due(every(self.config.checkpoint.every_kimg, 20), before, now):
                     self.save_checkpoint(must=ending)
                 if ending:
                     break
@@ -322,13 +323,15 @@ class Trainer:
 
     def save_checkpoint(self, *, must: bool) -> None:
         """All ranks: check that replicas are equal, then rank zero writes; `must` makes a full disk an error."""
-        began, healthy_before = time.monotonic(), self.state.healthy_images
+        began = time.monotonic()
         if self.quality.verdict.name == "healthy":
             self.state.healthy_images = self.state.images_seen
         self.measure_statistics()
         self.players.check_replicas(self.world)
-        if not self.world.on_all(lambda: self.write_checkpoint(must=must)):
-            self.state.healthy_images = healthy_before
+        if self.world.on_all(lambda: self.write_checkpoint(must=must)):
+            self.saved = self.state.healthy_images, self.quality.best_value, self.quality.best_images
+        else:
+            self.state.healthy_images, self.quality.best_value, self.quality.best_images = self.saved
         self.looking["checkpoints"] += time.monotonic() - began
 
     def measure_statistics(self) -> None:

@@ -52,7 +52,8 @@ def is_hidden(path: str) -> bool:
 
 def tell_of_unread(names: Iterable[str]) -> None:
     """Say how many images were left out because their format is not read; other files need no word."""
-    kinds = Counter(suffix for name in names if (suffix := os.path.splitext(name)[1].lower()) in UNREAD)
+    suffixes = (os.path.splitext(name)[1].lower() for name in names if not is_hidden(name))
+    kinds = Counter(suffix for suffix in suffixes if suffix in UNREAD)
     if kinds:
         counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(kinds.items()))
         logging.getLogger(__name__).warning("left out images of formats that are not read: %s; convert them", counts)

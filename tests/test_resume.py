@@ -31,13 +31,13 @@ from tests.worlds import checkpoint_digest, run_world, train_run
 ALONE = World(0, 1)
 
 
-def pack_noise(folder: Path, *, num: int, seed: int) -> Path:
-    """A few grey 32x32 images, packed."""
+def pack_noise(folder: Path, *, num: int, seed: int, size: int = 32) -> Path:
+    """A few grey images, packed."""
     (folder / "images").mkdir(parents=True)
     for number in range(num):
         pixels = np.random.default_rng([seed, number]).integers(0, 256, (32, 32), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
-    pack(str(folder / "images"), folder / "shards", size=32, channels=1, workers=1)
+    pack(str(folder / "images"), folder / "shards", size=size, channels=1, workers=1)
     return folder / "shards"
 
 
@@ -50,11 +50,13 @@ def test_a_run_that_died_before_its_last_words_says_them(shards: Path, tmp_path:
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps(status | {"state": "running"}))
     (run / "generator.safetensors").unlink()
+    evaluated = (run / "evaluations.jsonl").read_text()
     again = run_world(world, train_run, shards, run, words)[0]
     assert (again["state"], again["start"], again["images_seen"]) == ("done", 36, 36)
     assert json.loads((run / "status.json").read_text())["state"] == "done"
     assert (run / "generator.safetensors").exists()
     assert checkpoint_digest(run) == before
+    assert (run / "evaluations.jsonl").read_text() == evaluated  # not judged twice, which would count against it
     (run / "generator.safetensors").unlink()
     assert run_world(world, train_run, shards, run, words)[0]["state"] == "done"
     assert not (run / "generator.safetensors").exists()  # its end is on record: nothing is done again
@@ -66,10 +68,21 @@ def train_on_own_shards(shards: list[Path], run_dir: Path) -> Any:
 
 
 def test_machines_with_other_images_are_refused(shards: Path, tmp_path: Path) -> None:
-    """A stale copy of the dataset on one machine: all ranks stop at once and say which one it is."""
-    other = pack_noise(tmp_path, num=30, seed=1)
-    with pytest.raises(AssertionError, match="the images of rank 1 are not those of rank 0"):
+    """A stale copy of the dataset on one machine, of another size at that: all ranks stop at once and say which one it is."""
+    other = pack_noise(tmp_path, num=30, seed=1, size=64)
+    with pytest.raises(AssertionError, match="rank 1: another dataset than on rank 0"):
         run_world(2, train_on_own_shards, [shards, other], tmp_path / "run")
+
+
+def train_with_own_words(shards: Path, run_dir: Path, words: list[str]) -> Any:
+    """Each rank with a setting of its own."""
+    return train_run(shards, run_dir, [words[int(os.environ["RANK"])]])
+
+
+def test_machines_with_other_settings_are_refused(shards: Path, tmp_path: Path) -> None:
+    """A setting that decides when ranks meet, though not what is learned."""
+    with pytest.raises(AssertionError, match=r"rank 1: another train.kimg than on rank 0"):
+        run_world(2, train_with_own_words, shards, tmp_path / "run", ["train.kimg=0.024", "train.kimg=0.036"])
 
 
 def test_too_few_images_to_evaluate_are_refused_before_training(tmp_path: Path) -> None:
@@ -80,9 +93,10 @@ def test_too_few_images_to_evaluate_are_refused_before_training(tmp_path: Path) 
 
 
 def test_a_remedy_that_the_batch_does_not_allow_is_refused_at_the_start(shards: Path, tmp_path: Path) -> None:
-    words = ["collapse.action=rollback", "collapse.remedy=['loss.diversity.mode_seeking=1']"]
-    with pytest.raises(AssertionError, match=r"train.batch_size=12 cannot be split .*mode_seeking"):
-        run_world(1, train_run, shards, tmp_path / "run", words)
+    words = ["collapse.remedy=['loss.diversity.mode_seeking=1']", "train.kimg=0.024"]
+    with pytest.raises(AssertionError, match=r"collapse.remedy: train.batch_size=12 cannot be split .*mode_seeking"):
+        run_world(1, train_run, shards, tmp_path / "run", ["collapse.action=rollback", *words])
+    assert run_world(1, train_run, shards, tmp_path / "run", words)[0]["state"] == "done"  # it never comes to that
 
 
 def test_damaged_newer_checkpoints_go_when_a_new_one_is_whole(tmp_path: Path) -> None:
@@ -94,10 +108,11 @@ def test_damaged_newer_checkpoints_go_when_a_new_one_is_whole(tmp_path: Path) ->
 
 
 def test_only_a_saved_checkpoint_can_be_gone_back_to() -> None:
-    """On a full disk the last healthy checkpoint is still the one before."""
+    """On a full disk the last healthy and the best checkpoint are still those before."""
     trainer: Any = SimpleNamespace(
         state=RunState(images_seen=2000, healthy_images=1000),
-        quality=SimpleNamespace(verdict=SimpleNamespace(name="healthy")),
+        quality=SimpleNamespace(verdict=SimpleNamespace(name="healthy"), best_value=2.0, best_images=2000),
+        saved=(1000, 3.0, 1000),
         players=SimpleNamespace(check_replicas=lambda world: None),
         measure_statistics=lambda: None,
         world=ALONE,
@@ -105,7 +120,7 @@ def test_only_a_saved_checkpoint_can_be_gone_back_to() -> None:
         write_checkpoint=lambda must: False,
     )
     Trainer.save_checkpoint(trainer, must=False)
-    assert trainer.state.healthy_images == 1000
+    assert (trainer.state.healthy_images, trainer.quality.best_value, trainer.quality.best_images) == (1000, 3.0, 1000)
     trainer.write_checkpoint = lambda must: True
     Trainer.save_checkpoint(trainer, must=False)
     assert trainer.state.healthy_images == 2000

@@ -174,7 +174,7 @@ def copy_gb_per_sec(device: torch.device) -> float:
 
 def flops_per_image(players: Players, config: Config, image_shape: tuple[int, int, int]) -> float:
     """Multiplications and additions of a whole step, as the counter of torch finds them, the mean over an interval."""
-    share, num_steps = config.train.batch_size // config.train.accumulate, config.loss.penalty_interval
+    share, num_steps = config.train.batch_size // config.train.accumulate, config.loss.penalty_period
     batch = held_batch(config, image_shape, share=share, device=players.accelerator.device)
     with FlopCounterMode(display=False) as counter:
         for step in range(num_steps):
@@ -191,7 +191,7 @@ def train_trial(trial: Trial) -> Trained:
     if trial.shards is not None:
         rank = players.accelerator.process_index
         batches = Batches(ShardReader(trial.shards), config, start=0, rank=rank, world_size=world_size, device=device)
-    share = train.batch_size // world_size // train.accumulate
+    share, period = train.batch_size // world_size // train.accumulate, config.loss.penalty_period
     held = [held_batch(config, trial.image_shape, share=share, device=device)] * train.accumulate
 
     def steps(num: int) -> int:
@@ -211,7 +211,7 @@ def train_trial(trial: Trial) -> Trained:
     steps(2)
     second = torch.tensor(time.perf_counter() - began)
     second = players.accelerator.gather(second.to(device)[None]).max()  # so that all ranks take as many steps
-    num = max(1, round(trial.seconds / (float(second) / 2)))
+    num = max(1, round(trial.seconds / (float(second) / 2) / period)) * period
     if batches is not None:
         batches.wait_seconds = 0.0
     began = time.perf_counter()
@@ -367,7 +367,10 @@ def add_steps(found: Bench, trial: Trial, *, shards: Path, quick: bool, on_gpu: 
         found.add_step(f"step, {trial.precision}, {name}", run([f"train.compile={setting}"]))
     most = torch.cuda.device_count() if on_gpu else fair_threads()
     for processes in range(2, most + 1):
-        if trial.config.train.batch_size % processes == 0 and processes & (processes - 1) == 0:
+        if (
+            trial.config.train.batch_size % (processes * trial.config.train.accumulate) == 0
+            and processes & (processes - 1) == 0
+        ):
             of = "GPUs" if on_gpu else "processes, the cores shared out"
             found.add_step(f"step, {processes} {of}", run([], processes=processes))
     for batch_size in LADDER if on_gpu else ():

@@ -1,6 +1,5 @@
 """`distgan evaluate`: score generators, or anyone's generated images, against packed shards."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from distgan.generators import generate, load_generator
 from distgan.quality import choose_extractor, real_images
 from distgan.randomness import normal
 from distgan.reporting.images import to_uint8
-from distgan.runfolder import check_writable
+from distgan.runfolder import check_writable, write_json
 from shards.images import EXTENSIONS, BadImage, decode_image
 from shards.index import INDEX_FILE, read_index
 from shards.reader import ShardReader
@@ -69,7 +68,7 @@ def evaluate_inputs(
         scored.append(Scored(str(path), result, judge(result)))
     if json_file is not None:
         rows = [{"input": each.name, "verdict": str(each.verdict)} | each.result.to_dict() for each in scored]
-        json_file.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(json_file, rows)
     return scored
 
 

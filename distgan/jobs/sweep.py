@@ -31,14 +31,13 @@ from distgan.interrupt import Interrupt
 from distgan.layers import load_config
 from distgan.reporting.console import say
 from distgan.reporting.leaderboard import Entry
-from distgan.runfolder import read_status
+from distgan.runfolder import ENDED, read_status
 from distgan.section import Section, setting
 from distgan.settings import identity_hash
 
 DOOR = Path(__file__).parents[1] / "train.py"
 OWN = {"train.seed": "seeds", "train.kimg": "kimg", "train.epochs": "kimg", "data.shards": "data"}
 DRAWS = ("uniform", "log_uniform", "choice")
-FINISHED = ("done", "collapsed")
 POLL_SEC = 0.1
 
 
@@ -80,7 +79,7 @@ class Run:
         """Whether its status says that there is nothing left to train."""
         status = read_status(self.entry.folder)
         short = status["state"] == "done" and status["images_seen"] < self.total_images
-        return status["state"] in FINISHED and not short
+        return status["state"] in ENDED and not short
 
 
 # ------------------------------------------------------------------------------------------------ from the file to runs
@@ -210,7 +209,7 @@ def run_all(runs: Sequence[Run], *, group: str, launcher: str, interrupt: Interr
             continue
         say(where, style="bold")
         outcome = run_one(run, group=group, launcher=launcher, interrupt=interrupt)
-        if outcome not in FINISHED and not interrupt.raised:
+        if outcome not in ENDED and not interrupt.raised:
             say(f"{where}: {outcome}; the others go on", style="bold red")
 
 

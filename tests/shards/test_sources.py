@@ -84,7 +84,7 @@ def test_images_of_other_formats_are_not_left_out_in_silence(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """How many of which; a text beside them needs no word."""
-    files = {"1.png": png(), "2.TIF": b"x", "3.tif": b"x", "4.heic": b"x", "readme.txt": b"hello"}
+    files = {"1.png": png(), "2.TIF": b"x", "3.tif": b"x", "4.heic": b"x", "._3.tif": b"x", "readme.txt": b"hello"}
     assert len(open_source(WRITERS[kind](tmp_path / kind, files))) == 1
     assert caplog.messages == ["left out images of formats that are not read: 1 .heic, 2 .tif; convert them"]
 
