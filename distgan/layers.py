@@ -108,10 +108,11 @@ def explain(mistake: Any) -> str:
     if mistake["type"] == "extra_forbidden":
         known = names if "." in place else list(Config.model_fields)
         same_field = [name for name in names if name.rpartition(".")[2] == place.rpartition(".")[2]]
-        guess = next(iter(same_field + difflib.get_close_matches(place, known, n=1, cutoff=0.5)), None)
-        return f"unknown setting {place!r}" + (
-            f"; did you mean {guess}?" if guess else f"; settings: {', '.join(names)}"
-        )
+        guess = next(iter(same_field + difflib.get_close_matches(place, known, n=1, cutoff=0.75)), None)
+        if guess:
+            return f"unknown setting {place!r}; did you mean {guess}?"
+        neighbours = [name for name in names if name.startswith(place.rpartition(".")[0] + ".")]
+        return f"unknown setting {place!r}; settings: {', '.join(neighbours or names)}"
     if mistake["type"] == "value_error":
         return str(mistake["ctx"]["error"])
     if place in Config.model_fields:

@@ -42,6 +42,10 @@ def test_later_layers_win_and_lengths_replace_each_other() -> None:
         ("train.bach_size=3", "unknown setting 'train.bach_size'; did you mean train.batch_size?"),
         ("trian.batch_size=2", "unknown setting 'trian'; did you mean train?"),
         ("batch_size.x=3", "did you mean train.batch_size?"),
+        (
+            "optim.learning_rate=1",
+            "unknown setting 'optim.learning_rate'; settings: optim.name, optim.lr_g, optim.lr_d,",
+        ),
         ("train.batch_size=many", "train.batch_size='many': input should be a valid integer"),
         ("train.batch_size=0", "train.batch_size=0: input should be greater than or equal to 1"),
         ("loss.adversarial=foo", "loss.adversarial='foo': input should be 'bce'"),
