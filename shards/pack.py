@@ -88,10 +88,11 @@ def pack(
     packing = Packing(source, layout, max(1, (shard_size_mb * 2**20 - len(TRAILER)) // layout.stride), encoded)
     out = Path(out).expanduser()
     with explained(out, doing="cannot pack into"):
+        work, shown = out / WORK_FOLDER, printable(str(out))
         finished = _finished(out, packing, bad_images)
         if finished is not None:
+            shutil.rmtree(work, ignore_errors=True)  # of a pack that died between its index and this
             return finished
-        work, shown = out / WORK_FOLDER, printable(str(out))
         if out.is_dir() and not work.is_dir() and any(out.iterdir()):
             raise ShardError(f"{shown} is not empty and holds no packed shards: give a new folder")
         with locked(work / "lock", busy=f"another pack is writing to {shown}: wait for it, or give another folder"):

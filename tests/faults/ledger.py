@@ -64,6 +64,9 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
             f"{total['images_repeated']} | {sum(again) // len(again) if again else '-'} | "
             f"{seconds(group, 'detect_sec')} | {seconds(group, 'resume_sec')} |"
         )
+    failed = [row for group in kinds.values() for row in group if not row["survived"]]
+    lines += ["", "**Not survived:**", ""] if failed else []
+    lines += [f"- {row['kind']}: {row.get('why', 'not explained yet')}." for row in failed]
     everything = [row for group in kinds.values() for row in group]
     dates = sorted({row["date"] for row in everything})
     machines = "; ".join(sorted({row["machine"] for row in everything}))

@@ -238,6 +238,25 @@ def test_a_lock_that_was_removed_is_made_anew(tmp_path: Path) -> None:
             shutil.rmtree(tmp_path / "work")
 
 
+def test_a_pack_killed_after_its_index_leaves_nothing_behind(
+    make_images: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the index and the end: the shards are whole, and the same command clears its work folder away."""
+    images, out = make_images(30, size=32), tmp_path / "out"
+
+    def die(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shards.pack.shutil.rmtree", die)
+        with pytest.raises(SystemExit):
+            pack(images, out, size=32, workers=1)
+    assert (out / ".packing").exists()
+    pack(images, out, size=32, workers=1)
+    pack(images, tmp_path / "whole", size=32, workers=1)
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
 def test_a_full_disk_is_one_line_and_the_pack_goes_on(
     make_images: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
