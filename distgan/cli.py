@@ -219,6 +219,10 @@ def probe(
     with share_progress("training the probe") as show:
         trained, path = train_probe(shards, flip=flip, seed=seed, progress=show)
     card = trained.card
+    if card.is_weak:
+        complain(
+            "that is hardly better than a guess: `auto` will take random features, for these classes do not look different"
+        )
     say(
         f"{card.accuracy:.1%} of {card.num_held_out:,} held-out images named rightly; probe {trained.version} in {path}"
     )

@@ -42,6 +42,11 @@ def choose_extractor(evaluation: Evaluation, reader: ShardReader, *, world: Worl
     else:
         path = cached if word == "probe" else Path(word)
     probe = Probe.load(path)
+    if word == "auto" and probe.card.is_weak:
+        return (
+            RandomConv(),
+            f"a fixed random convolution; the probe is right on only {probe.card.accuracy:.0%} of held-out images",
+        )
     if is_stacked(reader) and probe.card.channels == 1:
         return StackedProbe(probe), f"probe {probe.version} on each channel, {probe.card.accuracy:.1%} right"
     return probe, f"probe {probe.version}, {probe.card.accuracy:.1%} right on held-out images"

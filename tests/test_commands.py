@@ -93,7 +93,9 @@ def test_probe_and_evaluate(shards: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for number in range(200):
         pixels = np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8)
         Image.fromarray(pixels).save(noise / f"{number}.png")
-    code, said = call("evaluate", digits, noise, "--data", digits, "--json", tmp_path / "scores.json")
+    code, said = call(
+        "evaluate", digits, noise, "--data", digits, "--json", tmp_path / "scores.json", "--extractor", "probe"
+    )
     assert code == 0, said
     near, far = json.loads((tmp_path / "scores.json").read_text())
     assert near["protocol"]["extractor"] == "probe"

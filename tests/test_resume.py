@@ -18,6 +18,7 @@ from distgan import checkpoint
 from distgan.config import Evaluation
 from distgan.dataset import open_dataset
 from distgan.distributed import World
+from distgan.evaluation.probe import Probe, ProbeCard, ProbeNet, probe_path
 from distgan.generators import find_generator
 from distgan.layers import load_config
 from distgan.quality import QualityWatch, real_images
@@ -182,3 +183,16 @@ def test_remote_images_are_judged_by_the_first_shards() -> None:
 
 def test_classes_named_by_figures_may_be_given_as_numbers() -> None:
     assert load_config(None, ["data.classes=[1, 7]"]).data.classes == ("1", "7")
+
+
+def test_a_probe_that_guesses_is_not_taken(shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Classes that do not look different teach a probe nothing: `auto` goes back to random features, and says so."""
+    monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path))
+    _, reader = open_dataset(load_config(None, [f"data.shards={str(shards)!r}"]).data)
+    for accuracy, name in ((0.6, "random-conv"), (0.9, "probe")):
+        card = ProbeCard(reader.index.fingerprint, ("even", "odd"), accuracy, 1, 32, 4, 20, 10)
+        path = probe_path(reader.index.fingerprint)
+        Probe(ProbeNet(1, 4, 2), card).save(path)
+        extractor, phrase = distgan.quality.choose_extractor(Evaluation(), reader, world=ALONE)
+        assert extractor.name == name
+        assert ("90.0% right" if accuracy == 0.9 else "only 60%") in phrase

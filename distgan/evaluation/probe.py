@@ -22,6 +22,7 @@ from shards.sources import cache_folder
 FEATURE_DIM = 128
 ROUNDS_KIMG = (60.0, 300.0)  # the second only where the first does not reach
 GOOD_ACCURACY = 0.98
+WEAK = 0.3  # of the way from a guess to always right
 
 
 def probe_path(dataset_fingerprint: str) -> Path:
@@ -41,6 +42,12 @@ class ProbeCard:
     width: int  # channels of the first block
     num_train: int
     num_held_out: int
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether it tells the classes apart hardly better than a guess would, so that its features say little."""
+        guess = 1 / len(self.class_names)
+        return self.accuracy - guess < WEAK * (1 - guess)
 
 
 class ProbeNet(nn.Module):

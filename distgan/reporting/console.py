@@ -140,6 +140,7 @@ class TrainingConsole:
         )  # fmt: skip
         self.task = self.progress.add_task("", total=total_images)
         self.last_line = 0.0
+        self.first: tuple[float, int] | None = None  # when the first row came, and its images
 
     def start(self) -> None:
         """Show the bar."""
@@ -152,14 +153,16 @@ class TrainingConsole:
     def show(self, row: dict[str, Any]) -> None:
         """One row of metrics: the bar moves; elsewhere a line every few seconds."""
         images = row["progress/images"]
-        rate = row.get("time/images_per_sec", 0.0)
-        left = duration((self.total_images - images) / rate) if rate else "-"
+        rate, now = row.get("time/images_per_sec", 0.0), time.monotonic()
+        self.first = self.first or (now, images)
+        done, seconds = images - self.first[1], now - self.first[0]
+        usual = done / seconds if done and seconds else rate  # with evaluations and all
+        left = duration((self.total_images - images) / usual) if usual else "-"
         text = (
             f"{row['progress/kimg']:,.1f} kimg  epoch {row['progress/epoch']:.1f}  D {row['loss/d']:.2f}  G {row['loss/g']:.2f}  "
             f"{rate:,.0f} images/s  wait {row['time/data_wait_frac']:.0%}  left {left}"
         )
         self.progress.update(self.task, completed=images, description=text)
-        now = time.monotonic()
         if not self.console.is_terminal and (
             now - self.last_line > SECONDS_BETWEEN_LINES or images >= self.total_images
         ):

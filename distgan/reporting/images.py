@@ -59,7 +59,7 @@ def save_losses_plot(
     for axes in (losses, accuracies):
         for epoch in {1, last_epoch} & set(range(1, last_epoch + 1)):
             axes.axvline(epoch * epoch_images / 1000, color="grey", linewidth=0.8, linestyle="--")
-        axes.legend(loc="upper right")
+        axes.legend(loc="best")
         axes.grid(alpha=0.3)
     losses.set(ylabel="loss (nats)", title="Losses; dashed: end of epoch 1 and of the last epoch")
     accuracies.set(xlabel="thousand images", ylabel="discriminator accuracy", ylim=(-0.02, 1.02))

@@ -16,7 +16,7 @@ from distgan.runfolder import read_rows
 from distgan.settings import flat_values
 
 VERDICTS = {
-    "healthy": "The fakes lie where the reals lie, and cover them.",
+    "healthy": "No trouble was found: the fakes lie among the reals and cover enough of them. The figures and your eyes say how well.",
     "learning": "Nothing is wrong, but the fakes are not yet where the reals are.",
     "unbalanced": "One network has the upper hand, and the other learns little from it.",
     "memorising": "Some fakes are copies of training images.",
