@@ -1,6 +1,7 @@
 """One GAN a class: what is trained, how it is joined, and that the whole goes on where it was."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -238,3 +239,19 @@ def test_one_class_of_none_is_a_mistake() -> None:
     """only_class without per_class says what is missing."""
     with pytest.raises(UserError, match=r"networks.only_class=1 needs networks.per_class=true"):
         load_config(None, ["networks.only_class=1"])
+
+
+def test_a_class_that_died_before_its_last_words_says_them(
+    whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path
+) -> None:
+    """Trained to its end, killed before its generator was written: the same command writes it, trains nothing, and joins."""
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    first = sorted((run / "classes").iterdir())[0]
+    (first / "generator.safetensors").unlink()
+    for folder in (first, run):
+        (folder / "status.json").write_text(json.dumps(status(folder) | {"state": "running"}))
+    [result] = run_world(1, train_classes, shards, run, WORDS)
+    assert (result["state"], status(run)["state"], status(first)["state"]) == ("done", "done", "done")
+    assert (first / "generator.safetensors").exists()
+    assert checkpoint_digest(first) == checkpoint_digest(sorted((whole[0] / "classes").iterdir())[0])

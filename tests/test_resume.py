@@ -18,6 +18,7 @@ from distgan import checkpoint
 from distgan.config import Evaluation
 from distgan.dataset import open_dataset
 from distgan.distributed import World
+from distgan.errors import UserError
 from distgan.evaluation.probe import Probe, ProbeCard, ProbeNet, probe_path
 from distgan.generators import find_generator
 from distgan.layers import load_config
@@ -196,3 +197,16 @@ def test_a_probe_that_guesses_is_not_taken(shards: Path, monkeypatch: pytest.Mon
         extractor, phrase = distgan.quality.choose_extractor(Evaluation(), reader, world=ALONE)
         assert extractor.name == name
         assert ("90.0% right" if accuracy == 0.9 else "only 60%") in phrase
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad moment of a file system ends the start; it must not have the run go on from an older one."""
+    for images in (1000, 2000):
+        checkpoint.save(tmp_path, images_seen=images, tensors={"a": torch.zeros(1)}, state={})
+
+    def fail(path: Path) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(checkpoint, "describe", fail)
+    with pytest.raises(UserError, match=r"cannot read the checkpoint .*00000002.000: Input/output error"):
+        checkpoint.load_latest(tmp_path, pytest.fail)
