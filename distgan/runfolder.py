@@ -42,10 +42,11 @@ def explained(path: Path) -> Iterator[None]:
 def check_writable(path: Path) -> None:
     """Raise UserError where no file can be made in that place, before time is spent on what it is to hold."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-        if path.exists():
-            path.open("r+").close()
+        if path.exists():  # a pipe such as /dev/stdout among them
+            path.open("a").close()
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from None
 

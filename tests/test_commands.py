@@ -111,5 +111,6 @@ def test_probe_and_evaluate(shards: Path, tmp_path: Path, monkeypatch: pytest.Mo
     code, said = call("evaluate", noise, "--data", digits)
     assert (code, "broken image 7.png" in said) == (2, True), said
     (tmp_path / "file").touch()
-    code, said = call("evaluate", noise, "--data", digits, "--json", tmp_path / "file" / "scores.json")
-    assert (code, "cannot write" in said) == (2, True), said
+    for place in (tmp_path / "file" / "scores.json", noise):  # below a file; a folder
+        code, said = call("evaluate", noise, "--data", digits, "--json", place)
+        assert (code, "cannot write" in said) == (2, True), said
