@@ -9,7 +9,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from distgan.errors import UserError
-from distgan.reporting.console import complain, counting_progress, say, share_progress, show_columns, show_table
+from distgan.reporting.console import (
+    complain,
+    counting_progress,
+    say,
+    share_progress,
+    show_columns,
+    show_table,
+)
 from shards.errors import ShardError
 
 app = typer.Typer(
@@ -33,7 +40,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             complain(
-                "stopped" + ("; the same command goes on from here" if function.__name__ in ("pack", "sweep") else "")
+                "stopped"
+                + (
+                    "; the same command goes on from here"
+                    if function.__name__ in ("pack", "sweep")
+                    else ""
+                )
             )
             raise typer.Exit(75) from None
 
@@ -50,23 +62,36 @@ def pack(
         ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder for the shards.")],
-    size: Annotated[int | None, typer.Option(help="Pixels a side; 64 for folders and archives.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels a side; 64 for folders and archives.")
+    ] = None,
     channels: Annotated[int | None, typer.Option(help="1 or 3.")] = None,
     shard_size_mb: Annotated[
         int, typer.Option(help="Size of a shard of raw pixels, in MB; encoded ones get smaller.")
     ] = 32,
     encoding: Annotated[
-        Literal["raw", "jpeg", "png"], typer.Option(help="Of the pixels: raw trains fastest, png and jpeg stay small.")
+        Literal["raw", "jpeg", "png"],
+        typer.Option(help="Of the pixels: raw trains fastest, png and jpeg stay small."),
     ] = "raw",
-    quality: Annotated[int | None, typer.Option(help="Of jpeg, 1 to 100; 95 where not given.")] = None,
+    quality: Annotated[
+        int | None, typer.Option(help="Of jpeg, 1 to 100; 95 where not given.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; none means all cores.")] = None,
     bad_images: Annotated[
-        Literal["fail", "skip"], typer.Option(help="Stop at a broken image, or list it in rejected.jsonl.")
+        Literal["fail", "skip"],
+        typer.Option(help="Stop at a broken image, or list it in rejected.jsonl."),
     ] = "fail",
-    cls: Annotated[bool, typer.Option(help="Write class numbers into the tars for other readers.")] = True,
-    split: Annotated[Literal["train", "test"], typer.Option(help="Of cifar10 and mnist.")] = "train",
+    cls: Annotated[
+        bool, typer.Option(help="Write class numbers into the tars for other readers.")
+    ] = True,
+    split: Annotated[
+        Literal["train", "test"], typer.Option(help="Of cifar10 and mnist.")
+    ] = "train",
     root: Annotated[
-        Path | None, typer.Option(help="Where the official files of cifar10 and mnist lie; none downloads them.")
+        Path | None,
+        typer.Option(
+            help="Where the official files of cifar10 and mnist lie; none downloads them."
+        ),
     ] = None,
 ) -> None:
     """Pack images into WebDataset shards at the training size. A stopped pack goes on when called again."""
@@ -96,7 +121,7 @@ def verify(shards: Annotated[Path, typer.Argument(help="Folder of packed shards.
 @command
 def info(shards: Annotated[Path, typer.Argument(help="Folder of packed shards.")]) -> None:
     """Show samples, classes, encoding, size and fingerprint."""
-    from shards.index import read_index
+    from shards.format.index import read_index
 
     show_table(str(shards), describe(read_index(shards)))
 
@@ -104,22 +129,26 @@ def info(shards: Annotated[Path, typer.Argument(help="Folder of packed shards.")
 def describe(index: Any) -> list[tuple[str, Any]]:
     """A dataset in rows for a person."""
     channels, height, width = index.image_shape
-    encoding = index.encoding + (f" of quality {index.quality}" if index.quality is not None else "")
+    encoding = index.encoding + (
+        f" of quality {index.quality}" if index.quality is not None else ""
+    )
     of_raw = f", {index.num_bytes / index.raw_num_bytes:.0%} of raw" if index.is_encoded else ""
     rows = [
         ("samples", f"{index.num_samples:,}"),
-        ("images", f"{width}x{height}, {channels} channel{'s' if channels > 1 else ''}, {encoding}"),
+        (
+            "images",
+            f"{width}x{height}, {channels} channel{'s' if channels > 1 else ''}, {encoding}",
+        ),
         ("shards", f"{len(index.shards)}, {index.num_bytes / 1e6:,.1f} MB{of_raw}"),
         ("fingerprint", index.fingerprint),
     ]
     if index.num_rejected:
-        left_out = (
-            f"{index.num_rejected:,} broken image{'s' if index.num_rejected > 1 else ''}, listed in rejected.jsonl"
-        )
+        left_out = f"{index.num_rejected:,} broken image{'s' if index.num_rejected > 1 else ''}, listed in rejected.jsonl"
         rows.insert(1, ("left out", left_out))
     if index.class_names:
         classes = ", ".join(
-            f"{name} {count:,}" for name, count in zip(index.class_names, index.class_counts, strict=True)
+            f"{name} {count:,}"
+            for name, count in zip(index.class_names, index.class_counts, strict=True)
         )
         count = len(index.class_names)
         rows.insert(-2, ("classes", f"{count}: {classes}" if count <= 100 else count))
@@ -130,35 +159,55 @@ def describe(index: Any) -> list[tuple[str, Any]]:
 def sample(
     sources: Annotated[
         list[Path],
-        typer.Argument(help="Run folder, checkpoint folder or generator.safetensors; of several, a row each."),
+        typer.Argument(
+            help="Run folder, checkpoint folder or generator.safetensors; of several, a row each."
+        ),
     ],
     num: Annotated[
-        int | None, typer.Option(help="How many images; none means 64, 16 in a video, 8 with --progress.", min=1)
+        int | None,
+        typer.Option(
+            help="How many images; none means 64, 16 in a video, 8 with --progress.", min=1
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Which images.", min=0)] = 0,
     truncation: Annotated[
         float | None,
-        typer.Option(help="Cut latents off at this value: more typical images, fewer kinds; 1.5, say.", min=0.01),
+        typer.Option(
+            help="Cut latents off at this value: more typical images, fewer kinds; 1.5, say.",
+            min=0.01,
+        ),
     ] = None,
     class_name: Annotated[
-        str | None, typer.Option("--class", help="The one class to sample of a generator of networks.per_class=true.")
+        str | None,
+        typer.Option(
+            "--class", help="The one class to sample of a generator of networks.per_class=true."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="PNG file for a grid.")] = Path("samples.png"),
-    files: Annotated[Path | None, typer.Option(help="Folder for single PNG files in place of a grid.")] = None,
+    files: Annotated[
+        Path | None, typer.Option(help="Folder for single PNG files in place of a grid.")
+    ] = None,
     interpolate: Annotated[
         bool, typer.Option("--interpolate", help="Each row goes over from one image to another.")
     ] = False,
-    video: Annotated[Path | None, typer.Option(help=".gif or .mp4 of a walk from image to image.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help=".gif or .mp4 of a walk from image to image.")
+    ] = None,
     progress: Annotated[
-        bool, typer.Option("--progress", help="The same images in all checkpoints of a run, a column each.")
+        bool,
+        typer.Option(
+            "--progress", help="The same images in all checkpoints of a run, a column each."
+        ),
     ] = False,
 ) -> None:
     """Write images from a trained generator: a grid, files, an interpolation, a video or its progress."""
-    from distgan.jobs import sample as job
+    from distgan.commands import sample as job
 
     kinds = [bool(files), interpolate, bool(video), progress]
     if sum(kinds) > 1:
-        raise UserError("--files, --interpolate, --video and --progress each make something else; choose one")
+        raise UserError(
+            "--files, --interpolate, --video and --progress each make something else; choose one"
+        )
     if len(sources) > 1 and any(kinds):
         raise UserError("only a grid can show several generators; give one of them")
     choice = job.Choice(num, seed, truncation, class_name)
@@ -178,10 +227,12 @@ def sample(
 @command
 def report(
     folder: Annotated[Path, typer.Argument(help="Run folder, or a folder of runs.")],
-    out: Annotated[Path | None, typer.Option(help="HTML file to write; none means report.html in the folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write; none means report.html in the folder.")
+    ] = None,
 ) -> None:
     """Write one page that tells a run, or a table and a page that compare runs."""
-    from distgan.jobs.report import report as write_report
+    from distgan.commands.report import report as write_report
 
     written = write_report(folder, out=out)
     if written.rows:
@@ -191,15 +242,22 @@ def report(
 
 @command
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder or generator.safetensors.")],
+    run: Annotated[
+        Path, typer.Argument(help="Run folder, checkpoint folder or generator.safetensors.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    format: Annotated[Literal["safetensors", "onnx"], typer.Option(help="Of the weights.")] = "safetensors",
+    format: Annotated[
+        Literal["safetensors", "onnx"], typer.Option(help="Of the weights.")
+    ] = "safetensors",
     license: Annotated[
-        str, typer.Option(help="Licence of the model, as Hugging Face names it: mit, cc-by-4.0, other ...")
+        str,
+        typer.Option(
+            help="Licence of the model, as Hugging Face names it: mit, cc-by-4.0, other ..."
+        ),
     ] = "unknown",
 ) -> None:
     """Write a generator to be used without distgan, with a model card."""
-    from distgan.jobs.export import export as write_export
+    from distgan.commands.export import export as write_export
 
     for sentence in write_export(run, out, format=format, license=license):
         say(sentence)
@@ -214,7 +272,7 @@ def probe(
     seed: Annotated[int, typer.Option(help="Seed of the training.", min=0)] = 0,
 ) -> None:
     """Train the small classifier in whose features generators of these images are scored."""
-    from distgan.jobs.probe import probe as train_probe
+    from distgan.commands.probe import probe as train_probe
 
     with share_progress("training the probe") as show:
         trained, path = train_probe(shards, flip=flip, seed=seed, progress=show)
@@ -232,24 +290,36 @@ def probe(
 def evaluate(
     inputs: Annotated[
         list[Path],
-        typer.Argument(help="Run folders, checkpoints, generator files, folders of images, or packed shards."),
+        typer.Argument(
+            help="Run folders, checkpoints, generator files, folders of images, or packed shards."
+        ),
     ],
     data: Annotated[str, typer.Option(help="Packed shards of the real images.")],
     num: Annotated[
-        int, typer.Option(help="Fakes to score; without --reference at most half as many as reals.", min=12)
+        int,
+        typer.Option(
+            help="Fakes to score; without --reference at most half as many as reals.", min=12
+        ),
     ] = 10_000,
     reference: Annotated[
-        int | None, typer.Option(help="Real images to compare with; none means as many as fakes.", min=12)
+        int | None,
+        typer.Option(help="Real images to compare with; none means as many as fakes.", min=12),
     ] = None,
-    extractor: Annotated[str, typer.Option(help="auto, random, probe, inception, or the file of a probe.")] = "auto",
-    inception_weights: Annotated[Path | None, typer.Option(help="File of Inception weights.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="Names of metrics, with commas; none means all.")] = None,
+    extractor: Annotated[
+        str, typer.Option(help="auto, random, probe, inception, or the file of a probe.")
+    ] = "auto",
+    inception_weights: Annotated[
+        Path | None, typer.Option(help="File of Inception weights.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Names of metrics, with commas; none means all.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the latents.", min=0)] = 0,
     json: Annotated[Path | None, typer.Option(help="File for the numbers.")] = None,
 ) -> None:
     """Score generated images against real ones: a table and a verdict."""
-    from distgan.config import Evaluation
-    from distgan.jobs.evaluate import evaluate_inputs
+    from distgan.commands.evaluate import evaluate_inputs
+    from distgan.config.schema import Evaluation
 
     settings = Evaluation(
         num_samples=num,
@@ -257,42 +327,62 @@ def evaluate(
         inception_weights=None if inception_weights is None else str(inception_weights),
         metrics=None if metrics is None else tuple(metrics.split(",")),
     )
-    scored = evaluate_inputs(inputs, data, settings=settings, seed=seed, num_reference=reference, json_file=json)
+    scored = evaluate_inputs(
+        inputs, data, settings=settings, seed=seed, num_reference=reference, json_file=json
+    )
     reals = scored[0].result.reals
     rows = [
-        [name, *(f"{each.result.values[name]:.4g}" for each in scored), f"{reals[name]:.4g}" if name in reals else ""]
+        [
+            name,
+            *(f"{each.result.values[name]:.4g}" for each in scored),
+            f"{reals[name]:.4g}" if name in reals else "",
+        ]
         for name in scored[0].result.values
     ]
     show_columns(["", *(each.name for each in scored), "real images"], rows)
     for each in scored:
-        say(f"{each.name}: {each.verdict}", style="bold red" if each.verdict.is_trouble else "bold green")
+        say(
+            f"{each.name}: {each.verdict}",
+            style="bold red" if each.verdict.is_trouble else "bold green",
+        )
     say(scored[0].result.protocol.line())
 
 
 @command
 def sweep(
-    file: Annotated[Path, typer.Argument(help="What to vary: docs/sweep.md says how it is written.")],
+    file: Annotated[
+        Path, typer.Argument(help="What to vary: docs/sweep.md says how it is written.")
+    ],
     settings: Annotated[
-        list[str] | None, typer.Argument(help="Settings of every run as section.field=value.", metavar="SETTING...")
+        list[str] | None,
+        typer.Argument(help="Settings of every run as section.field=value.", metavar="SETTING..."),
     ] = None,
-    folder: Annotated[Path | None, typer.Option(help="For the runs; none means runs/ and the file's name.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="For the runs; none means runs/ and the file's name.")
+    ] = None,
     show: Annotated[
         bool, typer.Option("--list", help="Show the runs with their numbers and states, and stop.")
     ] = False,
     index: Annotated[
         int | None,
-        typer.Option(help="Take this one run only, for one task of an array.", min=0, envvar="SLURM_ARRAY_TASK_ID"),
+        typer.Option(
+            help="Take this one run only, for one task of an array.",
+            min=0,
+            envvar="SLURM_ARRAY_TASK_ID",
+        ),
     ] = None,
     words: Annotated[
         bool, typer.Option("--words", help="Print that run's words for distgan/train.py, and stop.")
     ] = False,
-    board: Annotated[bool, typer.Option("--board", help="Write the leaderboard of what is there, and stop.")] = False,
+    board: Annotated[
+        bool, typer.Option("--board", help="Write the leaderboard of what is there, and stop.")
+    ] = False,
 ) -> None:
     """Train many runs and rank them. A stopped sweep goes on when called again."""
-    from distgan.interrupt import Interrupt
-    from distgan.jobs import sweep as job
+    from distgan.commands import sweep as job
     from distgan.reporting import leaderboard
-    from distgan.runfolder import read_status
+    from distgan.run.folder import read_status
+    from distgan.runtime.signals import Interrupt
 
     asked = job.read_sweep(file)
     folder = folder or Path("runs") / file.stem
@@ -335,7 +425,8 @@ def sweep(
 @command
 def bench(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings as section.field=value.", metavar="SETTING...")
+        list[str] | None,
+        typer.Argument(help="Settings as section.field=value.", metavar="SETTING..."),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="A preset or a .toml file.")] = None,
     size: Annotated[int, typer.Option(help="Pixels a side of the images: 32, 64 or 128.")] = 64,
@@ -344,16 +435,20 @@ def bench(
     json: Annotated[Path | None, typer.Option(help="File for the numbers.")] = None,
 ) -> None:
     """Measure how fast this machine packs, loads and trains, in a few minutes on generated images."""
-    from distgan.jobs.bench import bench as measure
-    from distgan.layers import load_config
-    from distgan.runfolder import check_writable, write_json
+    from distgan.commands.bench import bench as measure
+    from distgan.config.load import load_config
+    from distgan.run.folder import check_writable, write_json
 
     if size not in (32, 64, 128) or channels not in (1, 3):
-        raise UserError(f"--size {size} --channels {channels} cannot be: give 32, 64 or 128 and 1 or 3")
+        raise UserError(
+            f"--size {size} --channels {channels} cannot be: give 32, 64 or 128 and 1 or 3"
+        )
     config = load_config(preset, list(overrides or []))
     if json is not None:
         check_writable(json)
-    found = measure(config, size=size, channels=channels, quick=quick, progress=lambda what: say(f"{what} ..."))
+    found = measure(
+        config, size=size, channels=channels, quick=quick, progress=lambda what: say(f"{what} ...")
+    )
     show_columns(["", "median (least to most)", ""], [list(row) for row in found.rows])
     say(", ".join(f"{name} {value}" for name, value in found.machine.items()))
     if json is not None:

@@ -6,30 +6,38 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn, optim
 
-from distgan.config import Optim
+from distgan.config.schema import Optim
 
 Parameters = Iterable[nn.Parameter]
 
 
 def adam(parameters: Parameters, settings: Optim) -> optim.Optimizer:
     """Adam (Kingma and Ba 2015), all parameters in one fused pass."""
-    return optim.Adam(parameters, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
+    return optim.Adam(
+        parameters, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+    )
 
 
 def adamw(parameters: Parameters, settings: Optim) -> optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-    return optim.AdamW(parameters, betas=settings.betas, weight_decay=settings.weight_decay, fused=True)
+    return optim.AdamW(
+        parameters, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+    )
 
 
 def rmsprop(parameters: Parameters, settings: Optim) -> optim.Optimizer:
     """RMSprop (Hinton 2012) with the second decay rate for squares and the first as momentum."""
     momentum, alpha = settings.betas
-    return optim.RMSprop(parameters, alpha=alpha, momentum=momentum, weight_decay=settings.weight_decay)
+    return optim.RMSprop(
+        parameters, alpha=alpha, momentum=momentum, weight_decay=settings.weight_decay
+    )
 
 
 def sgd(parameters: Parameters, settings: Optim) -> optim.Optimizer:
     """Stochastic gradient descent with the first decay rate as momentum."""
-    return optim.SGD(parameters, momentum=settings.betas[0], weight_decay=settings.weight_decay, fused=True)
+    return optim.SGD(
+        parameters, momentum=settings.betas[0], weight_decay=settings.weight_decay, fused=True
+    )
 
 
 OPTIMIZERS: dict[str, Callable[[Parameters, Optim], optim.Optimizer]] = {
@@ -39,7 +47,9 @@ OPTIMIZERS: dict[str, Callable[[Parameters, Optim], optim.Optimizer]] = {
     "sgd": sgd,
 }
 
-SCHEDULES: dict[str, Callable[[float], float]] = {  # part of the run that is over -> part of the fall that is left
+SCHEDULES: dict[
+    str, Callable[[float], float]
+] = {  # part of the run that is over -> part of the fall that is left
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: (1.0 + math.cos(math.pi * progress)) / 2,
@@ -60,7 +70,9 @@ class Lookahead:
     """Slow weights of both players, toward which they go back together (Chavdarova et al. 2021, algorithm 1)."""
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
-        self.fast: list[Tensor] = [parameter for network in networks for parameter in network.parameters()]
+        self.fast: list[Tensor] = [
+            parameter for network in networks for parameter in network.parameters()
+        ]
         self.slow = [parameter.detach().clone() for parameter in self.fast]
 
     @torch.no_grad()

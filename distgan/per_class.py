@@ -17,25 +17,34 @@ from typing import Any
 import numpy as np
 import torch
 
-from distgan.config import Config, total_images
-from distgan.dataset import open_dataset
-from distgan.distributed import current_world
+from distgan.config.load import to_toml
+from distgan.config.schema import Config, total_images
+from distgan.data import open_dataset
 from distgan.errors import UserError
+from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.verdict import judge
-from distgan.generators import generate, load_generator, sample_latents, save_generator
-from distgan.interrupt import Interrupt
-from distgan.layers import to_toml
-from distgan.mixture import Mixture, MixtureSpec, mixture_spec, of_class
-from distgan.objectives.adversarial import equilibrium
-from distgan.peers import Peers
-from distgan.plan import check_agreement, default_run_dir
-from distgan.quality import QualityWatch
+from distgan.images import save_grid, to_uint8
+from distgan.losses.adversarial import equilibrium
+from distgan.networks.generator_file import load_generator, save_generator
+from distgan.networks.latents import generate, sample_latents
+from distgan.networks.mixture import Mixture, MixtureSpec, mixture_spec, of_class
 from distgan.reporting.console import say, show_table
-from distgan.reporting.images import save_grid, to_uint8
-from distgan.reporting.reporter import Reporter
-from distgan.resume import find_checkpoint
-from distgan.runfolder import ENDED, RunFolder, explained, read_rows, read_status, write_atomically
-from distgan.runtime import build_accelerator, provenance, stop_with_launcher
+from distgan.reporting.run_logger import RunLogger
+from distgan.run.checkpointer import find_checkpoint
+from distgan.run.folder import (
+    FINISHED_STATES,
+    RunFolder,
+    explained,
+    read_rows,
+    read_status,
+    write_atomically,
+)
+from distgan.run.preflight import check_agreement, default_run_dir
+from distgan.runtime.accelerator import build_accelerator, die_with_launcher
+from distgan.runtime.distributed import current_world
+from distgan.runtime.heartbeat import Heartbeat
+from distgan.runtime.provenance import provenance
+from distgan.runtime.signals import Interrupt
 from distgan.trainer import NUM_SAMPLES, Trainer
 from shards.reader import ShardReader
 
@@ -59,7 +68,10 @@ class ClassShare:
 
 def share_out(num_batches: int, counts: list[int]) -> list[int]:
     """Batches a class, `num_batches` together, in proportion to the counts: every class gets the same number of epochs."""
-    ends = [round(num_batches * passed / sum(counts)) for passed in itertools.accumulate(counts, initial=0)]
+    ends = [
+        round(num_batches * passed / sum(counts))
+        for passed in itertools.accumulate(counts, initial=0)
+    ]
     return [stop - start for start, stop in itertools.pairwise(ends)]
 
 
@@ -74,13 +86,17 @@ def class_shares(config: Config, reader: ShardReader) -> list[ClassShare]:
     wanted = index.class_names if config.data.classes is None else config.data.classes
     chosen = [number for number, name in enumerate(index.class_names) if name in wanted]
     if len(chosen) < 2:
-        raise UserError(f"{source}: a GAN a class of only one class is an ordinary GAN; leave networks.per_class out")
+        raise UserError(
+            f"{source}: a GAN a class of only one class is an ordinary GAN; leave networks.per_class out"
+        )
     counts = [index.class_counts[number] for number in chosen]
     images = train.batch_size * train.d_steps
     num_batches = math.ceil(total_images(train, reader.num_samples) / images)
     shares = [
         ClassShare(number, index.class_names[number], count, batches * images)
-        for number, count, batches in zip(chosen, counts, share_out(num_batches, counts), strict=True)
+        for number, count, batches in zip(
+            chosen, counts, share_out(num_batches, counts), strict=True
+        )
     ]
     if small := [share for share in shares if share.num_samples < train.batch_size]:
         names = ", ".join(f"{share.name} ({share.num_samples} images)" for share in small)
@@ -107,18 +123,28 @@ class ClassFolder(RunFolder):
         """status.json of both; a class that is done leaves the whole running."""
         super().write_status(state, reason, images_seen=images_seen, verdict=verdict)
         sentence, images = f"class {self.name}: {reason}", self.images_before + images_seen
-        self.whole.write_status("running" if state == "done" else state, sentence, images_seen=images)
+        self.whole.write_status(
+            "running" if state == "done" else state, sentence, images_seen=images
+        )
         if state != "running":
-            self.whole.add_event("class" if state == "done" else state, sentence, images_seen=images)
+            self.whole.add_event(
+                "class" if state == "done" else state, sentence, images_seen=images
+            )
 
 
 class PerClass:
     """One run of one GAN a class on this process; `run` trains what is missing, joins, and says how it ended."""
 
     def __init__(
-        self, config: Config, *, name: str, run_dir: Path | None, interrupt: Interrupt, command: list[str]
+        self,
+        config: Config,
+        *,
+        name: str,
+        run_dir: Path | None,
+        interrupt: Interrupt,
+        command: list[str],
     ) -> None:
-        stop_with_launcher()
+        die_with_launcher()
         self.config, self.name, self.interrupt, self.command = config, name, interrupt, command
         self.index, self.reader = open_dataset(config.data)
         self.shares = class_shares(config, self.reader)
@@ -137,7 +163,7 @@ class PerClass:
         if only is not None:
             return self.trainer(next(share for share in self.shares if share.number == only)).run()
         self.folder: RunFolder | None = self.world.on_main(self.open_folder)
-        trained = self.world.on_all(self.images_of_classes)
+        trained = self.world.broadcast_from_main(self.images_of_classes)
         outcome = self.train_classes(trained)
         if outcome == "done":
             return self.join(sum(trained.values()))
@@ -147,12 +173,18 @@ class PerClass:
 
     def train_classes(self, trained: dict[int, int]) -> str:
         """Train the classes that are not yet, images seen by each in `trained`; the outcome of the last."""
-        ended = self.world.on_all(lambda: [read_status(self.class_dir(s))["state"] in ENDED for s in self.shares])
+        ended = self.world.broadcast_from_main(
+            lambda: [
+                read_status(self.class_dir(s))["state"] in FINISHED_STATES for s in self.shares
+            ]
+        )
         for share, has_ended in zip(self.shares, ended, strict=True):
             if trained[share.number] >= share.total_images and has_ended:
                 continue
             try:
-                trainer = self.trainer(share, images_before=sum(trained.values()) - trained[share.number])
+                trainer = self.trainer(
+                    share, images_before=sum(trained.values()) - trained[share.number]
+                )
             except UserError as error:
                 if self.folder is not None:
                     self.folder.write_status(
@@ -171,7 +203,9 @@ class PerClass:
         """Rank zero: the folder of the whole run, which says what it is from the start."""
         folder = RunFolder(self.run_dir)
         if any(folder.checkpoints.iterdir()):
-            raise UserError(f"{self.run_dir} holds a run of one GAN; choose another folder with --run-dir")
+            raise UserError(
+                f"{self.run_dir} holds a run of one GAN; choose another folder with --run-dir"
+            )
         with explained(folder.path):
             write_atomically(folder.path / "config.toml", to_toml(self.config))
         counts = [share.num_samples for share in self.shares]
@@ -180,7 +214,10 @@ class PerClass:
             ("run folder", str(self.run_dir)),
             ("data", f"{sum(counts):,} images, {self.reader.files.source}"),
             ("length", f"{sum(kimg):,g} kimg, shared out over {len(counts)} classes"),
-            *((f"class {s.name}", f"{s.num_samples:,} images, {s.total_images / 1000:,g} kimg") for s in self.shares),
+            *(
+                (f"class {s.name}", f"{s.num_samples:,} images, {s.total_images / 1000:,g} kimg")
+                for s in self.shares
+            ),
         ]
         show_table("distgan, one GAN a class", rows)
         return folder
@@ -191,8 +228,12 @@ class PerClass:
         return config.model_copy(
             update={
                 "data": config.data.model_copy(update={"classes": (share.name,)}),
-                "networks": config.networks.model_copy(update={"per_class": False, "only_class": None}),
-                "train": config.train.model_copy(update={"kimg": share.total_images / 1000, "epochs": None}),
+                "networks": config.networks.model_copy(
+                    update={"per_class": False, "only_class": None}
+                ),
+                "train": config.train.model_copy(
+                    update={"kimg": share.total_images / 1000, "epochs": None}
+                ),
             }
         )
 
@@ -204,7 +245,9 @@ class PerClass:
         """Rank zero: images seen by each class in its newest checkpoint; raises UserError for one of other settings."""
         images = {}
         for share in self.shares:
-            found = find_checkpoint(self.class_dir(share), self.class_config(share), self.index.fingerprint)
+            found = find_checkpoint(
+                self.class_dir(share), self.class_config(share), self.index.fingerprint
+            )
             images[share.number] = found[1]["images_seen"] if found else 0
         return images
 
@@ -215,7 +258,9 @@ class PerClass:
             if self.config.networks.only_class is not None:
                 return RunFolder(path)
             assert self.folder is not None, "only rank zero opens folders"
-            return ClassFolder(path, whole=self.folder, name=share.name, images_before=images_before)
+            return ClassFolder(
+                path, whole=self.folder, name=share.name, images_before=images_before
+            )
 
         return Trainer(
             self.class_config(share),
@@ -230,7 +275,7 @@ class PerClass:
 
     def join(self, images_seen: int) -> str:
         """All classes are trained: one generator of them, scored on all ranks against the whole dataset."""
-        reporter = Reporter(
+        reporter = RunLogger(
             self.folder,
             name=self.name,
             config=self.config,
@@ -239,10 +284,10 @@ class PerClass:
             epoch_images=self.reader.num_samples,
             equilibrium=equilibrium(self.config.loss),
         )
-        if self.world.on_all(lambda: self.is_joined(images_seen)):
+        if self.world.broadcast_from_main(lambda: self.is_joined(images_seen)):
             reporter.already_done(images_seen=images_seen)
             return "done"
-        peers = Peers(self.world)
+        peers = Heartbeat(self.world)
         peers.stuck = lambda why: reporter.close("failed", why, images_seen=images_seen)
         try:
             outcome, reason = self.join_classes(reporter, images_seen)
@@ -259,7 +304,7 @@ class PerClass:
         status = read_status(self.run_dir)
         return (status["state"], status["images_seen"]) == ("done", images_seen)
 
-    def join_classes(self, reporter: Reporter, images_seen: int) -> tuple[str, str]:
+    def join_classes(self, reporter: RunLogger, images_seen: int) -> tuple[str, str]:
         """Build, score, show and save the mixture; the outcome and why."""
         raised = torch.tensor(float(self.interrupt.raised), device=self.device)
         if self.world.all_reduce_sum(raised) > 0:
@@ -268,7 +313,9 @@ class PerClass:
                 f"{self.interrupt.signal_name or 'a signal'}; all classes are trained and not yet joined",
             )
         mixture, spec = self.build_mixture()
-        table = [("joined", f"{len(spec.classes)} generators into one of latents [{spec.latent_dim}]")]
+        table = [
+            ("joined", f"{len(spec.classes)} generators into one of latents [{spec.latent_dim}]")
+        ]
         reporter.start(
             table,
             config_toml=to_toml(self.config),
@@ -279,7 +326,7 @@ class PerClass:
         if self.folder is not None:
             self.folder.write_status("running", "joining the classes", images_seen=images_seen)
             self.folder.add_metrics(self.sums(images_seen))
-        quality = QualityWatch(
+        quality = Evaluator(
             self.reader,
             evaluation=self.config.evaluation,
             thresholds=self.config.collapse.thresholds,
@@ -295,18 +342,26 @@ class PerClass:
         reporter.verdict(verdict, images_seen=images_seen)
         if self.folder is not None:
             self.show(mixture, spec, reporter, images_seen)
-            facts = {"images_seen": images_seen, "dataset": self.index.fingerprint, "weights": "moving average"}
+            facts = {
+                "images_seen": images_seen,
+                "dataset": self.index.fingerprint,
+                "weights": "moving average",
+            }
             with explained(self.folder.path):
                 save_generator(mixture, spec, self.folder.path, facts=facts)
         return "done", f"one GAN a class trained to the end; {verdict}"
 
     def build_mixture(self) -> tuple[Mixture, MixtureSpec]:
         """The classes' generators, read by rank zero, as one on every rank; a class weighs what it has of the images."""
-        parts = self.world.on_main(lambda: [load_generator(self.class_dir(share)) for share in self.shares])
+        parts = self.world.on_main(
+            lambda: [load_generator(self.class_dir(share)) for share in self.shares]
+        )
         part: Any = self.world.broadcast_object(parts[0][1] if parts else None)
         total = sum(share.num_samples for share in self.shares)
         names = tuple(share.name for share in self.shares)
-        spec = mixture_spec(part, classes=names, weights=tuple(share.num_samples / total for share in self.shares))
+        spec = mixture_spec(
+            part, classes=names, weights=tuple(share.num_samples / total for share in self.shares)
+        )
         mixture = Mixture(spec).to(self.device).eval().requires_grad_(False)
         for own, (trained, _) in zip(mixture.parts, parts or (), strict=parts is not None):
             own.load_state_dict(trained.state_dict())
@@ -315,7 +370,10 @@ class PerClass:
 
     def sums(self, images_seen: int) -> dict[str, Any]:
         """The row of metrics.jsonl of all classes together."""
-        last = [next(iter(read_rows(self.class_dir(share) / "metrics.jsonl")[-1:]), {}) for share in self.shares]
+        last = [
+            next(iter(read_rows(self.class_dir(share) / "metrics.jsonl")[-1:]), {})
+            for share in self.shares
+        ]
         seconds = sum(row.get("time/train_sec", 0.0) for row in last)
         return {
             "progress/kimg": images_seen / 1000,
@@ -325,13 +383,20 @@ class PerClass:
             "time/train_sec": seconds,
         }
 
-    def show(self, mixture: Mixture, spec: MixtureSpec, reporter: Reporter, images_seen: int) -> None:
+    def show(
+        self, mixture: Mixture, spec: MixtureSpec, reporter: RunLogger, images_seen: int
+    ) -> None:
         """Rank zero: a grid of the mixture, one of reals, and classes.png with a row a class."""
         assert self.folder is not None, "only rank zero draws"
         latents = sample_latents(NUM_SAMPLES, spec, seed=self.config.train.seed).to(self.device)
-        reals = torch.from_numpy(self.reader.gather(np.arange(min(NUM_SAMPLES, self.reader.num_samples))))
+        reals = torch.from_numpy(
+            self.reader.gather(np.arange(min(NUM_SAMPLES, self.reader.num_samples)))
+        )
         reporter.samples(to_uint8(generate(mixture, latents)), reals, images_seen=images_seen)
-        rows = [to_uint8(generate(mixture, of_class(latents[:COLUMNS], spec, name))) for name in spec.classes]
+        rows = [
+            to_uint8(generate(mixture, of_class(latents[:COLUMNS], spec, name)))
+            for name in spec.classes
+        ]
         with explained(self.folder.path):
             save_grid(torch.cat(rows), self.folder.samples / "classes.png", columns=COLUMNS)
         say(f"classes.png, from above: {', '.join(spec.classes)}")

@@ -14,7 +14,9 @@ if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     # Started by path: this folder must not stand where its modules could hide other libraries'.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from distgan.interrupt import Interrupt  # before the slow imports, so that a signal during them is not lost
+from distgan.runtime.signals import (
+    Interrupt,
+)  # before the slow imports, so that a signal during them is not lost
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":
@@ -24,10 +26,10 @@ from typing import Annotated
 
 import typer
 
+from distgan.config.load import load_config, preset_names
+from distgan.config.values import changed_from_defaults
 from distgan.errors import RunFailed, UserError
-from distgan.layers import load_config, preset_names
 from distgan.reporting.console import complain, show_table
-from distgan.settings import changed_from_defaults
 from shards.errors import ShardError
 
 EXIT_CODES = {"done": 0, "preempted": 75, "collapsed": 76}
@@ -35,13 +37,19 @@ EXIT_CODES = {"done": 0, "preempted": 75, "collapsed": 76}
 
 def train(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings as section.field=value.", metavar="SETTING...")
+        list[str] | None,
+        typer.Argument(help="Settings as section.field=value.", metavar="SETTING..."),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help=f"One of {', '.join(preset_names())}, or a .toml file.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(preset_names())}, or a .toml file.")
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Folder of packed shards (distgan pack); none: handwritten digits.")
+        str | None,
+        typer.Option(help="Folder of packed shards (distgan pack); none: handwritten digits."),
     ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where to write; the same command resumes.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where to write; the same command resumes.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Show the settings and stop.")] = False,
 ) -> None:
     """Train a DCGAN. Settings: default < preset < command line."""
@@ -54,15 +62,20 @@ def train(
         config = load_config(preset, words)
         if dry_run:
             if is_main:
-                show_table("settings that differ from the defaults", list(changed_from_defaults(config).items()))
+                show_table(
+                    "settings that differ from the defaults",
+                    list(changed_from_defaults(config).items()),
+                )
             return
-        from distgan.distributed import leave_world
         from distgan.per_class import PerClass
+        from distgan.runtime.distributed import leave_world
         from distgan.trainer import Trainer
 
         name = Path(preset).stem if preset else "run"
         kind = PerClass if config.networks.per_class else Trainer
-        state = kind(config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv).run()
+        state = kind(
+            config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv
+        ).run()
         leave_world()
     except (UserError, ShardError) as error:
         if speaks:

@@ -12,28 +12,30 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distgan import checkpoint
-from distgan.batches import Batches
-from distgan.config import Config, total_images
-from distgan.dataset import open_dataset
-from distgan.distributed import Consensus, current_world
+from distgan.config.load import to_toml, with_overrides
+from distgan.config.schema import Config, total_images
+from distgan.data import Batches, open_dataset
 from distgan.errors import RunFailed, UserError
-from distgan.generators import generate, sample_latents, save_generator
-from distgan.interrupt import Interrupt
-from distgan.layers import to_toml, with_words
-from distgan.networks import GeneratorSpec
-from distgan.objectives.adversarial import equilibrium
+from distgan.evaluation.evaluator import Evaluator
+from distgan.gan import GAN, build_gan
+from distgan.images import to_uint8
+from distgan.losses.adversarial import equilibrium
+from distgan.networks.base import GeneratorSpec
+from distgan.networks.generator_file import save_generator
+from distgan.networks.latents import generate, sample_latents
 from distgan.optimizers import lr_schedule
-from distgan.peers import Peers
-from distgan.plan import check_agreement, check_batch, default_run_dir, due, penalty_scale, start_table
-from distgan.players import Players, build_players
-from distgan.quality import QualityWatch
-from distgan.reporting.images import to_uint8
 from distgan.reporting.metrics import RunningMeans
-from distgan.reporting.reporter import Reporter
-from distgan.resume import RunState, find_checkpoint, take_over, write_checkpoint
-from distgan.runfolder import ENDED, RunFolder, explained, read_status
-from distgan.runtime import COLLECTIVE_TIMEOUT, build_accelerator, peak_memory_gb, provenance, stop_with_launcher
+from distgan.reporting.run_logger import RunLogger
+from distgan.run import checkpoints as checkpoint
+from distgan.run.checkpointer import RunState, find_checkpoint, restore, write_checkpoint
+from distgan.run.folder import FINISHED_STATES, RunFolder, explained, read_status
+from distgan.run.preflight import check_agreement, check_batch, default_run_dir, start_table
+from distgan.run.schedule import due, penalty_scale
+from distgan.runtime.accelerator import COLLECTIVE_TIMEOUT, build_accelerator, die_with_launcher
+from distgan.runtime.distributed import Consensus, current_world
+from distgan.runtime.heartbeat import Heartbeat
+from distgan.runtime.provenance import peak_memory_gb, provenance
+from distgan.runtime.signals import Interrupt
 from distgan.steps import discriminator_step, generator_step
 
 NUM_SAMPLES = 64  # images of a grid
@@ -52,51 +54,69 @@ class Trainer:
         command: list[str],
         open_folder: Callable[[Path], RunFolder] = RunFolder,
     ) -> None:
-        stop_with_launcher()
+        die_with_launcher()
         self.config, self.name, self.interrupt, self.command = config, name, interrupt, command
         self.index, self.reader = open_dataset(config.data)
         self.total_images = total_images(config.train, self.reader.num_samples)
         self.accelerator, self.precision_reason = build_accelerator(config.train)
         self.world, self.device = current_world(), self.accelerator.device
-        self.peers = Peers(self.world)
+        self.peers = Heartbeat(self.world)
         check_batch(config, self.world)
         self.run_dir = run_dir or default_run_dir(name, config, self.index.fingerprint)
         self.folder = self.world.on_main(lambda: open_folder(self.run_dir))
-        self.quality = QualityWatch(
+        self.quality = Evaluator(
             self.reader, evaluation=config.evaluation, thresholds=config.collapse.thresholds,
             classes=config.data.classes, world=self.world, device=self.device, seed=config.train.seed,
         )  # fmt: skip
         check_agreement(config, self.index.fingerprint, self.quality, self.world)
-        self.players = self.build_players()
-        self.state, self.measured_at = RunState(), -1  # images seen when norm statistics were last measured
+        self.gan = self.build_gan()
+        self.state, self.measured_at = (
+            RunState(),
+            -1,
+        )  # images seen when norm statistics were last measured
         self.notes: list[str] = []  # on what differs from the run that is resumed
         self.resume()
-        self.saved = self.state.healthy_images, self.quality.best_value, self.quality.best_images  # in a checkpoint
+        self.saved = (
+            self.state.healthy_images,
+            self.quality.best_value,
+            self.quality.best_images,
+        )  # in a checkpoint
         self.active = self.remedied(self.state.rollbacks)
         self.means = RunningMeans()
         self.looking = dict.fromkeys(("samples", "evaluations", "checkpoints"), 0.0)  # seconds
         self.consensus = Consensus(self.world, timeout=COLLECTIVE_TIMEOUT)
 
-    def build_players(self) -> Players:
+    def build_gan(self) -> GAN:
         """Networks that fit the images."""
         config, networks = self.config, self.config.networks
         channels, size, _ = self.index.image_shape
-        spec = GeneratorSpec(networks.architecture, size, channels, networks.generator_width, networks.latent_dim)
+        spec = GeneratorSpec(
+            networks.architecture, size, channels, networks.generator_width, networks.latent_dim
+        )
         try:
-            return build_players(
-                self.accelerator, spec, networks=networks, optim=config.optim, train=config.train, loss=config.loss
+            return build_gan(
+                self.accelerator,
+                spec,
+                networks=networks,
+                optim=config.optim,
+                train=config.train,
+                loss=config.loss,
             )
         except UserError:  # says by itself what to do
             raise
         except ValueError as error:
-            raise UserError(f"{self.reader.files.source}: {error}; pack again with --size") from None
+            raise UserError(
+                f"{self.reader.files.source}: {error}; pack again with --size"
+            ) from None
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, where there is one."""
-        found = self.world.on_main(lambda: find_checkpoint(self.run_dir, self.config, self.index.fingerprint))
-        contents = take_over(
+        found = self.world.on_main(
+            lambda: find_checkpoint(self.run_dir, self.config, self.index.fingerprint)
+        )
+        contents = restore(
             found[:2] if found else None,
-            players=self.players,
+            gan=self.gan,
             quality=self.quality,
             world=self.world,
             device=self.device,
@@ -106,22 +126,26 @@ class Trainer:
         self.state = RunState(**{name: contents[name] for name in vars(self.state)})
         self.notes = list(found[2]) if found else []
         if contents["world_size"] != self.world.size:
-            self.notes.append(f"the world was {contents['world_size']} processes, now {self.world.size}")
+            self.notes.append(
+                f"the world was {contents['world_size']} processes, now {self.world.size}"
+            )
 
     def run(self) -> str:
         """Train; returns `done`, `preempted` or `collapsed`, the state that status.json holds.
 
         A run that died between its last checkpoint and its status still has its last words to say.
         """
-        self.reporter = Reporter(
+        self.reporter = RunLogger(
             self.folder, name=self.name, config=self.config, wandb_id=self.state.wandb_id, total_images=self.total_images,
             epoch_images=self.reader.num_samples, equilibrium=equilibrium(self.config.loss),
         )  # fmt: skip
         self.state.wandb_id = self.reporter.wandb_id
         self.reporter.last_verdict = self.quality.verdict.name
-        self.peers.stuck = lambda why: self.reporter.close("failed", why, images_seen=self.state.images_seen)
-        recorded = self.world.on_all(lambda: read_status(self.run_dir)["state"])
-        if self.state.images_seen >= self.total_images and recorded in ENDED:
+        self.peers.stuck = lambda why: self.reporter.close(
+            "failed", why, images_seen=self.state.images_seen
+        )
+        recorded = self.world.broadcast_from_main(lambda: read_status(self.run_dir)["state"])
+        if self.state.images_seen >= self.total_images and recorded in FINISHED_STATES:
             self.reporter.already_done(images_seen=self.state.images_seen)
             self.peers.leave()
             return recorded
@@ -140,7 +164,7 @@ class Trainer:
         table = start_table(
             self.config,
             reader=self.reader,
-            players=self.players,
+            gan=self.gan,
             quality=self.quality,
             world=self.world,
             total_images=self.total_images,
@@ -176,14 +200,24 @@ class Trainer:
                 stop = self.consensus.poll(self.interrupt.raised) and not done
                 if done or stop or due(every(log.every_kimg, 400), before, now):
                     self.tick()
-                if done or before < epoch <= now or due(every(log.samples_every_kimg, 20), before, now):
+                if (
+                    done
+                    or before < epoch <= now
+                    or due(every(log.samples_every_kimg, 20), before, now)
+                ):
                     self.save_samples()
-                evaluated = (done and is_new) or due(every(self.config.evaluation.every_kimg, 10), max(before, 0), now)
+                evaluated = (done and is_new) or due(
+                    every(self.config.evaluation.every_kimg, 10), max(before, 0), now
+                )
                 if evaluated and not stop:
                     self.evaluate()
                 collapsed = self.react()
                 ending = done or stop or collapsed is not None
-                if (ending and is_new) or evaluated or due(every(self.config.checkpoint.every_kimg, 20), before, now):
+                if (
+                    (ending and is_new)
+                    or evaluated
+                    or due(every(self.config.checkpoint.every_kimg, 20), before, now)
+                ):
                     self.save_checkpoint(must=ending)
                 if ending:
                     break
@@ -198,10 +232,12 @@ class Trainer:
 
     def step(self) -> None:
         """One generator step after `d_steps` discriminator steps, each on the next batch of reals."""
-        train, loss, players = self.config.train, self.active.loss, self.players
+        train, loss, gan = self.config.train, self.active.loss, self.gan
         progress = self.state.images_seen / self.total_images
         rolled_back = self.config.collapse.lr_factor**self.state.rollbacks
-        players.set_optimizers(self.active.optim, lr_factor=rolled_back * lr_schedule(self.active.optim, progress))
+        gan.set_optimizers(
+            self.active.optim, lr_factor=rolled_back * lr_schedule(self.active.optim, progress)
+        )
         for d_step in range(train.d_steps):
             batch_start = self.state.images_seen + d_step * train.batch_size
             batches = self.batches.next(batch_start, rollbacks=self.state.rollbacks)
@@ -209,23 +245,27 @@ class Trainer:
             # have to keep a graph each, so there they are made anew.
             keep_graph = train.accumulate == 1 and d_step == train.d_steps - 1
             fakes, statistics = discriminator_step(
-                players,
+                gan,
                 batches,
                 loss=loss,
-                penalty_scale=penalty_scale(loss, batch_start // train.batch_size, progress=progress),
+                penalty_scale=penalty_scale(
+                    loss, batch_start // train.batch_size, progress=progress
+                ),
                 keep_graph=keep_graph,
             )
             if loss.augment_target is not None:
-                players.adapt_augmentation(
+                gan.adapt_augmentation(
                     statistics["accuracy/d_real"], loss, images=train.batch_size, world=self.world
                 )
-                statistics["progress/augment"] = players.augment_probability
+                statistics["progress/augment"] = gan.augment_probability
             self.means.add(statistics)
-        self.means.add(generator_step(players, batches, loss=loss, fakes=fakes if keep_graph else None))
+        self.means.add(generator_step(gan, batches, loss=loss, fakes=fakes if keep_graph else None))
         self.last_fakes = fakes[-1].detach()
         self.state.images_seen += train.batch_size * train.d_steps
-        players.settle(
-            self.active.optim, num_images=train.batch_size * train.d_steps, images_seen=self.state.images_seen
+        gan.settle(
+            self.active.optim,
+            num_images=train.batch_size * train.d_steps,
+            images_seen=self.state.images_seen,
         )
 
     # ------------------------------------------------------------------------------------------------ maintenance
@@ -248,7 +288,11 @@ class Trainer:
                 "progress/images": self.state.images_seen,
                 "progress/epoch": self.state.images_seen / self.reader.num_samples,
                 **statistics,
-                **{f"{name}_relative": statistics[name] / level for name, level in balance.items() if level},
+                **{
+                    f"{name}_relative": statistics[name] / level
+                    for name, level in balance.items()
+                    if level
+                },
                 "time/images_per_sec": (self.state.images_seen - self.tick_images) / seconds,
                 "time/data_wait_frac": self.batches.wait_seconds / seconds,
                 "time/train_sec": self.state.train_seconds,
@@ -263,11 +307,13 @@ class Trainer:
         began = time.monotonic()
         self.measure_statistics()
         if self.world.is_main:
-            latents = sample_latents(NUM_SAMPLES, self.players.spec, seed=self.config.train.seed)
-            fakes = generate(self.players.ema.generator, latents.to(self.device))
+            latents = sample_latents(NUM_SAMPLES, self.gan.spec, seed=self.config.train.seed)
+            fakes = generate(self.gan.ema.generator, latents.to(self.device))
             reals = None
             if not (self.folder.samples / "reals.png").exists():
-                reals = torch.from_numpy(self.reader.gather(np.arange(min(NUM_SAMPLES, self.reader.num_samples))))
+                reals = torch.from_numpy(
+                    self.reader.gather(np.arange(min(NUM_SAMPLES, self.reader.num_samples)))
+                )
             self.reporter.samples(to_uint8(fakes), reals, images_seen=self.state.images_seen)
         self.looking["samples"] += time.monotonic() - began
 
@@ -276,7 +322,9 @@ class Trainer:
         began = time.monotonic()
         self.measure_statistics()
         result, verdict, is_best = self.quality.evaluate(
-            self.players.ema.generator, self.players.spec.latent_dim, images_seen=self.state.images_seen
+            self.gan.ema.generator,
+            self.gan.spec.latent_dim,
+            images_seen=self.state.images_seen,
         )
         self.reporter.evaluation(result, is_best=is_best, images_seen=self.state.images_seen)
         self.reporter.verdict(verdict, images_seen=self.state.images_seen)
@@ -303,12 +351,12 @@ class Trainer:
         """Put the last healthy checkpoint, or else the first, in place with the remedy; images seen go on forward."""
         verdict, name = self.quality.verdict, checkpoint.checkpoint_name(self.state.healthy_images)
         found = self.world.on_main(lambda: checkpoint.load(self.folder.checkpoints / name))
-        take_over(found, players=self.players, quality=self.quality, world=self.world, device=self.device)
+        restore(found, gan=self.gan, quality=self.quality, world=self.world, device=self.device)
         self.quality.monitor.forgive()
         self.state.rollbacks += 1
         self.active = self.remedied(self.state.rollbacks)
         if self.active.loss.augment_probability != self.config.loss.augment_probability:
-            self.players.augment_probability.fill_(self.active.loss.augment_probability)
+            self.gan.augment_probability.fill_(self.active.loss.augment_probability)
         self.means = RunningMeans()
         self.reporter.event(
             "rollback",
@@ -319,7 +367,9 @@ class Trainer:
 
     def remedied(self, rollbacks: int) -> Config:
         """The settings in force after so many rollbacks."""
-        return with_words(self.config, self.config.collapse.remedy) if rollbacks else self.config
+        return (
+            with_overrides(self.config, self.config.collapse.remedy) if rollbacks else self.config
+        )
 
     def save_checkpoint(self, *, must: bool) -> None:
         """All ranks: check that replicas are equal, then rank zero writes; `must` makes a full disk an error."""
@@ -327,17 +377,23 @@ class Trainer:
         if self.quality.verdict.name == "healthy":
             self.state.healthy_images = self.state.images_seen
         self.measure_statistics()
-        self.players.check_replicas(self.world)
-        if self.world.on_all(lambda: self.write_checkpoint(must=must)):
-            self.saved = self.state.healthy_images, self.quality.best_value, self.quality.best_images
+        self.gan.check_replicas(self.world)
+        if self.world.broadcast_from_main(lambda: self.write_checkpoint(must=must)):
+            self.saved = (
+                self.state.healthy_images,
+                self.quality.best_value,
+                self.quality.best_images,
+            )
         else:
-            self.state.healthy_images, self.quality.best_value, self.quality.best_images = self.saved
+            self.state.healthy_images, self.quality.best_value, self.quality.best_images = (
+                self.saved
+            )
         self.looking["checkpoints"] += time.monotonic() - began
 
     def measure_statistics(self) -> None:
         """Make the averaged generator's norm statistics those of its present weights, once a step."""
         if self.measured_at != self.state.images_seen:
-            self.players.refresh_statistics(self.world, seed=self.config.train.seed)
+            self.gan.refresh_statistics(self.world, seed=self.config.train.seed)
             self.measured_at = self.state.images_seen
 
     def write_checkpoint(self, *, must: bool) -> bool:
@@ -346,7 +402,7 @@ class Trainer:
             write_checkpoint(
                 self.folder.checkpoints,
                 self.state,
-                players=self.players,
+                gan=self.gan,
                 quality=self.quality,
                 config=self.config,
                 fingerprint=self.index.fingerprint,
@@ -355,8 +411,12 @@ class Trainer:
         except OSError as error:
             text = f"could not save a checkpoint to {self.folder.checkpoints}: {error.strerror or error}"
             if must:
-                raise UserError(f"{text}; make room and type the same command to go on from the one before") from None
-            self.reporter.event("warning", f"{text}; the one before is kept", images_seen=self.state.images_seen)
+                raise UserError(
+                    f"{text}; make room and type the same command to go on from the one before"
+                ) from None
+            self.reporter.event(
+                "warning", f"{text}; the one before is kept", images_seen=self.state.images_seen
+            )
             return False
         return True
 
@@ -364,9 +424,13 @@ class Trainer:
         """Write the generator and close; says how the run ended."""
         images_seen = self.state.images_seen
         if self.world.is_main:
-            facts = {"images_seen": images_seen, "dataset": self.index.fingerprint, "weights": "moving average"}
+            facts = {
+                "images_seen": images_seen,
+                "dataset": self.index.fingerprint,
+                "weights": "moving average",
+            }
             with explained(self.folder.path):
-                save_generator(self.players.ema.generator, self.players.spec, self.folder.path, facts=facts)
+                save_generator(self.gan.ema.generator, self.gan.spec, self.folder.path, facts=facts)
         outcome, reason = "done", f"trained to the end; {self.quality.verdict}"
         if collapsed is not None:
             outcome, reason = "collapsed", collapsed

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.encoding import end_with_parent
 from shards.errors import ShardError
 from shards.files import usable_cores
+from shards.pack_workers import end_with_parent
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +27,18 @@ if TYPE_CHECKING:
     from shards.reader import ShardReader
 
 MAX_WORKERS = 16  # where their number is not chosen
-DEAF_TO = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}  # what a trainer answers with a checkpoint
+DEAF_TO = {
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+}  # what a trainer answers with a checkpoint
 
 
 def fair_workers() -> int:
     """The cores of this process's share but one, at most MAX_WORKERS."""
-    return min(MAX_WORKERS, max(0, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return min(
+        MAX_WORKERS, max(0, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
+    )
 
 
 def decoded_by_workers(

@@ -14,7 +14,9 @@ class ShardError(ValueError):
 
 def printable(text: str) -> str:
     """`text` with control characters and undecodable bytes spelled out, so that a hostile file name stays a name."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def without_secrets(text: str) -> str:

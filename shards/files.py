@@ -56,9 +56,13 @@ class LocalFiles:
         try:
             found = (self._folder / file).stat().st_size
         except OSError as error:
-            raise ShardError(f"{shown}: {error.strerror}; run `distgan verify` and restore or pack it again") from None
+            raise ShardError(
+                f"{shown}: {error.strerror}; run `distgan verify` and restore or pack it again"
+            ) from None
         if found != num_bytes:
-            raise ShardError(f"{shown} has {found:,} bytes, not {num_bytes:,}: run `distgan verify`, then pack again")
+            raise ShardError(
+                f"{shown} has {found:,} bytes, not {num_bytes:,}: run `distgan verify`, then pack again"
+            )
 
 
 def usable_cores() -> int:
@@ -119,7 +123,9 @@ def locked(lock: Path, *, busy: str | None) -> Iterator[None]:
         except OSError as error:
             os.close(handle)
             where = printable(str(lock.parent.parent))
-            raise ShardError(f"no file can be locked in {where} ({error.strerror}): use a local disk") from error
+            raise ShardError(
+                f"no file can be locked in {where} ({error.strerror}): use a local disk"
+            ) from error
         except BaseException:
             os.close(handle)
             raise

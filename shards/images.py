@@ -88,7 +88,10 @@ def _resizable(image: Image.Image) -> Image.Image:
 
 
 def _centre_square(image: Image.Image, size: int) -> Image.Image:
-    if image.size == (size, size):  # Pillow would copy it, which shows in the packing rate of small images
+    if image.size == (
+        size,
+        size,
+    ):  # Pillow would copy it, which shows in the packing rate of small images
         return image
     width, height = image.size
     side = min(width, height)
@@ -105,7 +108,9 @@ def _npy_pixels(data: bytes) -> NDArray[np.uint8]:
         raise BadImage(f"npy version {version[0]}.{version[1]}, where 1.0 is read")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype != np.uint8 or fortran_order or len(shape) not in (2, 3) or 0 in shape:
-        raise BadImage(f"an npy array {dtype} {list(shape)}, where uint8 [C, H, W] or [H, W, C] is needed")
+        raise BadImage(
+            f"an npy array {dtype} {list(shape)}, where uint8 [C, H, W] or [H, W, C] is needed"
+        )
     pixels = np.frombuffer(data, np.uint8, offset=file.tell())
     if pixels.size != np.prod(shape, dtype=object):
         raise BadImage(f"npy says {list(shape)} but holds {pixels.size} values")
@@ -122,5 +127,7 @@ def _reason(error: Exception) -> str:
         return "not a JPEG, PNG, WebP, BMP or GIF image"
     if isinstance(error, Image.DecompressionBombError):
         return _TOO_MANY_PIXELS
-    text = re.sub(r"0x[0-9a-f]+", "0x..", str(error)) or type(error).__name__  # addresses differ from run to run
+    text = (
+        re.sub(r"0x[0-9a-f]+", "0x..", str(error)) or type(error).__name__
+    )  # addresses differ from run to run
     return printable(text)[:200]

@@ -20,11 +20,10 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.encoded import DEFAULT_QUALITY, MAX_QUALITY, EncodedLayout
-from shards.encoding import Chunk, Packing, Rejected, Written, pwrite_all, run
 from shards.errors import ShardError, printable
 from shards.files import explained, locked, sha256_of_file, sync_folder, usable_cores, write_atomic
-from shards.index import (
+from shards.format.compressed import DEFAULT_QUALITY, MAX_QUALITY, EncodedLayout
+from shards.format.index import (
     INDEX_FILE,
     LABELS_FILE,
     RAW,
@@ -35,9 +34,10 @@ from shards.index import (
     ShardRecord,
     read_index,
 )
-from shards.layout import TRAILER, ShardLayout, npy_of_labels, npy_of_spans
-from shards.listing import Source
-from shards.sources import open_source
+from shards.format.raw import TRAILER, ShardLayout, npy_of_labels, npy_of_spans
+from shards.pack_workers import Chunk, Packing, Rejected, Written, pwrite_all, run
+from shards.sources.listing import Source
+from shards.sources.open import open_source
 
 BadImages = Literal["fail", "skip"]
 Encoding = Literal["raw", "jpeg", "png"]
@@ -84,22 +84,35 @@ def pack(
     layout = ShardLayout((channels, size, size), cls and source.labels is not None)
     if encoding == "jpeg":
         quality = quality or DEFAULT_QUALITY
-    encoded = None if encoding == "raw" else EncodedLayout(layout.image_shape, layout.cls, encoding, quality)
-    packing = Packing(source, layout, max(1, (shard_size_mb * 2**20 - len(TRAILER)) // layout.stride), encoded)
+    encoded = (
+        None
+        if encoding == "raw"
+        else EncodedLayout(layout.image_shape, layout.cls, encoding, quality)
+    )
+    packing = Packing(
+        source, layout, max(1, (shard_size_mb * 2**20 - len(TRAILER)) // layout.stride), encoded
+    )
     out = Path(out).expanduser()
     with explained(out, doing="cannot pack into"):
         work, shown = out / WORK_FOLDER, printable(str(out))
         finished = _finished(out, packing, bad_images)
         if finished is not None:
-            shutil.rmtree(work, ignore_errors=True)  # of a pack that died between its index and this
+            shutil.rmtree(
+                work, ignore_errors=True
+            )  # of a pack that died between its index and this
             return finished
         if out.is_dir() and not work.is_dir() and any(out.iterdir()):
             raise ShardError(f"{shown} is not empty and holds no packed shards: give a new folder")
-        with locked(work / "lock", busy=f"another pack is writing to {shown}: wait for it, or give another folder"):
+        with locked(
+            work / "lock",
+            busy=f"another pack is writing to {shown}: wait for it, or give another folder",
+        ):
             finished = _finished(out, packing, bad_images)  # by whoever held the lock
             if finished is None:
                 _claim(work, packing, shown)
-                records = _write_shards(packing, out, workers, bad_images, progress or (lambda done, total: None))
+                records = _write_shards(
+                    packing, out, workers, bad_images, progress or (lambda done, total: None)
+                )
                 finished = _write_index(packing, out, records)
             shutil.rmtree(work, ignore_errors=True)
     return finished
@@ -121,9 +134,13 @@ def _check_settings(
 
 def _check_encoding(encoding: str, quality: int | None) -> None:
     if encoding not in get_args(Encoding):
-        raise ShardError(f"--encoding {encoding} cannot be: give one of {', '.join(get_args(Encoding))}")
+        raise ShardError(
+            f"--encoding {encoding} cannot be: give one of {', '.join(get_args(Encoding))}"
+        )
     if quality is not None and encoding != "jpeg":
-        raise ShardError(f"--quality {quality} is for --encoding jpeg, and this is {encoding}: leave it out")
+        raise ShardError(
+            f"--quality {quality} is for --encoding jpeg, and this is {encoding}: leave it out"
+        )
     if quality is not None and not 1 <= quality <= MAX_QUALITY:
         raise ShardError(f"--quality {quality} cannot be: give 1 to {MAX_QUALITY}")
 
@@ -134,7 +151,9 @@ def _finished(out: Path, packing: Packing, bad_images: str) -> ShardIndex | None
         return None
     index, shown = read_index(out), printable(str(out))
     if index.plan != packing.plan:
-        raise ShardError(f"{shown} holds another dataset (of other images or settings): give a new folder")
+        raise ShardError(
+            f"{shown} holds another dataset (of other images or settings): give a new folder"
+        )
     count = index.num_rejected
     if count and bad_images == "fail":
         raise ShardError(
@@ -165,7 +184,10 @@ def _write_shards(
     for record in finished.values():
         _refuse(record.rejected if record else [], bad_images)
     pending = [shard for shard, record in finished.items() if record is None]
-    num_chunks, num_items = sum(len(packing.chunks(shard)) for shard in pending), len(packing.source)
+    num_chunks, num_items = (
+        sum(len(packing.chunks(shard)) for shard in pending),
+        len(packing.source),
+    )
     num_done = num_items - sum(len(packing.slots(shard)) for shard in pending)
     progress(num_done, num_items)
     if workers is None:  # not more than there is work for
@@ -198,7 +220,9 @@ def _refuse(rejected: list[Rejected], bad_images: str) -> None:
         )
 
 
-def _finish_shard(packing: Packing, out: Path, shard: int, chunks: list[tuple[Chunk, Written]]) -> Finished:
+def _finish_shard(
+    packing: Packing, out: Path, shard: int, chunks: list[tuple[Chunk, Written]]
+) -> Finished:
     """Close the gaps between chunks, end the tar, and give it its name and its record, durably and in this order."""
     temporary, end, spans = _temporary(out, shard), 0, []
     handle = os.open(temporary, os.O_RDWR)
@@ -247,9 +271,13 @@ def _write_index(packing: Packing, out: Path, records: list[Finished]) -> ShardI
     rejected = [image for record in records for image in record.rejected]
     if len(rejected) == len(source):
         first = f"the first is {rejected[0].name}, {rejected[0].reason}"
-        raise ShardError(f"all {len(source):,} images are broken ({first}): give other images and a new folder")
+        raise ShardError(
+            f"all {len(source):,} images are broken ({first}): give other images and a new folder"
+        )
     if rejected:
-        lines = [json.dumps({"name": image.name, "reason": image.reason}) + "\n" for image in rejected]
+        lines = [
+            json.dumps({"name": image.name, "reason": image.reason}) + "\n" for image in rejected
+        ]
         write_atomic(out / REJECTED_FILE, "".join(lines).encode())
     labels_sha256 = class_counts = None
     if source.labels is not None and source.class_names is not None:

@@ -9,33 +9,28 @@ from __future__ import annotations
 
 import mmap
 import os
-import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, nullcontext, suppress
-from functools import lru_cache, partial
-from multiprocessing.util import Finalize
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.decoding import decoded_by_workers
-from shards.encoded import EncodedImages
 from shards.errors import ShardError, printable
 from shards.files import Files, LocalFiles
-from shards.index import LABELS_FILE, SPANS_FILE, ShardIndex, read_index
-from shards.layout import NPY_HEADER_BYTES
-from shards.order import Order
-from shards.ordering import Ordering
-from shards.prefetch import Prefetcher
+from shards.format.compressed import EncodedImages
+from shards.format.index import LABELS_FILE, SPANS_FILE, ShardIndex, read_index
+from shards.format.raw import NPY_HEADER_BYTES
+from shards.order.ordering import Ordering
+from shards.order.permutation import Order
 
 if TYPE_CHECKING:
-    import torch
+    pass
+
 
 _MAX_OPEN_SHARDS = 512  # each holds a file descriptor, of which a process has 1,024 by default
-_MAX_JOIN_SEC = 5.0  # a thread in the middle of a download ends by itself, or with the process
 
 
 class Images(Protocol):
@@ -67,14 +62,18 @@ class ShardReader:
             for shard in self.index.shards:
                 files.check_size(shard.file, shard.num_bytes)
         self.ordering = ordering = ordering or Ordering()
-        if ordering.kind == "permutation":  # with windows it depends on how many lanes a stream reads
+        if (
+            ordering.kind == "permutation"
+        ):  # with windows it depends on how many lanes a stream reads
             ordering.check_room(files, self.index, num_held=None)
         counts = np.array([shard.num_samples for shard in self.index.shards], np.int64)
         self._starts = np.cumsum(counts) - counts
         self._labels = _side_file(self.index, files, LABELS_FILE, "<i4")
         self._subset: NDArray[np.int64] | None = None
         if classes is not None:
-            self._subset = np.flatnonzero(np.isin(self._all_labels(), _class_numbers(self.index, classes)))
+            self._subset = np.flatnonzero(
+                np.isin(self._all_labels(), _class_numbers(self.index, classes))
+            )
             if not len(self._subset):
                 raise ShardError(f"no image in classes {list(classes)}: choose others")
         self._open = _ShardOpener(self.index, files)
@@ -93,24 +92,35 @@ class ShardReader:
     def image_shape(self) -> tuple[int, int, int]:
         return self.index.image_shape
 
-    def gather(self, ids: NDArray[np.int64], *, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    def gather(
+        self, ids: NDArray[np.int64], *, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
         """The images uint8 [n, C, H, W] of ids [n], into `out` where given."""
         return self.gather_rows(self.rows(ids), out=out)
 
-    def gather_rows(self, rows: NDArray[np.int64], *, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    def gather_rows(
+        self, rows: NDArray[np.int64], *, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
         """The images of samples counted over all classes, whatever this reader's."""
         if out is None:
             out = np.empty((len(rows), *self.image_shape), np.uint8)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
-        places = np.argsort(shards, kind="stable")  # shard after shard, where only a few can be open
+        places = np.argsort(
+            shards, kind="stable"
+        )  # shard after shard, where only a few can be open
         rows = rows - self._starts[shards]
         current = -1
         images: Images = out[:0]
-        for place, shard, row in zip(places.tolist(), shards[places].tolist(), rows[places].tolist(), strict=True):
+        for place, shard, row in zip(
+            places.tolist(), shards[places].tolist(), rows[places].tolist(), strict=True
+        ):
             if shard != current:
                 images = out[:0]  # let go of one shard before the next is opened
                 held = self._held.get(shard)
-                current, images = shard, held[0] if held is not None else self._images_of_shard(shard)
+                current, images = (
+                    shard,
+                    held[0] if held is not None else self._images_of_shard(shard),
+                )
                 del held
             out[place] = images[row]
         return out
@@ -149,143 +159,19 @@ class ShardReader:
     def _all_labels(self) -> NDArray[np.int32]:
         if self._labels is None:
             shown = printable(str(self.index.path))
-            raise ShardError(f"{shown} has no labels: pack a source whose images lie in class folders")
+            raise ShardError(
+                f"{shown} has no labels: pack a source whose images lie in class folders"
+            )
         return self._labels
 
     def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The samples, counted over all classes, of ids of any shape. Raises IndexError for ids that are not there."""
         ids = np.asarray(ids, np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.num_samples:
-            raise IndexError(f"ids {ids.min()} .. {ids.max()} are not all among {self.num_samples} samples")
+            raise IndexError(
+                f"ids {ids.min()} .. {ids.max()} are not all among {self.num_samples} samples"
+            )
         return ids if self._subset is None else self._subset[ids]
-
-
-class BatchStream(Iterator["torch.Tensor"]):
-    """This rank's share, uint8 [batch_size / world, C, H, W], of one global batch after another, without an end.
-
-    The global batch at position p holds positions p .. p + batch_size - 1 of the reader's order under `key`, of which
-    rank r of `world` takes the r-th slice: the global order is the same for any world. Its whole state is `position`,
-    of the batch that comes next. A thread reads `prefetch` batches ahead, into pinned memory where there is CUDA; what fails
-    there is raised here. Encoded images are decoded by `workers` processes, by the thread where there are none. Close it,
-    or use it as a context manager.
-    """
-
-    def __init__(
-        self,
-        reader: ShardReader,
-        *,
-        key: int,
-        start: int,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-        prefetch: int = 4,
-        workers: int = 0,
-    ) -> None:
-        if batch_size < 1 or batch_size % world:
-            raise ShardError(f"batch size {batch_size} does not divide among {world} processes: give a multiple")
-        assert 0 <= rank < world, f"rank {rank} is not in a world of {world}"
-        self.position = start
-        self._batch_size = batch_size
-        self._queue: queue.Queue[torch.Tensor | BaseException] = queue.Queue(maxsize=prefetch)
-        self._stop = threading.Event()
-        share = batch_size // world
-        first = start + rank * share
-        order = reader.order(key, batch_size=batch_size)
-        workers = workers if reader.index.is_encoded else 0
-        reader.ordering.check_room(
-            reader.files, reader.index, num_held=order.num_held(first, share), num_reading=max(1, workers)
-        )
-        self._thread = threading.Thread(
-            target=_read_ahead,
-            args=(reader, order, first, share, batch_size, workers, self._queue, self._stop),
-            name="shards-batch-stream",
-            daemon=True,  # a stream that nobody closed must not keep the process alive
-        )
-        self._thread.start()
-        # The thread knows only the queue: a forgotten stream ends too. With a priority it also ends when the process does,
-        # before multiprocessing waits for the workers, which only the thread can end.
-        Finalize(self, self._stop.set, exitpriority=0)
-
-    def __next__(self) -> torch.Tensor:
-        if self._stop.is_set():
-            raise StopIteration
-        batch = self._queue.get()
-        if isinstance(batch, BaseException):
-            self.close()
-            raise batch
-        self.position += self._batch_size
-        return batch
-
-    def close(self) -> None:
-        """End the thread; the stream is over."""
-        self._stop.set()
-        self._thread.join(_MAX_JOIN_SEC)
-
-    def __enter__(self) -> BatchStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _read_ahead(
-    reader: ShardReader,
-    order: Order,
-    first: int,
-    share: int,
-    step: int,
-    workers: int,
-    batches: queue.Queue[torch.Tensor | BaseException],
-    stop: threading.Event,
-) -> None:
-    """Put this rank's batches at positions `first`, `first` + `step`, ... into the queue until told to stop."""
-
-    def put(batch: torch.Tensor | BaseException) -> None:
-        while not stop.is_set():
-            with suppress(queue.Full):
-                batches.put(batch, timeout=0.1)
-                return
-
-    try:
-        import torch
-
-        pinned = torch.cuda.is_available()
-        block = step * np.arange(max(1, order.block // share))[:, None] + np.arange(share)
-
-        def rows(position: int) -> Iterator[NDArray[np.int64]]:
-            while True:
-                yield from reader.rows(order.ids(position + block))
-                position += step * len(block)
-
-        def decoded_here() -> Generator[torch.Tensor]:
-            for some in rows(first):
-                batch = torch.empty((share, *reader.image_shape), dtype=torch.uint8, pin_memory=pinned)
-                reader.gather_rows(some, out=batch.numpy())
-                yield batch
-
-        def decoded_elsewhere() -> Generator[torch.Tensor]:
-            again = partial(ShardReader, reader.index, files=reader.files, ordering=reader.ordering)
-            with closing(decoded_by_workers(again, rows(first), workers=workers)) as decoded:
-                for batch in decoded:
-                    yield batch.pin_memory() if pinned else batch
-
-        needs = order.needs(first, share, step)
-        with (
-            (
-                Prefetcher(needs, hold=reader.hold, release=reader.release, stop=stop, position=first)
-                if reader.files.remote
-                else nullcontext()
-            ) as ahead,
-            closing(decoded_elsewhere() if workers else decoded_here()) as decoded,
-        ):
-            while not stop.is_set():
-                if ahead is not None:
-                    ahead.reach(first)
-                put(next(decoded))
-                first += step
-    except BaseException as error:  # whatever it is, the consumer has to hear of it
-        put(error)
 
 
 class _ShardOpener:
@@ -311,7 +197,9 @@ class _ShardOpener:
         )
         if self._spans is not None:
             spans = self._spans[self._ends[shard] - record.num_samples : self._ends[shard]]
-            return EncodedImages(mapped, spans, layout.image_shape, shown=f"{self._files.source}/{record.file}")
+            return EncodedImages(
+                mapped, spans, layout.image_shape, shown=f"{self._files.source}/{record.file}"
+            )
         samples = mapped[: record.num_samples * layout.stride]
         return layout.pixels(samples.reshape(record.num_samples, layout.stride))
 
@@ -324,7 +212,9 @@ def _side_file(index: ShardIndex, files: Files, file: str, kind: str) -> NDArray
     return _mapped(files, file, num_bytes=num_bytes, sha256=sha256)[NPY_HEADER_BYTES:].view(kind)
 
 
-def _mapped(files: Files, file: str, *, num_bytes: int, sha256: str, at_random: bool = False) -> NDArray[np.uint8]:
+def _mapped(
+    files: Files, file: str, *, num_bytes: int, sha256: str, at_random: bool = False
+) -> NDArray[np.uint8]:
     """The bytes of a file, which stays open as long as they are in use; `at_random`: read none but those."""
     with files.open(file, num_bytes=num_bytes, sha256=sha256) as opened:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
@@ -342,5 +232,7 @@ def _class_numbers(index: ShardIndex, classes: Sequence[str | int]) -> list[int]
         elif wanted in names:
             numbers.append(names.index(str(wanted)))
         else:
-            raise ShardError(f"no class {wanted!r}: the classes are {', '.join(map(printable, names))}")
+            raise ShardError(
+                f"no class {wanted!r}: the classes are {', '.join(map(printable, names))}"
+            )
     return numbers

@@ -9,11 +9,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.encoded import key_of
 from shards.errors import printable
 from shards.files import sha256_of_file
-from shards.index import LABELS_FILE, REJECTED_FILE, SPANS_FILE, WORK_FOLDER, ShardIndex, ShardRecord, read_index
-from shards.layout import BLOCK, KEY_DIGITS, NPY_HEADER_BYTES, TRAILER, npy_of_labels, npy_of_spans
+from shards.format.compressed import key_of
+from shards.format.index import (
+    LABELS_FILE,
+    REJECTED_FILE,
+    SPANS_FILE,
+    WORK_FOLDER,
+    ShardIndex,
+    ShardRecord,
+    read_index,
+)
+from shards.format.raw import (
+    BLOCK,
+    KEY_DIGITS,
+    NPY_HEADER_BYTES,
+    TRAILER,
+    npy_of_labels,
+    npy_of_spans,
+)
 
 _CHUNK = 1024  # samples compared at a time
 
@@ -45,7 +60,9 @@ def verify(path: str | Path) -> list[Problem]:
     for shard in index.shards:
         samples = slice(first, first + shard.num_samples)
         own = None if labels is None else labels[samples]
-        found, last_key = _problems_of_shard(index, shard, own, None if spans is None else spans[samples], last_key)
+        found, last_key = _problems_of_shard(
+            index, shard, own, None if spans is None else spans[samples], last_key
+        )
         problems += found
         first += shard.num_samples
     return problems
@@ -61,7 +78,9 @@ def _problems_of_folder(index: ShardIndex) -> list[Problem]:
         rejected = index.path / REJECTED_FILE
         num_lines = len(rejected.read_bytes().splitlines()) if rejected.is_file() else 0
         if num_lines != index.num_rejected:
-            problems.append(Problem(REJECTED_FILE, f"lists {num_lines} images, not {index.num_rejected}"))
+            problems.append(
+                Problem(REJECTED_FILE, f"lists {num_lines} images, not {index.num_rejected}")
+            )
     return problems
 
 
@@ -83,7 +102,9 @@ def _read_labels(index: ShardIndex) -> tuple[NDArray[np.int32] | None, list[Prob
     labels = np.frombuffer(data[NPY_HEADER_BYTES:][: 4 * index.num_samples], "<i4")
     if npy_of_labels(labels) != data or len(labels) != index.num_samples:
         return None, [Problem(LABELS_FILE, f"is not an npy file of {index.num_samples} labels")]
-    counts = tuple(int(np.count_nonzero(labels == label)) for label in range(len(index.class_counts or ())))
+    counts = tuple(
+        int(np.count_nonzero(labels == label)) for label in range(len(index.class_counts or ()))
+    )
     if counts != index.class_counts:
         return None, [Problem(LABELS_FILE, "has other class counts than the index says")]
     return labels, []
@@ -111,7 +132,9 @@ def _problems_of_shard(
     try:
         num_bytes = path.stat().st_size
         if num_bytes != shard.num_bytes:
-            return [Problem(shard.file, f"has {num_bytes:,} bytes, not {shard.num_bytes:,}")], last_key
+            return [
+                Problem(shard.file, f"has {num_bytes:,} bytes, not {shard.num_bytes:,}")
+            ], last_key
         if sha256_of_file(path) != shard.sha256:
             return [Problem(shard.file, "has another checksum than the index says")], last_key
     except OSError as error:
@@ -121,7 +144,9 @@ def _problems_of_shard(
     with open(path, "rb") as file:
         for first in range(0, shard.num_samples, _CHUNK):
             count = min(_CHUNK, shard.num_samples - first)
-            rows = np.frombuffer(bytearray(file.read(count * layout.stride)), np.uint8).reshape(count, layout.stride)
+            rows = np.frombuffer(bytearray(file.read(count * layout.stride)), np.uint8).reshape(
+                count, layout.stride
+            )
             keys = layout.keys(rows)
             if not np.all(np.diff(keys, prepend=last_key) > 0) or keys[-1] >= 10**KEY_DIGITS:
                 return [Problem(shard.file, "has keys out of order")], last_key
@@ -130,10 +155,14 @@ def _problems_of_shard(
                 continue  # no labels to compare with, as reported
             layout.pixels(rows)[:] = 0
             wrong = np.flatnonzero(
-                (rows != layout.blank(keys, labels if labels is None else labels[first:][:count])).any(1)
+                (
+                    rows != layout.blank(keys, labels if labels is None else labels[first:][:count])
+                ).any(1)
             )
             if len(wrong):
-                return [Problem(shard.file, f"has unexpected bytes around sample {first + wrong[0]}")], last_key
+                return [
+                    Problem(shard.file, f"has unexpected bytes around sample {first + wrong[0]}")
+                ], last_key
         if file.read() != TRAILER:
             return [Problem(shard.file, "does not end as a tar does")], last_key
     return [], last_key
@@ -157,12 +186,22 @@ def _problems_of_samples(
             if key is None or key <= last_key:
                 return [Problem(shard.file, "has keys out of order")], last_key
             last_key = key
-            image = file.read(length) if offset == end + BLOCK and 0 < length <= shard.num_bytes else b""
+            image = (
+                file.read(length)
+                if offset == end + BLOCK and 0 < length <= shard.num_bytes
+                else b""
+            )
             label = labels[number : number + 1] if labels is not None and layout.cls else None
             sample, _ = layout.join(np.array([key]), [image], label)
             rest = sample[BLOCK + len(image) :]
-            if not sample.startswith(header) or file.read(len(rest)) != rest or not layout.is_image(image):
-                return [Problem(shard.file, f"has unexpected bytes around sample {number}")], last_key
+            if (
+                not sample.startswith(header)
+                or file.read(len(rest)) != rest
+                or not layout.is_image(image)
+            ):
+                return [
+                    Problem(shard.file, f"has unexpected bytes around sample {number}")
+                ], last_key
             end += len(sample)
         if file.read() != TRAILER:
             return [Problem(shard.file, "does not end as a tar does")], last_key

@@ -8,9 +8,9 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from distgan.players import Players
+from distgan.gan import GAN
 from shards.pack import pack
-from tests.players import make_players
+from tests.small_gan import make_gan
 
 NUM_IMAGES = 30
 
@@ -32,7 +32,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def players() -> Iterator[Players]:
+def gan() -> Iterator[GAN]:
     """Players in a world of one; Accelerate's state is undone afterwards."""
-    yield make_players()
+    yield make_gan()
     AcceleratorState._reset_state(True)

@@ -6,9 +6,18 @@ from pathlib import Path
 import pytest
 
 from distgan.cli import bench as bench_command
-from distgan.config import Config
-from distgan.jobs.bench import Bench, Spread, Trial, bench, rates, run_trial, train_trial, write_images
-from distgan.layers import with_words
+from distgan.commands.bench import (
+    Bench,
+    Spread,
+    Trial,
+    bench,
+    rates,
+    run_trial,
+    train_trial,
+    write_images,
+)
+from distgan.config.load import with_overrides
+from distgan.config.schema import Config
 from shards.pack import pack
 
 TINY = (
@@ -19,7 +28,7 @@ TINY = (
 
 def trial(*words: str, **changes: object) -> Trial:
     """A trial of a moment."""
-    config = with_words(Config(), [*TINY, *words])
+    config = with_overrides(Config(), [*TINY, *words])
     return Trial(config, (1, 32, 32), precision="no", repeats=2, seconds=0.02, **changes)  # type: ignore[arg-type]
 
 
@@ -39,8 +48,8 @@ def test_rates_leave_the_first_call_out() -> None:
 
 def test_a_trial_counts_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Arithmetic is what the layers say: a wider discriminator takes more; with a loader, waiting is a share."""
-    monkeypatch.setattr("distgan.jobs.bench.MATRIX_SIDE", 128)
-    monkeypatch.setattr("distgan.jobs.bench.COPY_BYTES", 2**16)
+    monkeypatch.setattr("distgan.commands.bench.MATRIX_SIDE", 128)
+    monkeypatch.setattr("distgan.commands.bench.COPY_BYTES", 2**16)
     plain, wide = train_trial(trial()), train_trial(trial("networks.discriminator_width=8"))
     assert plain.images_per_sec is not None
     assert 1.5 * plain.flops_per_image < wide.flops_per_image
@@ -82,6 +91,12 @@ def test_worlds_are_measured_and_failures_told() -> None:
     assert two.images_per_sec is not None and two.images_per_sec.median > 0
     broken = run_trial(trial(shards=Path("nowhere")))
     assert broken.images_per_sec is None and broken.error
-    config = with_words(Config(), TINY)
+    config = with_overrides(Config(), TINY)
     found = bench(config, size=32, channels=1, quick=True, progress=lambda what: None)
-    assert {"pack", "loader, raw", "loader, png", "loader, jpeg", "training with its loader"} <= set(found.values)
+    assert {
+        "pack",
+        "loader, raw",
+        "loader, png",
+        "loader, jpeg",
+        "training with its loader",
+    } <= set(found.values)

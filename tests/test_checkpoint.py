@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from distgan import checkpoint
-from distgan.checkpoint import CheckpointError
+from distgan.run import checkpoints as checkpoint
+from distgan.run.checkpoints import CheckpointError
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3, dtype=torch.int64)}
 
 
 def write(folder: Path, images_seen: int) -> Path:
     """A small checkpoint."""
-    return checkpoint.save(folder, images_seen=images_seen, tensors=TENSORS, state={"wandb_id": "x"})
+    return checkpoint.save(
+        folder, images_seen=images_seen, tensors=TENSORS, state={"wandb_id": "x"}
+    )
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -33,7 +35,9 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_damage_is_noticed_and_the_one_before_is_used(tmp_path: Path, name: str, damage: str) -> None:
+def test_damage_is_noticed_and_the_one_before_is_used(
+    tmp_path: Path, name: str, damage: str
+) -> None:
     """A flipped byte, a cut file or a missing one: the newest is passed over by name; with none left, an error."""
     write(tmp_path, 1000)
     path = write(tmp_path, 2000) / name
@@ -52,7 +56,9 @@ def test_damage_is_noticed_and_the_one_before_is_used(tmp_path: Path, name: str,
         checkpoint.load_latest(tmp_path, told.append)
 
 
-def test_interrupted_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_save_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full disk in the middle of a save: the error is passed on, nothing half-written stays, the old one loads."""
     write(tmp_path, 1000)
 
@@ -85,15 +91,18 @@ def test_optimizer_goes_on_as_if_never_stopped(layout: torch.memory_format) -> N
         return parameter, torch.optim.Adam([parameter], lr=0.1, fused=True)
 
     def step(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
-        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).to(
-            memory_format=layout
-        )
+        parameter.grad = torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(1)
+        ).to(memory_format=layout)
         optimizer.step()
 
     parameter, optimizer = make(torch.randn(4, 3, 2, 2).to(memory_format=layout))
     step(parameter, optimizer)
     tensors, plain = checkpoint.pack_optimizer("o", optimizer)
-    stored = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    stored = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
     again, other = make(parameter.detach())
     checkpoint.unpack_optimizer("o", other, stored, json.loads(json.dumps(plain)))
     step(parameter, optimizer)

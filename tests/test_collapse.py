@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from distgan.runfolder import read_rows
+from distgan.run.folder import read_rows
 from shards.pack import pack
 from tests.worlds import run_world, train_run
 
@@ -38,9 +38,13 @@ def test_rollback_with_a_remedy_ends_the_run(shards: Path, tmp_path: Path) -> No
 def test_rollback_gives_up(shards: Path, tmp_path: Path) -> None:
     """Without a remedy the same happens again; after the stated tries the run ends as collapsed, checkpoints kept."""
     run = tmp_path / "run"
-    result = run_world(1, train_run, shards, run, [*DIVERGING, "collapse.action=rollback", "collapse.max_rollbacks=2"])[
-        0
-    ]
+    result = run_world(
+        1,
+        train_run,
+        shards,
+        run,
+        [*DIVERGING, "collapse.action=rollback", "collapse.max_rollbacks=2"],
+    )[0]
     assert result["state"] == "collapsed"
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "collapsed"
@@ -49,9 +53,13 @@ def test_rollback_gives_up(shards: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("action", ["warn", "stop"])
-def test_divergence_without_rollback_fails_the_run(shards: Path, tmp_path: Path, action: str) -> None:
+def test_divergence_without_rollback_fails_the_run(
+    shards: Path, tmp_path: Path, action: str
+) -> None:
     """There is nothing to train on: the run ends, says at which point, and says what to do."""
-    with pytest.raises(AssertionError, match=r"diverged \(.*not finite\) at .* kimg.*collapse.action=rollback"):
+    with pytest.raises(
+        AssertionError, match=r"diverged \(.*not finite\) at .* kimg.*collapse.action=rollback"
+    ):
         run_world(1, train_run, shards, tmp_path / "run", [*DIVERGING, f"collapse.action={action}"])
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 

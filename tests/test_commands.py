@@ -10,7 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from distgan.cli import app
-from distgan.generators import generate, load_generator, sample_latents
+from distgan.networks.generator_file import load_generator
+from distgan.networks.latents import generate, sample_latents
 from tests.worlds import run_world, train_run
 
 
@@ -27,11 +28,15 @@ def test_pack_info_verify(tmp_path: Path) -> None:
         folder = tmp_path / "images" / ("cat" if number % 2 else "dog")
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((40, 50, 3), number * 40, np.uint8)).save(folder / f"{number}.jpg")
-    code, said = call("pack", tmp_path / "images", tmp_path / "shards", "--size", 32, "--workers", 1)
+    code, said = call(
+        "pack", tmp_path / "images", tmp_path / "shards", "--size", 32, "--workers", 1
+    )
     assert code == 0, said
     assert "cat 3, dog 3" in said
     (tmp_path / "images" / "cat" / "broken.png").write_bytes(b"no picture")
-    code, said = call("pack", tmp_path / "images", tmp_path / "others", "--size", 32, "--bad-images", "skip")
+    code, said = call(
+        "pack", tmp_path / "images", tmp_path / "others", "--size", 32, "--bad-images", "skip"
+    )
     assert (code, "left out: 1 broken image, listed in rejected.jsonl" in said) == (0, True), said
     code, said = call("info", tmp_path / "shards")
     assert (code, "32x32, 3 channels" in said) == (0, True)
@@ -73,8 +78,12 @@ def test_samples_from_run_checkpoint_and_file_agree(shards: Path, tmp_path: Path
     torch.testing.assert_close(images[0], images[1], rtol=0, atol=0)
     torch.testing.assert_close(images[0], images[2], rtol=0, atol=0)
     network, spec = generators[0]
-    torch.testing.assert_close(images[0][:2], generate(network, sample_latents(2, spec, seed=3)), rtol=0, atol=1e-6)
-    code, said = call("sample", run, "--num", 9, "--seed", 3, "--out", tmp_path / "some" / "grid.png")
+    torch.testing.assert_close(
+        images[0][:2], generate(network, sample_latents(2, spec, seed=3)), rtol=0, atol=1e-6
+    )
+    code, said = call(
+        "sample", run, "--num", 9, "--seed", 3, "--out", tmp_path / "some" / "grid.png"
+    )
     assert code == 0, said
     with Image.open(tmp_path / "some" / "grid.png") as picture:
         assert picture.size == (3 * 64 + 4 * 4, 3 * 64 + 4 * 4)
@@ -94,7 +103,15 @@ def test_probe_and_evaluate(shards: Path, tmp_path: Path, monkeypatch: pytest.Mo
         pixels = np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8)
         Image.fromarray(pixels).save(noise / f"{number}.png")
     code, said = call(
-        "evaluate", digits, noise, "--data", digits, "--json", tmp_path / "scores.json", "--extractor", "probe"
+        "evaluate",
+        digits,
+        noise,
+        "--data",
+        digits,
+        "--json",
+        tmp_path / "scores.json",
+        "--extractor",
+        "probe",
     )
     assert code == 0, said
     near, far = json.loads((tmp_path / "scores.json").read_text())

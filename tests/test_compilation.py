@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from distgan.compilation import Compilation, choose_compilation, ramp, try_ways
-from distgan.config import Train
+from distgan.config.schema import Train
 from distgan.errors import UserError
-from distgan.networks import GeneratorSpec, build_discriminator, build_generator
-from tests.players import snapshot
+from distgan.networks.base import GeneratorSpec
+from distgan.networks.build import build_discriminator, build_generator
+from distgan.runtime.compilation import Compilation, choose_compilation, ramp, try_ways
+from tests.small_gan import snapshot
 from tests.worlds import rows, run_world, train_run
 
 SPEC = GeneratorSpec("dcgan", 32, 1, width=4, latent_dim=8)
@@ -83,7 +84,7 @@ def stumbles(network: nn.Module) -> None:
 
 def test_the_fastest_way_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """By turns on copies; what is slower, wrong or fails stays out, and the reason tells of each."""
-    monkeypatch.setattr("distgan.compilation.PASSES", 2)
+    monkeypatch.setattr("distgan.runtime.compilation.PASSES", 2)
     changes = {"slow": waits, "wrong": remembers, "lost": forgets, "none": stumbles}
     found = tried(*[Compiler(name, "", change) for name, change in changes.items()])
     slow, wrong, lost, none = found.reason.split(", ")
@@ -93,12 +94,14 @@ def test_the_fastest_way_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch)
     assert none == "none fails here: no C++ compiler found"
 
     gains = iter([1.2, 1.5, 1.52])
-    monkeypatch.setattr("distgan.compilation.gain_of", lambda *_, **__: next(gains))
+    monkeypatch.setattr("distgan.runtime.compilation.gain_of", lambda *_, **__: next(gains))
     found = tried(*[Compilation(name, "") for name in ("good", "best", "same within noise")])
     assert found.way == "best" and "good is 1.20 times as fast as eager" in found.reason
 
 
-@pytest.mark.parametrize(("setting", "way"), [("always", "compiled"), ("never", "eager"), ("auto", "eager")])
+@pytest.mark.parametrize(
+    ("setting", "way"), [("always", "compiled"), ("never", "eager"), ("auto", "eager")]
+)
 def test_settings(setting: str, way: str) -> None:
     """The setting decides, and on a CPU nothing is tried."""
     assert chosen(setting, networks()).way == way
@@ -112,7 +115,9 @@ def test_graphs_need_a_gpu() -> None:
 
 def test_a_run_with_graphs_says_so_and_nothing_else(shards: Path, tmp_path: Path) -> None:
     """No word of the images, which have nothing to do with it."""
-    with pytest.raises(AssertionError, match=r"UserError: train\.compile=graphs records .*; leave it at auto\n"):
+    with pytest.raises(
+        AssertionError, match=r"UserError: train\.compile=graphs records .*; leave it at auto\n"
+    ):
         run_world(1, train_run, shards, tmp_path / "run", ["train.compile=graphs"])
 
 
@@ -120,7 +125,13 @@ def chosen(setting: str, pair: tuple[nn.Module, nn.Module]) -> Compilation:
     """What the setting comes to."""
     train = Train.model_validate({"compile": setting})
     return choose_compilation(
-        train, pair, latent_shape=(8,), image_shape=(1, 32, 32), share=4, num_processes=1, autocast=nullcontext
+        train,
+        pair,
+        latent_shape=(8,),
+        image_shape=(1, 32, 32),
+        share=4,
+        num_processes=1,
+        autocast=nullcontext,
     )
 
 
@@ -137,9 +148,13 @@ def test_a_compiled_run_is_the_eager_one_but_for_rounding(shards: Path, tmp_path
                 "loss.r1=0.1",
             ]
             run_world(1, train_run, shards, tmp_path / setting, words, timeout=300)
-        losses.append([[row["loss/d"], row["loss/g"], row["penalty/r1"]] for row in rows(tmp_path / setting)])
+        losses.append(
+            [[row["loss/d"], row["loss/g"], row["penalty/r1"]] for row in rows(tmp_path / setting)]
+        )
     assert len(losses[0]) == 5
-    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-3, atol=1e-5
+    )
 
 
 @pytest.mark.gpu
@@ -147,7 +162,11 @@ def test_auto_tries_on_a_gpu() -> None:
     """Both ways are timed, and the reason says how they compare."""
     generator, discriminator = networks()
     reason = chosen("auto", (generator.cuda(), discriminator.cuda())).reason
-    assert "compiled is" in reason and "graphs is" in reason and reason.count("times as fast as eager") == 2
+    assert (
+        "compiled is" in reason
+        and "graphs is" in reason
+        and reason.count("times as fast as eager") == 2
+    )
 
 
 @pytest.mark.gpu
@@ -161,15 +180,21 @@ def test_auto_tries_on_a_gpu() -> None:
         ["train.d_steps=2"],
     ],
 )
-def test_graphs_are_the_eager_run_but_for_rounding(shards: Path, tmp_path: Path, words: list[str]) -> None:
+def test_graphs_are_the_eager_run_but_for_rounding(
+    shards: Path, tmp_path: Path, words: list[str]
+) -> None:
     """What the generator's backward needs outlives the discriminator's step."""
     losses = []
     for setting in ("never", "graphs"):
         told = [f"train.compile={setting}", "train.kimg=0.06", *words]
-        (skips,) = run_world(1, train_and_count_skips, shards, tmp_path / setting, told, timeout=300)
+        (skips,) = run_world(
+            1, train_and_count_skips, shards, tmp_path / setting, told, timeout=300
+        )
         assert skips == 0
         losses.append([[row["loss/d"], row["loss/g"]] for row in rows(tmp_path / setting)])
-    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(
+        torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-2, atol=1e-3
+    )
 
 
 def train_and_count_skips(shards: Path, run_dir: Path, words: list[str]) -> int:

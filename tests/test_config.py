@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from distgan.config import Config, Loss, Networks, Optim, total_images
-from distgan.distributed import World
+from distgan.config.load import load_config, preset_names, to_toml
+from distgan.config.schema import Config, Loss, Networks, Optim, total_images
+from distgan.config.values import flat_fields, flat_values, identity_hash
 from distgan.errors import UserError
-from distgan.layers import load_config, preset_names, to_toml
-from distgan.networks import NETWORKS
-from distgan.objectives.adversarial import ADVERSARIAL
-from distgan.objectives.augmentation import AUGMENTATIONS
-from distgan.objectives.penalties import PENALTIES
+from distgan.losses.adversarial import ADVERSARIAL
+from distgan.losses.augmentation import AUGMENTATIONS
+from distgan.losses.penalties import PENALTIES
+from distgan.networks.build import NETWORKS
 from distgan.optimizers import OPTIMIZERS, SCHEDULES
-from distgan.plan import check_batch
-from distgan.settings import flat_fields, flat_values, identity_hash
+from distgan.run.preflight import check_batch
+from distgan.runtime.distributed import World
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -28,12 +28,16 @@ def test_presets_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> Non
 
 def test_later_layers_win_and_lengths_replace_each_other() -> None:
     """Default < preset < command line; kimg on the command line replaces the preset's epochs and the reverse."""
-    config = load_config("cifar10", ["train.kimg=5", "optim.betas=[0.0, 0.99]", "data.shards=some/where"])
+    config = load_config(
+        "cifar10", ["train.kimg=5", "optim.betas=[0.0, 0.99]", "data.shards=some/where"]
+    )
     assert (config.train.kimg, config.train.epochs) == (5.0, None)
     assert config.optim.betas == (0.0, 0.99)
     assert config.data.shards == "some/where"
     assert total_images(config.train, 1000) == 5000
-    assert total_images(load_config("cifar10", ["train.kimg=5", "train.epochs=2"]).train, 1000) == 2000
+    assert (
+        total_images(load_config("cifar10", ["train.kimg=5", "train.epochs=2"]).train, 1000) == 2000
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,12 +99,21 @@ def test_words_of_registries_are_the_words_of_the_settings() -> None:
         (["loss.r1=1"], "add networks.discriminator_norm=none"),
         (["loss.label_smoothing=0.1", "loss.adversarial=hinge"], "use it with bce or lsgan"),
         (["loss.augment=blur"], "loss.augment='blur': input should be a valid tuple"),
-        (['loss.augment=["blur"]'], "loss.augment.0='blur': input should be 'color', 'translation' or 'cutout'"),
+        (
+            ['loss.augment=["blur"]'],
+            "loss.augment.0='blur': input should be 'color', 'translation' or 'cutout'",
+        ),
         (["collapse.remedy=['optim.name=sgd']"], "a rollback can change settings of loss"),
         (["collapse.remedy=['loss.r1=1']"], "collapse.remedy: loss.r1, loss.r2 and"),
-        (["networks.discriminator_init=he", "networks.architecture=resnet"], "discriminator_init=he is of"),
+        (
+            ["networks.discriminator_init=he", "networks.architecture=resnet"],
+            "discriminator_init=he is of",
+        ),
         (["networks.discriminator_init=he"], "add networks.discriminator_norm=none"),
-        (["networks.discriminator_refinements=1", "networks.architecture=resnet"], "resnet has its own"),
+        (
+            ["networks.discriminator_refinements=1", "networks.architecture=resnet"],
+            "resnet has its own",
+        ),
         (["loss.diversity.mode_seking=1"], "did you mean loss.diversity.mode_seeking?"),
     ],
 )
@@ -114,8 +127,14 @@ def test_what_does_not_go_together_is_refused(words: list[str], expected: str) -
 @pytest.mark.parametrize(
     ("words", "fitting"),
     [
-        (["networks.minibatch_stddev=4", "train.batch_size=6"], "in groups of 4 (networks.minibatch_stddev); use 8"),
-        (["networks.packing=2", "networks.minibatch_stddev=4", "train.batch_size=20"], "groups of 8 .*; use 16 or 32"),
+        (
+            ["networks.minibatch_stddev=4", "train.batch_size=6"],
+            "in groups of 4 (networks.minibatch_stddev); use 8",
+        ),
+        (
+            ["networks.packing=2", "networks.minibatch_stddev=4", "train.batch_size=20"],
+            "groups of 8 .*; use 16 or 32",
+        ),
         (["loss.diversity.mode_seeking=1", "train.batch_size=36"], "groups of 8 .*use 32 or 48"),
     ],
 )
@@ -129,7 +148,9 @@ def test_batches_hold_whole_groups(words: list[str], fitting: str) -> None:
 def test_identity_is_what_changes_the_weights() -> None:
     """Length, logging and checkpoints leave a run what it is; seed, batch and dataset do not."""
     plain = identity_hash(Config(), "fingerprint")
-    same = load_config(None, ["train.kimg=9", "log.every_kimg=1", "checkpoint.keep=9", "data.shards=elsewhere"])
+    same = load_config(
+        None, ["train.kimg=9", "log.every_kimg=1", "checkpoint.keep=9", "data.shards=elsewhere"]
+    )
     assert identity_hash(same, "fingerprint") == plain
     for word in ("train.seed=1", "train.batch_size=64", "optim.lr_g=1e-3", "data.flip=true"):
         assert identity_hash(load_config(None, [word]), "fingerprint") != plain

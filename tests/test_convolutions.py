@@ -7,17 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d
 
-from distgan import convolutions
-from distgan.convolutions import (
-    Double,
-    Halve,
-    Overlap,
-    Patches,
-    as_matrix,
-)
-from distgan.networks import DiscriminatorSpec, GeneratorSpec, build_discriminator, build_generator
-from distgan.objectives.adversarial import ADVERSARIAL
-from distgan.runtime import keep_freed_memory
+from distgan.losses.adversarial import ADVERSARIAL
+from distgan.networks import convolutions
+from distgan.networks.base import DiscriminatorSpec, GeneratorSpec
+from distgan.networks.build import build_discriminator, build_generator
+from distgan.networks.convolutions import Col2Im, DownConv, Im2Col, UpConv, as_matrix
+from distgan.runtime.accelerator import keep_freed_memory
 
 DOUBLE = torch.float64
 
@@ -30,18 +25,22 @@ def randn(*shape: int) -> Tensor:
 
 def halve(images: Tensor, weight: Tensor) -> Tensor:
     """The halving convolution as a product, in any precision."""
-    return (Patches.apply(images) @ as_matrix(weight).t()).permute(0, 3, 1, 2)
+    return (Im2Col.apply(images) @ as_matrix(weight).t()).permute(0, 3, 1, 2)
 
 
 def double(images: Tensor, weight: Tensor) -> Tensor:
     """The doubling one."""
-    return Overlap.apply(images.permute(0, 2, 3, 1) @ as_matrix(weight))
+    return Col2Im.apply(images.permute(0, 2, 3, 1) @ as_matrix(weight))
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (6, 2)])
 def test_both_are_the_librarys_to_the_last_digits(height: int, width: int) -> None:
     """In double precision: values, gradients, and the gradients of gradients that a penalty takes."""
-    small, large, weight = randn(2, 5, height, width), randn(2, 3, 2 * height, 2 * width), randn(5, 3, 4, 4)
+    small, large, weight = (
+        randn(2, 5, height, width),
+        randn(2, 3, 2 * height, 2 * width),
+        randn(5, 3, 4, 4),
+    )
     for ours, theirs, images in (
         (halve, conv2d, large),
         (double, conv_transpose2d, small),
@@ -63,16 +62,25 @@ def test_both_are_the_librarys_to_the_last_digits(height: int, width: int) -> No
                     torch.testing.assert_close(mine, others)
 
 
-def run_steps(monkeypatch: pytest.MonkeyPatch, *, dtype: torch.dtype | None, most_pixels: int = 0) -> list[Tensor]:
+def run_steps(
+    monkeypatch: pytest.MonkeyPatch, *, dtype: torch.dtype | None, most_pixels: int = 0
+) -> list[Tensor]:
     """Losses and all gradients of three alternating steps in fp32 (None) or autocast to a dtype, on the same draws."""
     monkeypatch.setattr(convolutions, "MOST_PIXELS", most_pixels)
     loss, draws = ADVERSARIAL["bce"], torch.Generator().manual_seed(3)
     spec = GeneratorSpec("dcgan", 32, 3, width=16, latent_dim=16)
-    generator, discriminator = build_generator(spec), build_discriminator(spec, DiscriminatorSpec(width=16))
-    optimizers = [torch.optim.SGD(network.parameters(), lr=0.05) for network in (generator, discriminator)]
+    generator, discriminator = (
+        build_generator(spec),
+        build_discriminator(spec, DiscriminatorSpec(width=16)),
+    )
+    optimizers = [
+        torch.optim.SGD(network.parameters(), lr=0.05) for network in (generator, discriminator)
+    ]
     seen: list[Tensor] = []
     for _ in range(3):
-        reals = (torch.rand(16, 3, 32, 32, generator=draws) * 2 - 1).to(memory_format=torch.channels_last)
+        reals = (torch.rand(16, 3, 32, 32, generator=draws) * 2 - 1).to(
+            memory_format=torch.channels_last
+        )
         latents = torch.randn(16, 16, generator=draws)
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             fakes = generator(latents)
@@ -84,7 +92,12 @@ def run_steps(monkeypatch: pytest.MonkeyPatch, *, dtype: torch.dtype | None, mos
             loss_g = loss.generator_loss(discriminator(fakes).float())
             generator.zero_grad()
             loss_g.backward()
-        seen += [loss_d.detach(), loss_g.detach(), *gradients, *(p.grad.clone() for p in generator.parameters())]
+        seen += [
+            loss_d.detach(),
+            loss_g.detach(),
+            *gradients,
+            *(p.grad.clone() for p in generator.parameters()),
+        ]
         for optimizer in optimizers:
             optimizer.step()
     return seen
@@ -96,11 +109,15 @@ def error(seen: list[Tensor], reference: list[Tensor]) -> list[float]:
 
 
 @pytest.mark.parametrize("most_pixels", [16, 64])
-def test_a_few_steps_are_as_near_to_fp32_as_the_librarys(most_pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_steps_are_as_near_to_fp32_as_the_librarys(
+    most_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Losses and gradients of three steps in bf16: no further from eager fp32 than the library's own bf16 kernels."""
     reference = run_steps(monkeypatch, dtype=None)
     library = error(run_steps(monkeypatch, dtype=torch.bfloat16), reference)
-    products = error(run_steps(monkeypatch, dtype=torch.bfloat16, most_pixels=most_pixels), reference)
+    products = error(
+        run_steps(monkeypatch, dtype=torch.bfloat16, most_pixels=most_pixels), reference
+    )
     assert products != library
     assert sum(products) < 1.25 * sum(library)
     assert max(products) < 1.5 * max(library)
@@ -112,8 +129,8 @@ def test_a_few_steps_are_as_near_to_fp32_as_the_librarys(most_pixels: int, monke
 def test_names_and_shapes_are_the_librarys() -> None:
     """Weights saved from the library's layers fit, and the layers are found as what they are."""
     for ours, theirs in (
-        (Halve(3, 5), nn.Conv2d(3, 5, 4, stride=2, padding=1)),
-        (Double(5, 3), nn.ConvTranspose2d(5, 3, 4, stride=2, padding=1)),
+        (DownConv(3, 5), nn.Conv2d(3, 5, 4, stride=2, padding=1)),
+        (UpConv(5, 3), nn.ConvTranspose2d(5, 3, 4, stride=2, padding=1)),
     ):
         ours.load_state_dict(theirs.state_dict())
         assert isinstance(ours, type(theirs))

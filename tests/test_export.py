@@ -12,10 +12,12 @@ import pytest
 import torch
 import yaml
 
-from distgan.generators import generate, load_generator, sample_latents, save_generator
-from distgan.jobs.export import CARD_MARK, LOADING
-from distgan.mixture import build_from, mixture_spec
-from distgan.networks import NETWORKS, GeneratorSpec, build_generator
+from distgan.commands.export import CARD_MARK, LOADING
+from distgan.networks.base import GeneratorSpec
+from distgan.networks.build import NETWORKS, build_generator
+from distgan.networks.generator_file import load_generator, save_generator
+from distgan.networks.latents import generate, sample_latents
+from distgan.networks.mixture import build_from, mixture_spec
 from tests.test_commands import call
 from tests.worlds import run_world, train_run
 
@@ -50,8 +52,19 @@ def test_safetensors_load_with_torch_alone(run: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "latents.npy", latents.numpy())
     after = "\nimport numpy; latents = torch.from_numpy(numpy.load(sys.argv[1]))\nnumpy.save(sys.argv[2], generate(latents).numpy())"
     words = [block + code_of((tmp_path / "out" / "README.md").read_text()) + after]
-    command = [sys.executable, "-P", "-W", "error", "-c", *words, tmp_path / "latents.npy", tmp_path / "images.npy"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "out", timeout=120)
+    command = [
+        sys.executable,
+        "-P",
+        "-W",
+        "error",
+        "-c",
+        *words,
+        tmp_path / "latents.npy",
+        tmp_path / "images.npy",
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path / "out", timeout=120
+    )
     assert done.returncode == 0, done.stderr
     images = torch.from_numpy(np.load(tmp_path / "images.npy"))
     torch.testing.assert_close(images, generate(network, latents), rtol=0, atol=1e-5)
@@ -70,11 +83,17 @@ def test_every_architecture_says_how_to_load_it(
     namespace: dict[str, Any] = {}
     exec(LOADING[architecture], namespace)
     latents = sample_latents(3, spec, seed=1)
-    torch.testing.assert_close(namespace["generate"](latents), generate(network, latents), rtol=0, atol=1e-5)
-    assert len(LOADING[architecture].splitlines()) <= {"dcgan": 10, "resnet": 15}[architecture] + 1  # and the imports
+    torch.testing.assert_close(
+        namespace["generate"](latents), generate(network, latents), rtol=0, atol=1e-5
+    )
+    assert (
+        len(LOADING[architecture].splitlines()) <= {"dcgan": 10, "resnet": 15}[architecture] + 1
+    )  # and the imports
 
 
-def test_a_generator_of_classes_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generator_of_classes_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its card says how many classes there are, and its lines make images."""
     part = GeneratorSpec("dcgan", image_size=32, channels=1, width=4, latent_dim=8)
     spec = mixture_spec(part, classes=("cat", "dog"), weights=(0.5, 0.5))
@@ -105,12 +124,16 @@ def test_onnx_takes_batches_of_any_size(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="pip install 'distgan[onnx]'")
     code, said = call("export", run, "--format", "onnx", "--out", tmp_path / "out")
     assert (code, "onnxruntime's images are torch's to" in said) == (0, True), said
-    session = onnxruntime.InferenceSession(tmp_path / "out" / "generator.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "out" / "generator.onnx", providers=["CPUExecutionProvider"]
+    )
     network, spec = load_generator(run)
     for num in (1, 5, 33):
         latents = sample_latents(num, spec, seed=2)
         (images,) = session.run(None, {"latents": latents.numpy()})
-        torch.testing.assert_close(torch.from_numpy(images), generate(network, latents), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            torch.from_numpy(images), generate(network, latents), rtol=0, atol=1e-4
+        )
     assert "onnxruntime" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -156,8 +179,12 @@ def test_a_card_of_ones_own_is_kept(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "README.md").read_text() == card
 
 
-@pytest.mark.parametrize(("source", "out", "expected"), [("nowhere", "out", "nowhere"), ("run", "/proc/none", "--out")])
+@pytest.mark.parametrize(
+    ("source", "out", "expected"), [("nowhere", "out", "nowhere"), ("run", "/proc/none", "--out")]
+)
 def test_mistakes(run: Path, tmp_path: Path, source: str, out: str, expected: str) -> None:
     """Exit code 2 and what to type."""
-    code, said = call("export", run if source == "run" else tmp_path / source, "--out", tmp_path / out)
+    code, said = call(
+        "export", run if source == "run" else tmp_path / source, "--out", tmp_path / out
+    )
     assert (code, expected in said) == (2, True), said

@@ -21,10 +21,14 @@ SCRIPT = ROOT / "launch" / "slurm.sbatch"
         (["--run-dir=runs/x"], ROOT / "docs", "", "submit from the repository"),
     ],
 )
-def test_mistakes_are_told_before_anything_starts(words: list[str], where: Path, array: str, expected: str) -> None:
+def test_mistakes_are_told_before_anything_starts(
+    words: list[str], where: Path, array: str, expected: str
+) -> None:
     """Exit code 2 and one line with the remedy."""
     environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": array}
-    done = subprocess.run(["bash", str(SCRIPT), *words], cwd=where, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", str(SCRIPT), *words], cwd=where, env=environment, capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert expected in done.stderr
 
@@ -48,19 +52,31 @@ def test_the_status_of_a_class_is_that_of_its_own_folder(tmp_path: Path) -> None
         "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1",
     }  # fmt: skip
     words = ["--run-dir", str(run), "networks.per_class=true", "networks.only_class={task}"]
-    done = subprocess.run(["bash", str(SCRIPT), *words], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (done.returncode, ": done, launcher's exit code 0" in done.stdout) == (0, True), done.stdout + done.stderr
+    done = subprocess.run(
+        ["bash", str(SCRIPT), *words], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, ": done, launcher's exit code 0" in done.stdout) == (0, True), (
+        done.stdout + done.stderr
+    )
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck: apt-get install shellcheck")
-@pytest.mark.parametrize("script", [SCRIPT, SCRIPT.with_name("sweep.sbatch")], ids=lambda script: script.name)
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None, reason="no shellcheck: apt-get install shellcheck"
+)
+@pytest.mark.parametrize(
+    "script", [SCRIPT, SCRIPT.with_name("sweep.sbatch")], ids=lambda script: script.name
+)
 def test_shellcheck_finds_nothing(script: Path) -> None:
     """In the batch scripts."""
-    done = subprocess.run(["shellcheck", "-x", str(script)], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        ["shellcheck", "-x", str(script)], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_configurations_make_one_world(path: Path) -> None:
     """More than one process is MULTI_GPU, on the CPU too: MULTI_CPU and use_cpu start worlds of one."""
     config = yaml.safe_load(path.read_text())

@@ -3,16 +3,10 @@
 import pytest
 import torch
 
-from distgan.ema import GeneratorEma, measure_norm_statistics
-from distgan.networks import (
-    NETWORKS,
-    DiscriminatorSpec,
-    GeneratorSpec,
-    MinibatchStddev,
-    build_discriminator,
-    build_generator,
-)
-from distgan.randomness import normal, uniform
+from distgan.networks.base import DiscriminatorSpec, GeneratorSpec, MinibatchStddev
+from distgan.networks.build import NETWORKS, build_discriminator, build_generator
+from distgan.networks.ema import GeneratorEma, recalibrate_batch_norm
+from distgan.runtime.randomness import normal, uniform
 
 SPEC = GeneratorSpec("dcgan", 32, 3, width=8, latent_dim=7)
 
@@ -22,14 +16,19 @@ SPEC = GeneratorSpec("dcgan", 32, 3, width=8, latent_dim=7)
 def test_shapes_and_ranges(size: int, channels: int) -> None:
     """Latents become images in [-1, 1], images become one logit each, and every parameter gets a gradient."""
     spec = GeneratorSpec("dcgan", size, channels, width=4, latent_dim=7)
-    generator, discriminator = build_generator(spec), build_discriminator(spec, DiscriminatorSpec(width=4))
+    generator, discriminator = (
+        build_generator(spec),
+        build_discriminator(spec, DiscriminatorSpec(width=4)),
+    )
     images = generator(torch.randn(3, 7))
     assert images.shape == (3, channels, size, size)
     assert images.abs().max() <= 1
     logits = discriminator(images)
     assert logits.shape == (3,)
     logits.sum().backward()
-    assert all(p.grad is not None for network in (generator, discriminator) for p in network.parameters())
+    assert all(
+        p.grad is not None for network in (generator, discriminator) for p in network.parameters()
+    )
 
 
 @pytest.mark.parametrize("architecture", NETWORKS)
@@ -38,7 +37,9 @@ def test_shapes_and_ranges(size: int, channels: int) -> None:
 def test_discriminators_have_every_variant(architecture: str, norm: str, size: int) -> None:
     """With each norm, spread of groups and packing there is a logit a pack, and a gradient for every parameter."""
     spec = GeneratorSpec(architecture, size, 3, width=4, latent_dim=7)
-    discriminator = build_discriminator(spec, DiscriminatorSpec(4, norm, minibatch_stddev=2, packing=2))
+    discriminator = build_discriminator(
+        spec, DiscriminatorSpec(4, norm, minibatch_stddev=2, packing=2)
+    )
     logits = discriminator(build_generator(spec)(torch.randn(8, 7)))
     assert logits.shape == (4,)
     logits.sum().backward()
@@ -56,13 +57,20 @@ def test_resnet_has_a_dcgans_size() -> None:
 @pytest.mark.parametrize("norm", ["batch", "spectral", "none"])
 def test_refinements_see_each_resolution(norm: str) -> None:
     """3x3, the first to half the width; the rest stays as it is, and every parameter has a gradient."""
-    refined = build_discriminator(SPEC, DiscriminatorSpec(8, norm, minibatch_stddev=2, packing=2, refinements=4))
+    refined = build_discriminator(
+        SPEC, DiscriminatorSpec(8, norm, minibatch_stddev=2, packing=2, refinements=4)
+    )
     shapes: list[tuple[int, ...]] = []
     for layer in refined.layers:
         if isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (3, 3):
             layer.register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape)))
     logits = refined(torch.randn(8, 3, 32, 32))
-    assert shapes == [(4, 4, 32, 32), (4, 8, 16, 16), (4, 16, 8, 8), (4, 32, 4, 4)] and logits.shape == (4,)
+    assert shapes == [
+        (4, 4, 32, 32),
+        (4, 8, 16, 16),
+        (4, 16, 8, 8),
+        (4, 32, 4, 4),
+    ] and logits.shape == (4,)
     logits.sum().backward()
     assert all(p.grad is not None for p in refined.parameters())
     plain = build_discriminator(SPEC, DiscriminatorSpec(8, norm, minibatch_stddev=2, packing=2))
@@ -104,7 +112,9 @@ def test_minibatch_stddev_sees_groups() -> None:
     module = MinibatchStddev(3, group=2)
     added = module(maps) - maps
     torch.testing.assert_close(added[:2], torch.zeros(2, 3, 2, 2), atol=1e-4, rtol=0)
-    torch.testing.assert_close(added[2:], module.weight[None, :, None, None].expand(2, 3, 2, 2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        added[2:], module.weight[None, :, None, None].expand(2, 3, 2, 2), atol=1e-4, rtol=0
+    )
 
 
 def test_packing_judges_neighbours_together() -> None:
@@ -174,7 +184,7 @@ def test_norm_statistics_are_those_of_the_batches() -> None:
     """Running statistics become the plain means over the given latents, and momentum is left as it was."""
     generator = build_generator(GeneratorSpec("dcgan", 32, 1, width=4, latent_dim=7)).eval()
     latents = torch.randn(64, 7)
-    measure_norm_statistics(generator, latents, num_batches=1)
+    recalibrate_batch_norm(generator, latents, num_batches=1)
     maps = generator.project(latents).unflatten(1, (-1, 4, 4))
     norm = generator.layers[0]
     torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from distgan.checkpoint import pack_optimizer, unpack_optimizer
-from distgan.config import Loss, Optim
+from distgan.config.schema import Loss, Optim
 from distgan.optimizers import OPTIMIZERS, Lookahead, lr_schedule
-from distgan.plan import penalty_scale
+from distgan.run.checkpoints import pack_optimizer, unpack_optimizer
+from distgan.run.schedule import penalty_scale
 
 
 @pytest.mark.parametrize(("word", "half"), [("constant", 1.0), ("linear", 0.6), ("cosine", 0.6)])
@@ -15,13 +15,21 @@ def test_schedules_go_to_the_final_share(word: str, half: float) -> None:
     """From 1 at the start to `final_lr` at the end and after it; linear and cosine meet in the middle."""
     optim = Optim(schedule=word, final_lr=0.2)
     end = 1.0 if word == "constant" else 0.2
-    assert [lr_schedule(optim, progress) for progress in (0.0, 0.5, 1.0, 1.5)] == pytest.approx([1.0, half, end, end])
+    assert [lr_schedule(optim, progress) for progress in (0.0, 0.5, 1.0, 1.5)] == pytest.approx(
+        [1.0, half, end, end]
+    )
 
 
 def test_lazy_penalties_keep_their_mean_weight() -> None:
     """Every fourth step has four times the weight; the weight falls along the run; without penalties there is none."""
     loss = Loss(r1=1.0, penalty_interval=4, penalty_final=0.5)
-    assert [penalty_scale(loss, step, progress=0.0) for step in range(5)] == [4.0, 0.0, 0.0, 0.0, 4.0]
+    assert [penalty_scale(loss, step, progress=0.0) for step in range(5)] == [
+        4.0,
+        0.0,
+        0.0,
+        0.0,
+        4.0,
+    ]
     assert penalty_scale(loss, 0, progress=1.0) == pytest.approx(2.0)
     assert penalty_scale(Loss(), 0, progress=0.0) == 0.0
 

@@ -25,15 +25,28 @@ class Nowhere:
 
 def child(rank: int, port: int, shards: Path, run_dir: Path, failing_rank: int | None) -> None:
     """One of three ranks; speaks into a file of its own, waits seconds where users wait half minutes."""
-    import distgan.peers
-    import distgan.streams
+    import distgan.data
+    import distgan.runtime.heartbeat
 
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "3",
+        "LOCAL_WORLD_SIZE": "3",
+    }
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sys.stdout = sys.stderr = run_dir.with_suffix(f".{rank}").open("w", buffering=1)
-    distgan.peers.BEAT_SEC, distgan.peers.SILENCE_SEC, distgan.peers.GRACE_SEC = 0.2, 3.0, 1.0
+    (
+        distgan.runtime.heartbeat.BEAT_SEC,
+        distgan.runtime.heartbeat.SILENCE_SEC,
+        distgan.runtime.heartbeat.GRACE_SEC,
+    ) = (
+        0.2,
+        3.0,
+        1.0,
+    )
     if rank == failing_rank:
-        distgan.streams.BatchStream.__next__ = lambda self: 1 / 0  # type: ignore[method-assign,assignment]
+        distgan.data.BatchStream.__next__ = lambda self: 1 / 0  # type: ignore[method-assign,assignment]
     try:
         train_run(shards, run_dir, ["train.kimg=600"])
     except BaseException as error:
@@ -44,7 +57,10 @@ def child(rank: int, port: int, shards: Path, run_dir: Path, failing_rank: int |
 def start(shards: Path, run_dir: Path, failing_rank: int | None = None) -> list[BaseProcess]:
     """Three ranks that train."""
     port = free_port()
-    ranks = [CONTEXT.Process(target=child, args=(rank, port, shards, run_dir, failing_rank)) for rank in range(3)]
+    ranks = [
+        CONTEXT.Process(target=child, args=(rank, port, shards, run_dir, failing_rank))
+        for rank in range(3)
+    ]
     for process in ranks:
         process.start()
     metrics = run_dir / "metrics.jsonl"
@@ -74,7 +90,11 @@ def test_the_lost_rank_is_named(how: signal.Signals, shards: Path, tmp_path: Pat
     os.kill(ranks[2].pid or 0, how)
     assert end(ranks, but=2)[:2] == [1, 1]
     status = json.loads((run_dir / "status.json").read_text())
-    why = "its process has ended (connection closed)" if how == signal.SIGKILL else "no sign of life for 3 s"
+    why = (
+        "its process has ended (connection closed)"
+        if how == signal.SIGKILL
+        else "no sign of life for 3 s"
+    )
     assert (status["state"], status["reason"]) == ("failed", f"lost rank 2 on {HOST}: {why}")
     assert run_dir.with_suffix(".0").read_text().count(f"lost rank 2 on {HOST}: {why}") >= 1
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from distgan.config import Data
-from distgan.dataset import open_dataset
+from distgan.config.load import load_config
+from distgan.config.schema import Data
+from distgan.data import open_dataset
 from distgan.errors import UserError
-from distgan.generators import generate, load_generator, sample_latents, save_generator
-from distgan.layers import load_config
-from distgan.mixture import Mixture, MixtureSpec, build_from, mixture_spec, of_class
-from distgan.networks import GeneratorSpec
+from distgan.networks.base import GeneratorSpec
+from distgan.networks.generator_file import load_generator, save_generator
+from distgan.networks.latents import generate, sample_latents
+from distgan.networks.mixture import Mixture, MixtureSpec, build_from, mixture_spec, of_class
 from distgan.per_class import class_shares, share_out
 from shards.pack import pack
 from tests.conftest import NUM_IMAGES
@@ -27,12 +28,14 @@ WORDS = ("networks.per_class=true", "train.epochs=2")  # 60 images: 5 batches of
 PART = GeneratorSpec("dcgan", 32, 1, 4, 8)
 
 
-def train_classes(shards: Path, run_dir: Path, words: tuple[str, ...], stop_after: int | None = None) -> dict[str, Any]:
+def train_classes(
+    shards: Path, run_dir: Path, words: tuple[str, ...], stop_after: int | None = None
+) -> dict[str, Any]:
     """Train a GAN a class in this process; notes the images read, and gets a signal at batch number `stop_after`."""
-    import distgan.streams as streams_module
-    from distgan.distributed import leave_world
-    from distgan.interrupt import Interrupt
+    import distgan.data as streams_module
     from distgan.per_class import PerClass
+    from distgan.runtime.distributed import leave_world
+    from distgan.runtime.signals import Interrupt
 
     ids: list[list[int]] = []
 
@@ -47,7 +50,9 @@ def train_classes(shards: Path, run_dir: Path, words: tuple[str, ...], stop_afte
     streams_module.BatchStream = NotingStream
     interrupt = Interrupt()
     config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *words])
-    state = PerClass(config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"]).run()
+    state = PerClass(
+        config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"]
+    ).run()
     leave_world()
     return {"state": state, "ids": ids}
 
@@ -69,16 +74,26 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 def test_each_class_learns_from_its_own_images(whole: tuple[Path, list[list[int]]]) -> None:
     """As many images as one GAN would see, all of one class in a batch; the status is that of the whole."""
     run, batches = whole
-    assert [{number % 2 for number in batch} for batch in batches] in ([{0}] * 2 + [{1}] * 3, [{0}] * 3 + [{1}] * 2)
+    assert [{number % 2 for number in batch} for batch in batches] in (
+        [{0}] * 2 + [{1}] * 3,
+        [{0}] * 3 + [{1}] * 2,
+    )
     assert (status(run)["state"], status(run)["images_seen"]) == ("done", 2 * NUM_IMAGES)
-    assert [status(folder)["state"] for folder in sorted((run / "classes").iterdir())] == ["done", "done"]
+    assert [status(folder)["state"] for folder in sorted((run / "classes").iterdir())] == [
+        "done",
+        "done",
+    ]
 
 
-def test_a_class_is_an_ordinary_run(whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path) -> None:
+def test_a_class_is_an_ordinary_run(
+    whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path
+) -> None:
     """`data.classes` with the class alone trains the very same tensors."""
     folder = whole[0] / "classes" / "1-odd"
     kimg = status(folder)["images_seen"] / 1000
-    run_world(1, train_run, shards, tmp_path / "odd", ["data.classes=['odd']", f"train.kimg={kimg}"])
+    run_world(
+        1, train_run, shards, tmp_path / "odd", ["data.classes=['odd']", f"train.kimg={kimg}"]
+    )
     assert checkpoint_digest(tmp_path / "odd") == checkpoint_digest(folder)
 
 
@@ -104,10 +119,14 @@ def test_goes_on_in_the_class_it_was_in(
     assert read.total() == 60 - seen
     assert all(number % 2 for number in read)
     assert status(run)["images_seen"] == 60
-    assert (run / "generator.safetensors").read_bytes() == (uncut / "generator.safetensors").read_bytes()
+    assert (run / "generator.safetensors").read_bytes() == (
+        uncut / "generator.safetensors"
+    ).read_bytes()
 
 
-def test_tasks_of_an_array_are_joined(whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path) -> None:
+def test_tasks_of_an_array_are_joined(
+    whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path
+) -> None:
     """Each class by a command of its own, the last command joins: the same generator; then nothing is left to do."""
     run = tmp_path / "run"
     for number in (1, 0):
@@ -115,23 +134,31 @@ def test_tasks_of_an_array_are_joined(whole: tuple[Path, list[list[int]]], shard
         assert not (run / "status.json").exists()
     [last] = run_world(1, train_classes, shards, run, WORDS)
     assert last == {"state": "done", "ids": []}
-    assert (run / "generator.safetensors").read_bytes() == (whole[0] / "generator.safetensors").read_bytes()
+    assert (run / "generator.safetensors").read_bytes() == (
+        whole[0] / "generator.safetensors"
+    ).read_bytes()
     written = (run / "generator.safetensors").stat().st_mtime_ns
     assert run_world(1, train_classes, shards, run, WORDS) == [{"state": "done", "ids": []}]
     assert (run / "generator.safetensors").stat().st_mtime_ns == written
 
 
-def test_commands_take_it_for_one_generator(whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path) -> None:
+def test_commands_take_it_for_one_generator(
+    whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path
+) -> None:
     """sample draws a grid; evaluate finds what the run itself found at its end."""
     run = whole[0]
     code, said = call("sample", run, "--num", 4, "--out", tmp_path / "grid.png")
     assert (code, (tmp_path / "grid.png").exists()) == (0, True), said
-    code, said = call("evaluate", run, "--data", shards, "--num", 12, "--json", tmp_path / "scores.json")
+    code, said = call(
+        "evaluate", run, "--data", shards, "--num", 12, "--json", tmp_path / "scores.json"
+    )
     assert code == 0, said
     [score] = json.loads((tmp_path / "scores.json").read_text())
     [row] = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     assert score["protocol"]["num_fakes"] == row["protocol"]["num_fakes"]
-    assert score["values"]["quality/frechet"] == pytest.approx(row["values"]["quality/frechet"], rel=1e-3)
+    assert score["values"]["quality/frechet"] == pytest.approx(
+        row["values"]["quality/frechet"], rel=1e-3
+    )
     assert score["verdict"] in status(run)["reason"]
 
 
@@ -159,7 +186,9 @@ def test_classes_have_their_weights(mixture: tuple[Mixture, MixtureSpec]) -> Non
     images = generate(built, latents[:50])
     for number, part in enumerate(built.parts):
         mine = chosen[:50] == number
-        torch.testing.assert_close(images[mine], generate(part, latents[:50][mine][:, 1:]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            images[mine], generate(part, latents[:50][mine][:, 1:]), rtol=0, atol=1e-5
+        )
 
 
 def test_one_class_can_be_asked_for(mixture: tuple[Mixture, MixtureSpec]) -> None:
@@ -186,7 +215,9 @@ def test_a_mixture_is_a_file_like_any(mixture: tuple[Mixture, MixtureSpec], tmp_
     images = generate(loaded, latents)
     torch.testing.assert_close(images, generate(built, latents), rtol=0, atol=0)
     torch.testing.assert_close(images[:3], generate(loaded, latents[:3]), rtol=0, atol=1e-5)
-    program = torch.export.export(built, (latents,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program = torch.export.export(
+        built, (latents,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
     torch.testing.assert_close(program.module()(latents[:7]), images[:7], rtol=0, atol=1e-5)
 
 
@@ -203,7 +234,10 @@ def test_batches_are_shared_out_by_images() -> None:
     counts = [5000, 100, 900, 4000]
     shares = share_out(1234, counts)
     assert sum(shares) == 1234
-    assert all(abs(share - 1234 * count / sum(counts)) <= 1 for share, count in zip(shares, counts, strict=True))
+    assert all(
+        abs(share - 1234 * count / sum(counts)) <= 1
+        for share, count in zip(shares, counts, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,7 +266,9 @@ def test_images_without_labels_are_told(tmp_path: Path) -> None:
     Image.new("L", (32, 32)).save(tmp_path / "images" / "0.png")
     pack(str(tmp_path / "images"), tmp_path / "shards", size=32, channels=1, workers=1)
     with pytest.raises(UserError, match="has no labels"):
-        class_shares(load_config(None, WORDS), open_dataset(Data(shards=str(tmp_path / "shards")))[1])
+        class_shares(
+            load_config(None, WORDS), open_dataset(Data(shards=str(tmp_path / "shards")))[1]
+        )
 
 
 def test_one_class_of_none_is_a_mistake() -> None:
@@ -252,6 +288,12 @@ def test_a_class_that_died_before_its_last_words_says_them(
     for folder in (first, run):
         (folder / "status.json").write_text(json.dumps(status(folder) | {"state": "running"}))
     [result] = run_world(1, train_classes, shards, run, WORDS)
-    assert (result["state"], status(run)["state"], status(first)["state"]) == ("done", "done", "done")
+    assert (result["state"], status(run)["state"], status(first)["state"]) == (
+        "done",
+        "done",
+        "done",
+    )
     assert (first / "generator.safetensors").exists()
-    assert checkpoint_digest(first) == checkpoint_digest(sorted((whole[0] / "classes").iterdir())[0])
+    assert checkpoint_digest(first) == checkpoint_digest(
+        sorted((whole[0] / "classes").iterdir())[0]
+    )

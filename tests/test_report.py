@@ -20,15 +20,22 @@ from distgan.reporting.curves import Chart, Curve, Mark, draw, moving_mean
 from distgan.reporting.nearest import nearest_ids
 from distgan.reporting.page import NO_TIME, write_report
 from distgan.reporting.rendering import data_uri
-from distgan.reporting.story import VERDICTS, figures, find_runs, read_story
-from distgan.runfolder import read_rows
+from distgan.reporting.run_record import VERDICTS, figures, find_runs, read_story
+from distgan.run.folder import read_rows
 from shards.reader import ShardReader
 from tests.browser import chromium
 from tests.test_commands import call
 from tests.worlds import run_world, train_run
 
-HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"'&$x$"
-WORDS = ["log.report=true", "train.kimg=0.06", "log.samples_every_kimg=0.02", "evaluation.every_kimg=0.02"]
+HOSTILE = (
+    "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"'&$x$"
+)
+WORDS = [
+    "log.report=true",
+    "train.kimg=0.06",
+    "log.samples_every_kimg=0.02",
+    "evaluation.every_kimg=0.02",
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +55,9 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def test_a_picture_of_noise_fits_the_page() -> None:
     """A grid of a generator that only makes noise is larger as a JPEG than most encoders expect."""
     noise = np.random.default_rng(0).integers(0, 2, (548, 548, 3), np.uint8) * 255
-    with Image.open(io.BytesIO(base64.b64decode(data_uri(Image.fromarray(noise)).partition(",")[2]))) as picture:
+    with Image.open(
+        io.BytesIO(base64.b64decode(data_uri(Image.fromarray(noise)).partition(",")[2]))
+    ) as picture:
         assert picture.format == "JPEG" and picture.size == (548, 548)
 
 
@@ -64,7 +73,11 @@ def test_a_page_that_cannot_be_written_ends_no_run(shards: Path, tmp_path: Path)
     """The run is done; a warning says what was in the way."""
     (tmp_path / "run" / "report.html").mkdir(parents=True)
     assert run_world(1, train_run, shards, tmp_path / "run", WORDS)[0]["state"] == "done"
-    warnings = [event["what"] for event in read_rows(tmp_path / "run" / "events.jsonl") if event["kind"] == "warning"]
+    warnings = [
+        event["what"]
+        for event in read_rows(tmp_path / "run" / "events.jsonl")
+        if event["kind"] == "warning"
+    ]
     assert len(warnings) == 1
     assert warnings[0].startswith("report.html was not written: ")
     assert not list((tmp_path / "run").glob(".report*"))
@@ -81,13 +94,19 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.found += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+        self.found += [
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href", "srcset", "action", "data")
+        ]
 
 
 def test_training_leaves_its_page(finished: Path) -> None:
     """With curves, timeline, reals, neighbours, quality, settings and command, and nothing from outside the file."""
     page = finished / "report.html"
-    assert not [event for event in read_rows(finished / "events.jsonl") if event["kind"] == "warning"]
+    assert not [
+        event for event in read_rows(finished / "events.jsonl") if event["kind"] == "warning"
+    ]
     text, links = page.read_text(), Links(page)
     assert all(link.startswith(("data:", "#")) for link in links.found)
     assert "url(http" not in text and "@import" not in text
@@ -133,7 +152,9 @@ def test_page_in_a_browser(run: Path, tmp_path: Path) -> None:
             pictures = "return [...document.images].every(image => image.naturalWidth > 0)"
             assert browser.execute_script(pictures)
             assert browser.get_log("browser") == []
-            backgrounds.append(browser.find_element("tag name", "body").value_of_css_property("background-color"))
+            backgrounds.append(
+                browser.find_element("tag name", "body").value_of_css_property("background-color")
+            )
     assert backgrounds[0] != backgrounds[1]
 
 
@@ -141,15 +162,24 @@ def test_every_text_is_escaped(run: Path, tmp_path: Path) -> None:
     """Names, settings, events, commands and hardware that are markup do nothing, in one page and in a comparison."""
     hostile = run.with_name(HOSTILE.replace("/", ""))
     run.rename(hostile)
-    (hostile / "config.toml").write_text(f"[data]\nshards = {json.dumps(HOSTILE)}\n{json.dumps(HOSTILE)} = 1\n")
+    (hostile / "config.toml").write_text(
+        f"[data]\nshards = {json.dumps(HOSTILE)}\n{json.dumps(HOSTILE)} = 1\n"
+    )
     for name, keys in (
         ("status.json", ("state", "reason", "verdict", "time")), ("provenance.json", ("hardware", "git_commit"))
     ):  # fmt: skip
         told = json.loads((hostile / name).read_text()) | dict.fromkeys(keys, HOSTILE)
-        told |= {"command": [HOSTILE], "versions": {HOSTILE: HOSTILE}} if name == "provenance.json" else {}
+        told |= (
+            {"command": [HOSTILE], "versions": {HOSTILE: HOSTILE}}
+            if name == "provenance.json"
+            else {}
+        )
         (hostile / name).write_text(json.dumps(told))
     with (hostile / "events.jsonl").open("a") as file:
-        file.write(json.dumps({"kind": HOSTILE, "what": HOSTILE, "verdict": HOSTILE, "images_seen": 30}) + "\n")
+        file.write(
+            json.dumps({"kind": HOSTILE, "what": HOSTILE, "verdict": HOSTILE, "images_seen": 30})
+            + "\n"
+        )
     rows = read_rows(hostile / "evaluations.jsonl")
     rows[-1]["values"][HOSTILE] = 1.0
     (hostile / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -167,10 +197,14 @@ def test_every_text_is_escaped(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["delete", "garbage", "empty", "cut"])
-def test_what_is_missing_or_damaged_is_left_out(run: Path, spoil: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_or_damaged_is_left_out(
+    run: Path, spoil: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One file more each time; a page is written all the same, the last one with its charts."""
     files = [
-        p for p in run.rglob("*") if p.is_file() and p.name not in ("config.toml", "status.json") and p.suffix != ".png"
+        p
+        for p in run.rglob("*")
+        if p.is_file() and p.name not in ("config.toml", "status.json") and p.suffix != ".png"
     ]
     for path in [*files, run / "config.toml", run / "status.json"]:
         content = path.read_bytes()
@@ -178,9 +212,13 @@ def test_what_is_missing_or_damaged_is_left_out(run: Path, spoil: str, monkeypat
             if path.parent == run and path.name not in ("config.toml", "status.json"):
                 path.unlink()
         else:
-            path.write_bytes({"garbage": b"\x00{]\xff", "empty": b"", "cut": content[: len(content) // 2]}[spoil])
+            path.write_bytes(
+                {"garbage": b"\x00{]\xff", "empty": b"", "cut": content[: len(content) // 2]}[spoil]
+            )
         with monkeypatch.context() as patch:
-            patch.setattr("distgan.reporting.page.draw", lambda chart, **marks: "")  # most of the time goes there
+            patch.setattr(
+                "distgan.reporting.page.draw", lambda chart, **marks: ""
+            )  # most of the time goes there
             if path.parent == run and path.suffix != ".html":
                 assert write_report(run).stat().st_size > 1000
     assert write_report(run).stat().st_size > 1000
@@ -198,7 +236,11 @@ def test_numbers_that_are_none_do_no_harm(run: Path) -> None:
     """Of a run that diverged: NaN and infinity in rows and evaluations."""
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         text = (run / name).read_text()
-        text = re.sub(r'("(?:loss/d|grad_norm/g|quality/frechet|quality/coverage)": )[-0-9.e]+', r"\1NaN", text)
+        text = re.sub(
+            r'("(?:loss/d|grad_norm/g|quality/frechet|quality/coverage)": )[-0-9.e]+',
+            r"\1NaN",
+            text,
+        )
         (run / name).write_text(re.sub(r'("loss/g": )[-0-9.e]+', r"\1-Infinity", text))
     assert "Losses" in write_report(run).read_text()
     assert figures(float("nan")) == "–"
@@ -220,7 +262,9 @@ def test_a_folder_of_runs(run: Path, tmp_path: Path) -> None:
         def sort_by(column: str) -> list[str]:
             heads = browser.find_elements("css selector", "#runs th button")
             next(head for head in heads if head.text == column).click()
-            return [cell.text for cell in browser.find_elements("css selector", "#runs td:first-child")]
+            return [
+                cell.text for cell in browser.find_elements("css selector", "#runs td:first-child")
+            ]
 
         assert sort_by("kimg") == ["first", "second", "third"]
         assert sort_by("kimg") == ["third", "second", "first"]
@@ -240,7 +284,9 @@ def test_comparison_has_a_value_for_each_column(run: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["nowhere"], ["."], ["run", "--out", "/proc/none/page.html"]])
-def test_mistakes_are_one_line(words: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_one_line(
+    words: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit code 2; nothing written."""
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
@@ -269,8 +315,13 @@ def test_copies_are_their_own_nearest(shards: Path) -> None:
 def test_other_images_are_not_searched(run: Path, tmp_path: Path) -> None:
     """Where the shards are gone or hold something else, the page says so."""
     config = (run / "config.toml").read_text()
-    for place, said in ((str(tmp_path / "gone"), "could not be looked for"), ("s3://bucket/x", "another machine")):
-        (run / "config.toml").write_text(re.sub(r"(?m)^shards = .*$", f"shards = {json.dumps(place)}", config))
+    for place, said in (
+        (str(tmp_path / "gone"), "could not be looked for"),
+        ("s3://bucket/x", "another machine"),
+    ):
+        (run / "config.toml").write_text(
+            re.sub(r"(?m)^shards = .*$", f"shards = {json.dumps(place)}", config)
+        )
         assert said in write_report(run).read_text()
     (run / "config.toml").write_text(config)
     described = json.loads((run / "generator.json").read_text()) | {"dataset": "0" * 64}

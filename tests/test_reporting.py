@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from distgan.distributed import World
 from distgan.errors import UserError
+from distgan.images import save_grid, save_losses_plot, to_uint8
 from distgan.reporting import console
-from distgan.reporting.images import save_grid, save_losses_plot, to_uint8
 from distgan.reporting.metrics import METRICS, RunningMeans
-from distgan.runfolder import RunFolder, read_rows
+from distgan.run.folder import RunFolder, read_rows
+from distgan.runtime.distributed import World
 from tests.worlds import REMEDIES, run_world, train_run
 
 
@@ -31,7 +31,7 @@ def reduced_means() -> dict[str, float]:
     """Means over ranks of a value that is the rank."""
     from accelerate import Accelerator
 
-    from distgan.distributed import current_world
+    from distgan.runtime.distributed import current_world
 
     Accelerator(cpu=True)
     means = RunningMeans()
@@ -54,21 +54,37 @@ def test_rows_have_only_declared_names(shards: Path, tmp_path: Path) -> None:
 
 def test_pictures_show_what_they_are_given(tmp_path: Path) -> None:
     """-1 is black and 1 is white; a grid of 4 is two by two; small images are enlarged."""
-    images = to_uint8(torch.stack([torch.full((1, 32, 32), value) for value in (-1.0, 1.0, 0.0, 2.0)]))
+    images = to_uint8(
+        torch.stack([torch.full((1, 32, 32), value) for value in (-1.0, 1.0, 0.0, 2.0)])
+    )
     assert images[:, 0, 0, 0].tolist() == [0, 255, 128, 255]
     with Image.open(save_grid(images, tmp_path / "grid.png")) as picture:
         grid = picture.convert("L")
     assert grid.size == (2 * 64 + 3 * 4, 2 * 64 + 3 * 4)
-    assert [grid.getpixel(place) for place in ((36, 36), (104, 36), (36, 104), (104, 104))] == [0, 255, 128, 255]
+    assert [grid.getpixel(place) for place in ((36, 36), (104, 36), (36, 104), (104, 104))] == [
+        0,
+        255,
+        128,
+        255,
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
 
 
 def test_losses_are_plotted(tmp_path: Path) -> None:
     """A plot of a readable size; no rows, no file."""
-    row = {"progress/kimg": 1.0, "loss/d": 1.0, "loss/g": 1.0, "accuracy/d_real": 0.5, "accuracy/d_fake": 0.5}
+    row = {
+        "progress/kimg": 1.0,
+        "loss/d": 1.0,
+        "loss/g": 1.0,
+        "accuracy/d_real": 0.5,
+        "accuracy/d_fake": 0.5,
+    }
     save_losses_plot([], tmp_path / "none.png", epoch_images=1000, equilibrium=(1.39, 0.69))
     save_losses_plot(
-        [row, row | {"progress/kimg": 2.5}], tmp_path / "losses.png", epoch_images=1000, equilibrium=(1.39, 0.69)
+        [row, row | {"progress/kimg": 2.5}],
+        tmp_path / "losses.png",
+        epoch_images=1000,
+        equilibrium=(1.39, 0.69),
     )
     assert [path.name for path in tmp_path.iterdir()] == ["losses.png"]
     with Image.open(tmp_path / "losses.png") as picture:
@@ -77,12 +93,16 @@ def test_losses_are_plotted(tmp_path: Path) -> None:
 
 def test_a_held_folder_is_refused_by_pid_and_host(tmp_path: Path) -> None:
     """A second process may not write where the first one does; when the first dies, even by SIGKILL, it may."""
-    code = "import sys, time; from pathlib import Path; from distgan.runfolder import RunFolder;"
+    code = "import sys, time; from pathlib import Path; from distgan.run.folder import RunFolder;"
     code += "folder = RunFolder(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match=rf"being written by pid {holder.pid} on {os.uname().nodename}.*--run-dir"):
+    with pytest.raises(
+        UserError, match=rf"being written by pid {holder.pid} on {os.uname().nodename}.*--run-dir"
+    ):
         RunFolder(tmp_path)
     holder.kill()
     holder.communicate()
@@ -98,16 +118,22 @@ def test_rows_of_repeated_steps_are_forgotten(tmp_path: Path) -> None:
         folder.add_metrics({"progress/images": images})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"progress/ima')
-    folder.forget_after(20)
+    folder.truncate_after(20)
     folder.close()
     assert [row["progress/images"] for row in read_rows(tmp_path / "metrics.jsonl")] == [10, 20]
 
 
-def test_console_is_plain_and_escaped_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_is_plain_and_escaped_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """One event a line, no colour codes, markup in names shown as it is."""
     console.show_table("run [red]x[/red]", [("data", "[bold]weird[/bold] " + "long " * 60)])
     console.say("done [link=http://x]y[/link]")
     said = capsys.readouterr().out
     assert "\x1b" not in said
-    assert "[red]x[/red]" in said and "[bold]weird[/bold]" in said and "[link=http://x]y[/link]" in said
+    assert (
+        "[red]x[/red]" in said
+        and "[bold]weird[/bold]" in said
+        and "[link=http://x]y[/link]" in said
+    )
     assert len(said.splitlines()) == 3

@@ -13,19 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-import distgan.quality
-from distgan import checkpoint
-from distgan.config import Evaluation
-from distgan.dataset import open_dataset
-from distgan.distributed import World
+import distgan.evaluation.evaluator
+from distgan.config.load import load_config
+from distgan.config.schema import Evaluation
+from distgan.config.thresholds import Thresholds
+from distgan.data import open_dataset
 from distgan.errors import UserError
+from distgan.evaluation.evaluator import Evaluator, real_images
 from distgan.evaluation.probe import Probe, ProbeCard, ProbeNet, probe_path
-from distgan.generators import find_generator
-from distgan.layers import load_config
-from distgan.quality import QualityWatch, real_images
-from distgan.resume import RunState
-from distgan.runfolder import RunFolder
-from distgan.thresholds import Thresholds
+from distgan.networks.generator_file import find_generator
+from distgan.run import checkpoints as checkpoint
+from distgan.run.checkpointer import RunState
+from distgan.run.folder import RunFolder
+from distgan.runtime.distributed import World
 from distgan.trainer import Trainer
 from shards.pack import pack
 from tests.worlds import checkpoint_digest, run_world, train_run
@@ -44,7 +44,9 @@ def pack_noise(folder: Path, *, num: int, seed: int, size: int = 32) -> Path:
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_run_that_died_before_its_last_words_says_them(shards: Path, tmp_path: Path, world: int) -> None:
+def test_a_run_that_died_before_its_last_words_says_them(
+    shards: Path, tmp_path: Path, world: int
+) -> None:
     """Killed after its last checkpoint, it writes the generator and its outcome when started again, and trains no more."""
     run, words = tmp_path / "run", ["train.kimg=0.036"]
     run_world(world, train_run, shards, run, words)
@@ -58,10 +60,14 @@ def test_a_run_that_died_before_its_last_words_says_them(shards: Path, tmp_path:
     assert json.loads((run / "status.json").read_text())["state"] == "done"
     assert (run / "generator.safetensors").exists()
     assert checkpoint_digest(run) == before
-    assert (run / "evaluations.jsonl").read_text() == evaluated  # not judged twice, which would count against it
+    assert (
+        run / "evaluations.jsonl"
+    ).read_text() == evaluated  # not judged twice, which would count against it
     (run / "generator.safetensors").unlink()
     assert run_world(world, train_run, shards, run, words)[0]["state"] == "done"
-    assert not (run / "generator.safetensors").exists()  # its end is on record: nothing is done again
+    assert not (
+        run / "generator.safetensors"
+    ).exists()  # its end is on record: nothing is done again
 
 
 def train_on_own_shards(shards: list[Path], run_dir: Path) -> Any:
@@ -84,7 +90,13 @@ def train_with_own_words(shards: Path, run_dir: Path, words: list[str]) -> Any:
 def test_machines_with_other_settings_are_refused(shards: Path, tmp_path: Path) -> None:
     """A setting that decides when ranks meet, though not what is learned."""
     with pytest.raises(AssertionError, match=r"rank 1: another train.kimg than on rank 0"):
-        run_world(2, train_with_own_words, shards, tmp_path / "run", ["train.kimg=0.024", "train.kimg=0.036"])
+        run_world(
+            2,
+            train_with_own_words,
+            shards,
+            tmp_path / "run",
+            ["train.kimg=0.024", "train.kimg=0.036"],
+        )
 
 
 def test_too_few_images_to_evaluate_are_refused_before_training(tmp_path: Path) -> None:
@@ -94,11 +106,17 @@ def test_too_few_images_to_evaluate_are_refused_before_training(tmp_path: Path) 
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_remedy_that_the_batch_does_not_allow_is_refused_at_the_start(shards: Path, tmp_path: Path) -> None:
+def test_a_remedy_that_the_batch_does_not_allow_is_refused_at_the_start(
+    shards: Path, tmp_path: Path
+) -> None:
     words = ["collapse.remedy=['loss.diversity.mode_seeking=1']", "train.kimg=0.024"]
-    with pytest.raises(AssertionError, match=r"collapse.remedy: train.batch_size=12 cannot be split .*mode_seeking"):
+    with pytest.raises(
+        AssertionError, match=r"collapse.remedy: train.batch_size=12 cannot be split .*mode_seeking"
+    ):
         run_world(1, train_run, shards, tmp_path / "run", ["collapse.action=rollback", *words])
-    assert run_world(1, train_run, shards, tmp_path / "run", words)[0]["state"] == "done"  # it never comes to that
+    assert (
+        run_world(1, train_run, shards, tmp_path / "run", words)[0]["state"] == "done"
+    )  # it never comes to that
 
 
 def test_damaged_newer_checkpoints_go_when_a_new_one_is_whole(tmp_path: Path) -> None:
@@ -113,16 +131,22 @@ def test_only_a_saved_checkpoint_can_be_gone_back_to() -> None:
     """On a full disk the last healthy and the best checkpoint are still those before."""
     trainer: Any = SimpleNamespace(
         state=RunState(images_seen=2000, healthy_images=1000),
-        quality=SimpleNamespace(verdict=SimpleNamespace(name="healthy"), best_value=2.0, best_images=2000),
+        quality=SimpleNamespace(
+            verdict=SimpleNamespace(name="healthy"), best_value=2.0, best_images=2000
+        ),
         saved=(1000, 3.0, 1000),
-        players=SimpleNamespace(check_replicas=lambda world: None),
+        gan=SimpleNamespace(check_replicas=lambda world: None),
         measure_statistics=lambda: None,
         world=ALONE,
         looking={"checkpoints": 0.0},
         write_checkpoint=lambda must: False,
     )
     Trainer.save_checkpoint(trainer, must=False)
-    assert (trainer.state.healthy_images, trainer.quality.best_value, trainer.quality.best_images) == (1000, 3.0, 1000)
+    assert (
+        trainer.state.healthy_images,
+        trainer.quality.best_value,
+        trainer.quality.best_images,
+    ) == (1000, 3.0, 1000)
     trainer.write_checkpoint = lambda must: True
     Trainer.save_checkpoint(trainer, must=False)
     assert trainer.state.healthy_images == 2000
@@ -132,9 +156,13 @@ def test_the_newest_generator_of_a_run_is_found(tmp_path: Path) -> None:
     """generator.safetensors of a run that was stopped is not that of the run which has gone on."""
     (tmp_path / "generator.safetensors").touch()
     (tmp_path / "generator.json").write_text('{"images_seen": 2000}')
-    newest = checkpoint.save(tmp_path / "checkpoints", images_seen=2000, tensors={"a": torch.zeros(1)}, state={})
+    newest = checkpoint.save(
+        tmp_path / "checkpoints", images_seen=2000, tensors={"a": torch.zeros(1)}, state={}
+    )
     assert find_generator(tmp_path)[0].name == "generator.safetensors"
-    newest = checkpoint.save(tmp_path / "checkpoints", images_seen=3000, tensors={"a": torch.zeros(1)}, state={})
+    newest = checkpoint.save(
+        tmp_path / "checkpoints", images_seen=3000, tensors={"a": torch.zeros(1)}, state={}
+    )
     assert find_generator(tmp_path)[0] == newest / "tensors.safetensors"
 
 
@@ -149,10 +177,12 @@ def test_a_file_system_without_locks_is_warned_of(
     assert "cannot be locked (Function not implemented)" in caplog.text
 
 
-def test_fid_chooses_the_best_where_the_features_are_inceptions(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fid_chooses_the_best_where_the_features_are_inceptions(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In Inception's features the distance has another name, and is still what `evaluation.best_metric` means."""
     _, reader = open_dataset(load_config(None, [f"data.shards={str(shards)!r}"]).data)
-    watch = QualityWatch(
+    watch = Evaluator(
         reader, evaluation=Evaluation(num_samples=12), thresholds=Thresholds(), classes=None, world=ALONE,
         device=torch.device("cpu"), seed=0,
     )  # fmt: skip
@@ -160,7 +190,9 @@ def test_fid_chooses_the_best_where_the_features_are_inceptions(shards: Path, mo
     bests = []
     for images, distance in ((1, 30.0), (2, 20.0), (3, 25.0)):
         result = SimpleNamespace(values={"quality/fid": distance})
-        monkeypatch.setattr(distgan.quality, "evaluate", lambda *args, result=result, **more: result)
+        monkeypatch.setattr(
+            distgan.evaluation.evaluator, "evaluate", lambda *args, result=result, **more: result
+        )
         bests.append(watch.evaluate(torch.nn.Identity(), 8, images_seen=images)[2])
     assert bests == [True, True, False]
     assert (watch.best_value, watch.best_images) == (20.0, 2)
@@ -186,7 +218,9 @@ def test_classes_named_by_figures_may_be_given_as_numbers() -> None:
     assert load_config(None, ["data.classes=[1, 7]"]).data.classes == ("1", "7")
 
 
-def test_a_probe_that_guesses_is_not_taken(shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_probe_that_guesses_is_not_taken(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Classes that do not look different teach a probe nothing: `auto` goes back to random features, and says so."""
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path))
     _, reader = open_dataset(load_config(None, [f"data.shards={str(shards)!r}"]).data)
@@ -194,12 +228,16 @@ def test_a_probe_that_guesses_is_not_taken(shards: Path, monkeypatch: pytest.Mon
         card = ProbeCard(reader.index.fingerprint, ("even", "odd"), accuracy, 1, 32, 4, 20, 10)
         path = probe_path(reader.index.fingerprint)
         Probe(ProbeNet(1, 4, 2), card).save(path)
-        extractor, phrase = distgan.quality.choose_extractor(Evaluation(), reader, world=ALONE)
+        extractor, phrase = distgan.evaluation.evaluator.choose_extractor(
+            Evaluation(), reader, world=ALONE
+        )
         assert extractor.name == name
         assert ("90.0% right" if accuracy == 0.9 else "only 60%") in phrase
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A bad moment of a file system ends the start; it must not have the run go on from an older one."""
     for images in (1000, 2000):
         checkpoint.save(tmp_path, images_seen=images, tensors={"a": torch.zeros(1)}, state={})
@@ -208,5 +246,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(tmp_path: Path, mon
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(checkpoint, "describe", fail)
-    with pytest.raises(UserError, match=r"cannot read the checkpoint .*00000002.000: Input/output error"):
+    with pytest.raises(
+        UserError, match=r"cannot read the checkpoint .*00000002.000: Input/output error"
+    ):
         checkpoint.load_latest(tmp_path, pytest.fail)

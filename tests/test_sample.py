@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from distgan.generators import load_generator, sample_latents, save_generator, slerp, truncate, walk
-from distgan.jobs.sample import FRAMES_PER_LEG, KEYS
-from distgan.mixture import build_from, mixture_spec
-from distgan.networks import GeneratorSpec
+from distgan.commands.sample import FRAMES_PER_LEG, KEYS
+from distgan.networks.base import GeneratorSpec
+from distgan.networks.generator_file import load_generator, save_generator
+from distgan.networks.latents import sample_latents, slerp, truncate, walk
+from distgan.networks.mixture import build_from, mixture_spec
 from tests.test_commands import call
 from tests.worlds import run_world, train_run
 
@@ -80,7 +81,13 @@ def test_grids(run: Path, tmp_path: Path, words: list[str], size: tuple[int, int
 
 
 @pytest.mark.parametrize(
-    "words", [["--num", "9"], ["--num", "8", "--truncation", "0.5"], ["--num", "8", "--interpolate"], ["--video"]]
+    "words",
+    [
+        ["--num", "9"],
+        ["--num", "8", "--truncation", "0.5"],
+        ["--num", "8", "--interpolate"],
+        ["--video"],
+    ],
 )
 def test_a_class_stays_that_class(tmp_path: Path, words: list[str]) -> None:
     """Of a generator of two classes, one black and one white, only white is sampled, cut, between and on a walk."""
@@ -106,7 +113,10 @@ def test_progress_has_a_column_for_each_checkpoint(run: Path, tmp_path: Path) ->
     """And says of which moment each is."""
     moments = sorted(float(path.name) for path in (run / "checkpoints").iterdir())
     code, said = call("sample", run, "--progress", "--num", 3, "--out", tmp_path / "grid.png")
-    assert (code, f"columns: {', '.join(f'{kimg:g}' for kimg in moments)} kimg" in said) == (0, True), said
+    assert (code, f"columns: {', '.join(f'{kimg:g}' for kimg in moments)} kimg" in said) == (
+        0,
+        True,
+    ), said
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.size == (len(moments) * 68 + 4, 3 * 68 + 4)
 
@@ -114,18 +124,31 @@ def test_progress_has_a_column_for_each_checkpoint(run: Path, tmp_path: Path) ->
 def test_several_generators_have_a_row_each(run: Path, tmp_path: Path) -> None:
     """A run, its checkpoint and its file are one generator: three equal rows."""
     newest = sorted((run / "checkpoints").iterdir())[-1]
-    code, said = call("sample", run, newest, run / "generator.safetensors", "--num", 4, "--out", tmp_path / "grid.png")
+    code, said = call(
+        "sample",
+        run,
+        newest,
+        run / "generator.safetensors",
+        "--num",
+        4,
+        "--out",
+        tmp_path / "grid.png",
+    )
     assert code == 0, said
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.size == (4 * 68 + 4, 3 * 68 + 4)
-        rows = [picture.crop((0, 68 * row, picture.width, 68 * row + 68)).tobytes() for row in range(3)]
+        rows = [
+            picture.crop((0, 68 * row, picture.width, 68 * row + 68)).tobytes() for row in range(3)
+        ]
     assert rows[0] == rows[1] == rows[2]
 
 
 def test_files_are_the_images_of_the_grid(run: Path, tmp_path: Path) -> None:
     """One PNG an image at its own size, grey for one channel, numbered from zero."""
     assert call("sample", run, "--files", tmp_path / "many", "--num", 3, "--seed", 5)[0] == 0
-    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == [f"{i:06d}.png" for i in range(3)]
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == [
+        f"{i:06d}.png" for i in range(3)
+    ]
     network, spec = load_generator(run)
     wanted = network(sample_latents(3, spec, seed=5))[2, 0]
     with Image.open(tmp_path / "many" / "000002.png") as picture:
@@ -143,7 +166,10 @@ def test_videos_play(run: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "walk.gif") as film:
         assert film.n_frames == KEYS * FRAMES_PER_LEG
         assert film.info["loop"] == 0
-    assert imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "walk.mp4")) == (KEYS * FRAMES_PER_LEG, 4.8)
+    assert imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "walk.mp4")) == (
+        KEYS * FRAMES_PER_LEG,
+        4.8,
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +187,9 @@ def test_mistakes(run: Path, words: list[str], expected: str) -> None:
     assert (code, expected in said) == (2, True), said
 
 
-def test_missing_encoder_names_the_extra(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_encoder_names_the_extra(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The line to type stands in the error."""
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     code, said = call("sample", run, "--video", tmp_path / "walk.mp4", "--num", 1)
@@ -170,7 +198,9 @@ def test_missing_encoder_names_the_extra(run: Path, tmp_path: Path, monkeypatch:
 
 def test_progress_needs_checkpoints(run: Path, tmp_path: Path) -> None:
     """A file has none."""
-    code, said = call("sample", run / "generator.safetensors", "--progress", "--out", tmp_path / "grid.png")
+    code, said = call(
+        "sample", run / "generator.safetensors", "--progress", "--out", tmp_path / "grid.png"
+    )
     assert (code, "--progress" in said) == (2, True), said
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from distgan import streams
-from distgan.batches import Batches
-from distgan.config import Config
-from distgan.layers import with_words
-from distgan.streams import CopiedAhead, ResidentStream, open_stream
-from shards.reader import BatchStream, ShardReader
+from distgan import data as streams
+from distgan.config.load import with_overrides
+from distgan.config.schema import Config
+from distgan.data import Batches, CopiedAhead, ResidentStream, open_stream
+from shards.reader import ShardReader
+from shards.stream import BatchStream
 
 PLACE = {"key": 5, "batch_size": 8}
 
@@ -40,12 +40,17 @@ def test_resident_images_come_in_the_same_order(
     assert all(torch.equal(*pair) for pair in zip(taken(stream), expected, strict=True))
 
 
-def test_images_stay_where_they_are_unless_they_fit(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_stay_where_they_are_unless_they_fit(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One byte too many, a share of nothing, or a machine without GPU: the thread reads ahead."""
     reader = ShardReader(shards)
     num_bytes = reader.num_samples * int(np.prod(reader.image_shape))
     options = {"start": 0, "rank": 0, "world_size": 1, "device": torch.device("cpu")}
-    for free, share, expected in ((num_bytes, 0.5, BatchStream), (2 * num_bytes, 0.5, ResidentStream)):
+    for free, share, expected in (
+        (num_bytes, 0.5, BatchStream),
+        (2 * num_bytes, 0.5, ResidentStream),
+    ):
         monkeypatch.setattr(streams, "free_bytes", lambda device, free=free: free)
         for wanted, kind in ((share, expected), (0.0, BatchStream)):
             stream = open_stream(reader, resident_share=wanted, **options, **PLACE)
@@ -55,9 +60,11 @@ def test_images_stay_where_they_are_unless_they_fit(shards: Path, monkeypatch: p
     assert streams.free_bytes(torch.device("cpu")) == 0
 
 
-def test_a_run_sees_the_same_images_either_way(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_sees_the_same_images_either_way(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Normalised and mirrored: the micro-batches of a run do not depend on where the images lay."""
-    config = with_words(Config(), ["train.batch_size=8", "data.flip=true"])
+    config = with_overrides(Config(), ["train.batch_size=8", "data.flip=true"])
     seen = []
     for free in (0, 10**9):
         monkeypatch.setattr(streams, "free_bytes", lambda device, free=free: free)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from distgan.commands import sweep as job
 from distgan.errors import UserError
-from distgan.interrupt import Interrupt
-from distgan.jobs import sweep as job
 from distgan.reporting.leaderboard import Entry, gather_cells, table, unlike, write_leaderboard
+from distgan.runtime.signals import Interrupt
 from tests.test_commands import call
 from tests.worlds import SMALL
 
@@ -63,7 +63,11 @@ def test_grid_is_every_combination_with_every_seed(tmp_path: Path) -> None:
         "train.batch_size" = [16, 32]
         optim.betas = [[0.0, 0.9], [0.5, 0.9]]
     """
-    runs = job.plan_runs(sweep(tmp_path, text), folder=tmp_path, words=["networks.latent_dim=7", "train.batch_size=9"])
+    runs = job.plan_runs(
+        sweep(tmp_path, text),
+        folder=tmp_path,
+        words=["networks.latent_dim=7", "train.batch_size=9"],
+    )
     assert len({run.entry.folder for run in runs}) == len(runs) == 16
     assert [run.entry.seed for run in runs] == [5] * 8 + [6] * 8
     assert len({json.dumps(run.entry.settings) for run in runs}) == 8
@@ -72,8 +76,15 @@ def test_grid_is_every_combination_with_every_seed(tmp_path: Path) -> None:
     assert last.total_images == 3000
     assert last.words[:3] == ("--preset", "digits", "--run-dir")
     words = list(last.words[4:])
-    assert {"optim.lr_d=0.001", "loss.label_smoothing=0.1", "optim.betas=[0.5, 0.9]", "train.seed=6"} < set(words)
-    assert words.index("train.batch_size=9") < words.index("train.batch_size=32")  # the cell's own comes last and wins
+    assert {
+        "optim.lr_d=0.001",
+        "loss.label_smoothing=0.1",
+        "optim.betas=[0.5, 0.9]",
+        "train.seed=6",
+    } < set(words)
+    assert words.index("train.batch_size=9") < words.index(
+        "train.batch_size=32"
+    )  # the cell's own comes last and wins
 
 
 def test_draws_are_reproducible_and_in_their_ranges(tmp_path: Path) -> None:
@@ -92,8 +103,13 @@ def test_draws_are_reproducible_and_in_their_ranges(tmp_path: Path) -> None:
         for num, seed in ((5, 0), (40, 0), (5, 1))
     )
     assert few == many[:5] != other
-    assert all(1e-5 <= each["optim.lr_g"] <= 1e-3 and each["networks.generator_width"] in (8, 16) for each in many)
-    assert 0.2 < sum(each["optim.lr_g"] < 1e-4 for each in many) / 40 < 0.8  # half of them, were there many more
+    assert all(
+        1e-5 <= each["optim.lr_g"] <= 1e-3 and each["networks.generator_width"] in (8, 16)
+        for each in many
+    )
+    assert (
+        0.2 < sum(each["optim.lr_g"] < 1e-4 for each in many) / 40 < 0.8
+    )  # half of them, were there many more
 
 
 @pytest.mark.parametrize(
@@ -102,10 +118,16 @@ def test_draws_are_reproducible_and_in_their_ranges(tmp_path: Path) -> None:
         ("grid = 3", "grid"),
         ("sedes = [1]", "sedes: .* a sweep has preset, data, kimg, seeds"),
         ("[grid]\ntrain.bach_size = [1]", "did you mean train.batch_size"),
-        ("[grid]\ntrain.batch_size = [16, 0]", "cell train.batch_size=0: .*greater than or equal to 1"),
+        (
+            "[grid]\ntrain.batch_size = [16, 0]",
+            "cell train.batch_size=0: .*greater than or equal to 1",
+        ),
         ("[grid]\ntrain.batch_size = 16", "no list of values"),
         ("[grid]\ntrain.seed = [1]", "train.seed is set for every run with seeds"),
-        ("[grid]\ntrain.batch_size = [16]\n[variants]\na = {train.batch_size = 8}", "more than one of variants, grid"),
+        (
+            "[grid]\ntrain.batch_size = [16]\n[variants]\na = {train.batch_size = 8}",
+            "more than one of variants, grid",
+        ),
         ("[random]\nnum = 2\n[random.settings]\noptim.lr_g = {log_uniform = [0, 1]}", "above 0"),
         ("seeds = [1, 1]", "two runs are the same"),
         ("rank_by = 'beauty'", "'beauty' is no metric"),
@@ -128,7 +150,10 @@ def test_a_crash_ends_nothing_else_and_what_is_finished_is_skipped(
 ) -> None:
     """Three cells, the second crashes: the others are done, and the same again starts that one alone."""
     monkeypatch.setattr(job, "DOOR", write(tmp_path / "door.py", DOOR))
-    runs = job.plan_runs(sweep(tmp_path, "kimg = 1\n[grid]\ntrain.batch_size = [16, 32, 64]"), folder=tmp_path / "runs")
+    runs = job.plan_runs(
+        sweep(tmp_path, "kimg = 1\n[grid]\ntrain.batch_size = [16, 32, 64]"),
+        folder=tmp_path / "runs",
+    )
     for _ in range(2):
         job.run_all(runs, group="some", launcher="", interrupt=Interrupt())
     assert [run.is_finished for run in runs] == [True, False, True]
@@ -137,7 +162,9 @@ def test_a_crash_ends_nothing_else_and_what_is_finished_is_skipped(
     said = capsys.readouterr().out
     assert said.count("failed with exit code 1; the others go on") == 2
     assert said.count("finished already") == 2
-    longer = job.plan_runs(sweep(tmp_path, "kimg = 2\n[grid]\ntrain.batch_size = [16]"), folder=tmp_path / "runs")
+    longer = job.plan_runs(
+        sweep(tmp_path, "kimg = 2\n[grid]\ntrain.batch_size = [16]"), folder=tmp_path / "runs"
+    )
     assert (longer[0].entry.folder, longer[0].is_finished) == (runs[0].entry.folder, False)
 
 
@@ -146,8 +173,18 @@ def test_a_signal_is_handed_on_and_the_run_goes_on(shards: Path, tmp_path: Path)
     """SIGTERM to the command: its run is saved, it exits 75 without starting the next; the index takes one run alone."""
     text = f"data = {str(shards)!r}\n[grid]\noptim.lr_g = [1e-4, 2e-4]"
     file, folder = write(tmp_path / "long.toml", text), tmp_path / "runs"
-    command = [sys.executable, "-c", "from distgan.cli import app; app()", "sweep", str(file), "--folder", str(folder)]
-    with subprocess.Popen([*command, *SMALL, "train.kimg=60"], stdout=subprocess.DEVNULL, cwd=tmp_path) as process:
+    command = [
+        sys.executable,
+        "-c",
+        "from distgan.cli import app; app()",
+        "sweep",
+        str(file),
+        "--folder",
+        str(folder),
+    ]
+    with subprocess.Popen(
+        [*command, *SMALL, "train.kimg=60"], stdout=subprocess.DEVNULL, cwd=tmp_path
+    ) as process:
         while process.poll() is None and not any(folder.glob("*/metrics.jsonl")):
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
@@ -155,10 +192,15 @@ def test_a_signal_is_handed_on_and_the_run_goes_on(shards: Path, tmp_path: Path)
     [status] = [json.loads(path.read_text()) for path in folder.glob("*/status.json")]
     assert status["state"] == "preempted"
     done = subprocess.run(
-        [*command, *SMALL, "train.kimg=0.012", "--index", "1"], capture_output=True, text=True, cwd=tmp_path
+        [*command, *SMALL, "train.kimg=0.012", "--index", "1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    states = [json.loads(path.read_text())["state"] for path in sorted(folder.glob("*/status.json"))]
+    states = [
+        json.loads(path.read_text())["state"] for path in sorted(folder.glob("*/status.json"))
+    ]
     assert states == ["preempted", "done"]
     assert not (folder / "leaderboard.json").exists()
 
@@ -174,7 +216,11 @@ def test_the_example_runs(tmp_path: Path) -> None:
         "log.wandb=offline",
     ]
     code, said = call("sweep", file, *small, "--folder", folder, "--list")
-    assert (code, said.count("not started"), "--array=0-7 launch/sweep.sbatch" in said) == (0, 8, True)
+    assert (code, said.count("not started"), "--array=0-7 launch/sweep.sbatch" in said) == (
+        0,
+        8,
+        True,
+    )
     command = [
         sys.executable,
         "-c",
@@ -193,12 +239,19 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert means == sorted(means)
     for cell in board["cells"]:
         last = [
-            json.loads(Path(run["folder"], "evaluations.jsonl").read_text().splitlines()[-1]) for run in cell["runs"]
+            json.loads(Path(run["folder"], "evaluations.jsonl").read_text().splitlines()[-1])
+            for run in cell["runs"]
         ]
         for name in ("quality/frechet", "quality/coverage"):
-            assert cell["mean"][name] == pytest.approx(statistics.fmean(row["values"][name] for row in last))
-            assert cell["spread"][name] == pytest.approx(statistics.stdev(row["values"][name] for row in last))
-    groups = [b"sweep" in path.read_bytes() for path in folder.glob("*/wandb/offline-run-*/*.wandb")]
+            assert cell["mean"][name] == pytest.approx(
+                statistics.fmean(row["values"][name] for row in last)
+            )
+            assert cell["spread"][name] == pytest.approx(
+                statistics.stdev(row["values"][name] for row in last)
+            )
+    groups = [
+        b"sweep" in path.read_bytes() for path in folder.glob("*/wandb/offline-run-*/*.wandb")
+    ]
     assert groups == [True] * 8
     assert call("sweep", file, *small, "--folder", folder, "--board")[0] == 0
 
@@ -209,12 +262,19 @@ def test_the_example_runs(tmp_path: Path) -> None:
 def a_run(folder: Path, frechet: float, **status: Any) -> Path:
     """A run folder with one row, two evaluations, the last of which counts, and a grid of samples."""
     (folder / "samples").mkdir(parents=True)
-    state = {"state": "done", "verdict": "healthy (coverage 0.9)", "images_seen": 2000, "time": ""} | status
+    state = {
+        "state": "done",
+        "verdict": "healthy (coverage 0.9)",
+        "images_seen": 2000,
+        "time": "",
+    } | status
     (folder / "status.json").write_text(json.dumps(state))
     row = {"progress/images": 2000, "time/train_sec": 4.0}
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     protocol = {"extractor": "random", "num_fakes": 100}
-    rows = [{"values": {"quality/frechet": value}, "protocol": protocol} for value in (0.001, frechet)]
+    rows = [
+        {"values": {"quality/frechet": value}, "protocol": protocol} for value in (0.001, frechet)
+    ]
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Image.new("RGB", (50, 50), "red").save(folder / "samples" / "000002.000.png")
     return folder
@@ -225,7 +285,10 @@ def test_leaderboard_has_the_numbers_of_the_runs(tmp_path: Path) -> None:
     entries = [
         Entry("worse", {"optim.lr_g": 1}, 0, a_run(tmp_path / "a", 3.0)),
         Entry(
-            "worse", {"optim.lr_g": 1}, 1, a_run(tmp_path / "b", 5.0, state="collapsed", verdict="complete collapse")
+            "worse",
+            {"optim.lr_g": 1},
+            1,
+            a_run(tmp_path / "b", 5.0, state="collapsed", verdict="complete collapse"),
         ),
         Entry("better", {"optim.lr_g": 2}, 0, a_run(tmp_path / "c", 2.0)),
         Entry("crashed", {"optim.lr_g": 3}, 0, tmp_path / "nothing"),
@@ -253,7 +316,10 @@ def test_higher_is_better_where_it_is(tmp_path: Path) -> None:
     for entry, coverage in zip(entries, (0.1, 0.9), strict=True):
         row = {"values": {"quality/coverage": coverage}, "protocol": {"num_fakes": 100}}
         (entry.folder / "evaluations.jsonl").write_text(json.dumps(row) + "\n")
-    assert [cell.label for cell in gather_cells(entries, rank_by="quality/coverage")] == ["high", "low"]
+    assert [cell.label for cell in gather_cells(entries, rank_by="quality/coverage")] == [
+        "high",
+        "low",
+    ]
 
 
 def test_unlike_protocols_are_told(tmp_path: Path) -> None:
@@ -270,7 +336,10 @@ def test_unlike_protocols_are_told(tmp_path: Path) -> None:
 
 def test_a_task_of_an_array_trains_its_run(shards: Path, tmp_path: Path) -> None:
     """The batch script hands slurm.sbatch the words of run 1; without its file it says what to type."""
-    file = write(tmp_path / "some.toml", f"data = {str(shards)!r}\nkimg = 1\n[grid]\ntrain.batch_size = [5, 10]")
+    file = write(
+        tmp_path / "some.toml",
+        f"data = {str(shards)!r}\nkimg = 1\n[grid]\ntrain.batch_size = [5, 10]",
+    )
     tools = {
         "scontrol": "echo node1",
         "srun": f'printf "%s\\n" "$@" >{tmp_path}/words; echo "$WANDB_RUN_GROUP" >{tmp_path}/group',
@@ -284,7 +353,9 @@ def test_a_task_of_an_array_trains_its_run(shards: Path, tmp_path: Path) -> None
         "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1",
     }  # fmt: skip
     script = ["bash", str(ROOT / "launch" / "sweep.sbatch")]
-    done = subprocess.run([*script, str(file)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*script, str(file)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert (done.returncode, "not started" in done.stdout) == (0, True), done.stderr
     words = (tmp_path / "words").read_text().splitlines()
     assert "train.batch_size=10" in words

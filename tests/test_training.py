@@ -12,7 +12,9 @@ from tests.conftest import NUM_IMAGES
 from tests.worlds import REMEDIES, checkpoint_digest, rows, run_world, train_run
 
 
-def test_two_ranks_see_each_image_once_an_epoch_and_stay_equal(shards: Path, tmp_path: Path) -> None:
+def test_two_ranks_see_each_image_once_an_epoch_and_stay_equal(
+    shards: Path, tmp_path: Path
+) -> None:
     """Over five epochs of two ranks every image is read five times, replicas are equal, only rank zero writes."""
     results = run_world(2, train_run, shards, tmp_path / "run", ["train.epochs=4"])
     assert results[0]["images_seen"] == 4 * NUM_IMAGES
@@ -28,10 +30,14 @@ def test_two_ranks_see_each_image_once_an_epoch_and_stay_equal(shards: Path, tmp
 def test_resumed_run_is_bit_identical(shards: Path, tmp_path: Path, world: int) -> None:
     """Train 6 = train 3, stopped by a signal, + resume 3: equal tensors, equal rows."""
     run_world(world, train_run, shards, tmp_path / "whole", ["train.kimg=0.072", "data.flip=true"])
-    stopped = run_world(world, train_run, shards, tmp_path / "cut", ["train.kimg=0.072", "data.flip=true"], 24)
+    stopped = run_world(
+        world, train_run, shards, tmp_path / "cut", ["train.kimg=0.072", "data.flip=true"], 24
+    )
     assert stopped[0]["state"] == "preempted"
     assert 24 < stopped[0]["images_seen"] < 72
-    resumed = run_world(world, train_run, shards, tmp_path / "cut", ["train.kimg=0.072", "data.flip=true"])
+    resumed = run_world(
+        world, train_run, shards, tmp_path / "cut", ["train.kimg=0.072", "data.flip=true"]
+    )
     assert resumed[0]["start"] == stopped[0]["images_seen"]
     assert checkpoint_digest(tmp_path / "whole") == checkpoint_digest(tmp_path / "cut")
     whole, cut = rows(tmp_path / "whole"), rows(tmp_path / "cut")

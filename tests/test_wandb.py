@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from distgan.reporting.wandb_sink import default_group
-from distgan.runfolder import read_rows
+from distgan.run.folder import read_rows
 from tests.wandb_server import WandbServer
 from tests.worlds import rows, run_world, train_run
 
@@ -59,10 +59,14 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 def items(entries: Any) -> dict[str, Any]:
     """Names and values of a record's entries."""
-    return {"/".join(entry.nested_key) or entry.key: json.loads(entry.value_json) for entry in entries}
+    return {
+        "/".join(entry.nested_key) or entry.key: json.loads(entry.value_json) for entry in entries
+    }
 
 
-def test_an_offline_run_holds_everything(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_offline_run_holds_everything(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With no key the run goes offline by itself; a resumed run keeps its id; the files hold what was logged."""
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
     run = tmp_path / "run"
@@ -85,17 +89,35 @@ def test_an_offline_run_holds_everything(shards: Path, tmp_path: Path, monkeypat
         elif kind == "metric" and record.metric.glob_name == "*":
             assert record.metric.step_metric == "progress/kimg"
         elif kind == "artifact":
-            assert (record.artifact.type, record.artifact.name.partition("-")[0]) == ("model", "generator")
+            assert (record.artifact.type, record.artifact.name.partition("-")[0]) == (
+                "model",
+                "generator",
+            )
             assert {entry.path for entry in record.artifact.manifest.contents} == {
                 "generator.json",
                 "generator.safetensors",
             }
-            assert all(Path(entry.local_path).is_relative_to(run) for entry in record.artifact.manifest.contents)
-    assert [row["progress/kimg"] for row in history if "loss/d" in row] == [0.012, 0.024, 0.036, 0.048]
+            assert all(
+                Path(entry.local_path).is_relative_to(run)
+                for entry in record.artifact.manifest.contents
+            )
+    assert [row["progress/kimg"] for row in history if "loss/d" in row] == [
+        0.012,
+        0.024,
+        0.036,
+        0.048,
+    ]
     assert all(row.keys() >= {"progress/kimg"} for row in history)
     assert config["train.batch_size"] == 12
-    pictures = {name.removesuffix("/caption") for row in history for name in row if name.startswith("samples/")}
-    assert {"samples/fakes", "samples/reals"} <= {"/".join(name.split("/")[:2]) for name in pictures}
+    pictures = {
+        name.removesuffix("/caption")
+        for row in history
+        for name in row
+        if name.startswith("samples/")
+    }
+    assert {"samples/fakes", "samples/reals"} <= {
+        "/".join(name.split("/")[:2]) for name in pictures
+    }
     assert summary["best/kimg"] in (0.024, 0.048)
     assert (summary["state"], "best/quality/frechet" in summary) == ("done", True)
     assert kinds >= {"metric", "artifact", "exit"}
@@ -107,7 +129,13 @@ def test_an_online_run_tells_the_server_everything(
     """Rows over kimg, pictures with captions, summary, the alert of a collapse, the generator, group, tags and outcome."""
     server, run = WandbServer(), tmp_path / "run"
     log_in(server, monkeypatch, finish_sec=30)
-    words = ["log.wandb=online", "log.group=pairs", "train.kimg=0.096", "evaluation.every_kimg=0.048", *DIVERGING]
+    words = [
+        "log.wandb=online",
+        "log.group=pairs",
+        "train.kimg=0.096",
+        "evaluation.every_kimg=0.048",
+        *DIVERGING,
+    ]
     assert run_world(1, train_run, shards, run, words)[0]["state"] == "done"
     server.die()
     assert not [event for event in read_rows(run / "events.jsonl") if "W&B" in event["what"]]
@@ -127,7 +155,9 @@ def test_an_online_run_tells_the_server_everything(
     assert server.exit_code == 0
 
 
-def test_a_server_that_dies_costs_its_rows_only(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_dies_costs_its_rows_only(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It hangs up for ever at the first picture: the run is trained to its end, and says how to send what is missing."""
     server, run = WandbServer(dies_when=lambda server: bool(server.files)), tmp_path / "run"
     log_in(server, monkeypatch, finish_sec=2)
@@ -139,7 +169,9 @@ def test_a_server_that_dies_costs_its_rows_only(shards: Path, tmp_path: Path, mo
     assert "wandb sync" in said
     (kept,) = run.glob("wandb/run-*/run-*.wandb")
     history = [
-        items(record.history.item) for record in wandb_records(kept) if record.WhichOneof("record_type") == "history"
+        items(record.history.item)
+        for record in wandb_records(kept)
+        if record.WhichOneof("record_type") == "history"
     ]
     assert [row["progress/kimg"] for row in history if "loss/d" in row][-1] == 0.24
 

@@ -19,7 +19,9 @@ class WandbServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, *, dies_when: Callable[["WandbServer"], bool] = lambda server: False) -> None:
+    def __init__(
+        self, *, dies_when: Callable[["WandbServer"], bool] = lambda server: False
+    ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.dies_when, self.is_dead = dies_when, threading.Event()
         self.run: dict[str, Any] = {}  # what the start of the run said
@@ -88,7 +90,9 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         else:
             content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        return gzip.decompress(content) if self.headers.get("Content-Encoding") == "gzip" else content
+        return (
+            gzip.decompress(content) if self.headers.get("Content-Encoding") == "gzip" else content
+        )
 
     def reply(self, answer: Any) -> None:
         """JSON; instead of it the end of the server, where that is due."""
@@ -140,7 +144,11 @@ class Handler(BaseHTTPRequestHandler):
         asked = set(re.findall(r"\w+", query))
         if "upsertBucket" in asked:
             self.server.run |= {name: value for name, value in values.items() if value is not None}
-            project = {"id": "UA==", "name": values["project"], "entity": {"id": "RQ==", "name": "me"}}
+            project = {
+                "id": "UA==",
+                "name": values["project"],
+                "entity": {"id": "RQ==", "name": "me"},
+            }
             bucket = {"id": "Qg==", "name": values["name"], "displayName": values.get("displayName"), "description": "",
                       "config": values.get("config"), "sweepName": None, "historyLineCount": 0, "project": project}  # fmt: skip
             return {"upsertBucket": {"inserted": True, "bucket": bucket}}
@@ -151,7 +159,9 @@ class Handler(BaseHTTPRequestHandler):
             self.server.alerts.append(values)
             return {"notifyScriptableRunAlert": {"success": True}}
         if "serverInfo" in asked:
-            return {"serverInfo": {"features": [], "cliVersionInfo": {}, "latestLocalVersionInfo": None}}
+            return {
+                "serverInfo": {"features": [], "cliVersionInfo": {}, "latestLocalVersionInfo": None}
+            }
         if "viewer" in asked:
             person = {"id": "VQ==", "entity": "me", "username": "me", "email": "", "flags": "{}"}
             return {"viewer": person | {"teams": {"edges": []}}}
@@ -164,13 +174,20 @@ class Handler(BaseHTTPRequestHandler):
         if "createArtifact" in asked:
             self.server.artifacts.append(values["input"])
             sequence = {"id": "Uw==", "latestArtifact": None}
-            return {"createArtifact": {"artifact": {"id": "QQ==", "state": "PENDING", "artifactSequence": sequence}}}
+            return {
+                "createArtifact": {
+                    "artifact": {"id": "QQ==", "state": "PENDING", "artifactSequence": sequence}
+                }
+            }
         if "createArtifactManifest" in asked:
             manifest = {"id": "TQ==", "file": self.file("manifest")}
             return {"createArtifactManifest": {"artifactManifest": manifest}}
         if "createArtifactFiles" in asked:
             names = [each["name"] for each in values["input"]["artifactFiles"]]
-            nodes = [self.file(name) | {"artifact": {"id": "QQ=="}, "uploadMultipartUrls": None} for name in names]
+            nodes = [
+                self.file(name) | {"artifact": {"id": "QQ=="}, "uploadMultipartUrls": None}
+                for name in names
+            ]
             return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
         if "commitArtifact" in asked:
             return {"commitArtifact": {"artifact": {"id": "QQ==", "digest": ""}}}

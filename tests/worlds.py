@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["distgan.trainer"])  # imported once: a new world then starts in well under a second
+CONTEXT.set_forkserver_preload(
+    ["distgan.trainer"]
+)  # imported once: a new world then starts in well under a second
 
 SMALL = (
     "networks.generator_width=4", "networks.discriminator_width=4", "networks.latent_dim=8", "train.batch_size=12",
@@ -62,12 +64,16 @@ def _child(
         results.put((rank, None, traceback.format_exc()))
 
 
-def run_world(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:
+def run_world(
+    size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60
+) -> list[Any]:
     """Call `function(*arguments)` on every rank of a new world; results in rank order, or the first failure raised."""
     results, port = CONTEXT.SimpleQueue(), free_port()
     environment = dict(os.environ)
     processes = [
-        CONTEXT.Process(target=_child, args=(rank, size, port, results, environment, function, arguments))
+        CONTEXT.Process(
+            target=_child, args=(rank, size, port, results, environment, function, arguments)
+        )
         for rank in range(size)
     ]
     for process in processes:
@@ -84,13 +90,15 @@ def run_world(size: int, function: Callable[..., Any], *arguments: Any, timeout:
     return [value for _, value, _ in gathered]
 
 
-def train_run(shards: Path, run_dir: Path, words: Sequence[str], stop_after: int | None = None) -> dict[str, Any]:
+def train_run(
+    shards: Path, run_dir: Path, words: Sequence[str], stop_after: int | None = None
+) -> dict[str, Any]:
     """Train in this process; notes the ids of all images read, and any file that another rank than zero writes."""
-    import distgan.streams as streams_module
+    import distgan.data as streams_module
     import distgan.trainer as trainer_module
-    from distgan.distributed import leave_world
-    from distgan.interrupt import Interrupt
-    from distgan.layers import load_config
+    from distgan.config.load import load_config
+    from distgan.runtime.distributed import leave_world
+    from distgan.runtime.signals import Interrupt
 
     ids: list[int] = []
     writes: list[str] = []
@@ -115,12 +123,14 @@ def train_run(shards: Path, run_dir: Path, words: Sequence[str], stop_after: int
     streams_module.BatchStream = NotingStream
     interrupt = Interrupt()
     config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *words])
-    trainer = trainer_module.Trainer(config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"])
+    trainer = trainer_module.Trainer(
+        config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"]
+    )
     start = trainer.state.images_seen
     state = trainer.run()
     leave_world()
-    players = trainer.players
-    networks = {"generator": players.bare_generator, "discriminator": players.bare_discriminator}
+    gan = trainer.gan
+    networks = {"generator": gan.raw_generator, "discriminator": gan.raw_discriminator}
     weights = {
         f"{name}.{key}": tensor.detach().cpu().numpy().copy()
         for name, network in networks.items()

@@ -8,7 +8,9 @@ from pathlib import Path
 def write_atomically(path: Path, content: bytes) -> None:
     """The whole file or nothing, whoever else writes it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
         try:
             file.write(content)
             file.close()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distgan.distributed import World
+from distgan.runtime.distributed import World
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,13 @@ def frechet_distance(fakes: Moments, reals: Moments, *, reals_sqrt: Tensor | Non
 
 
 def kernel_distance(
-    fakes: Tensor, reals: Tensor, world: World, *, num_subsets: int = 50, subset_size: int = 1000, seed: int = 0
+    fakes: Tensor,
+    reals: Tensor,
+    world: World,
+    *,
+    num_subsets: int = 50,
+    subset_size: int = 1000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Unbiased squared MMD with the kernel (x.y / d + 1)^3, Binkowski et al. 2018 (arXiv 1801.01401), sec. 4.
 
@@ -78,7 +84,9 @@ def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
     def off_diagonal_mean(gram: Tensor) -> Tensor:
         return (gram.sum() - gram.trace()) / (len(gram) * (len(gram) - 1))
 
-    return off_diagonal_mean(kernel(x, x)) + off_diagonal_mean(kernel(y, y)) - 2 * kernel(x, y).mean()
+    return (
+        off_diagonal_mean(kernel(x, x)) + off_diagonal_mean(kernel(y, y)) - 2 * kernel(x, y).mean()
+    )
 
 
 def vendi_score(features: Tensor, world: World) -> float:
@@ -98,5 +106,7 @@ def inception_score(logits: Tensor, *, num_splits: int = 10) -> float:
     for part in logits.double().tensor_split(num_splits):
         posterior = part.softmax(1)
         marginal = posterior.mean(0)
-        scores.append((torch.special.entr(marginal).sum() - torch.special.entr(posterior).sum(1).mean()).exp())
+        scores.append(
+            (torch.special.entr(marginal).sum() - torch.special.entr(posterior).sum(1).mean()).exp()
+        )
     return float(torch.stack(scores).mean())

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from distgan.distributed import World
 from distgan.errors import UserError
 from distgan.evaluation import metrics, modes
 from distgan.evaluation.extractors import FeatureExtractor
 from distgan.evaluation.metrics import MetricSettings, Sample
 from distgan.evaluation.reference import PreparedReference, Protocol, extract_all
+from distgan.runtime.distributed import World
 
 Fakes = Callable[[int, int], Tensor]
 """(start, stop) -> uint8 [stop - start, C, H, W]; image i is the same in whatever call it comes."""
@@ -29,7 +29,9 @@ class Result:
     protocol: Protocol
     class_names: tuple[str, ...] = ()
     class_counts: tuple[int, ...] = ()
-    class_shares: tuple[float, ...] = ()  # among the fakes that the classifier is sure of; `class_counts` has all
+    class_shares: tuple[
+        float, ...
+    ] = ()  # among the fakes that the classifier is sure of; `class_counts` has all
     real_class_shares: tuple[float, ...] = ()
     missing: tuple[str, ...] = ()  # names of classes that the fakes miss
 
@@ -43,7 +45,12 @@ class Result:
         fields = plain["protocol"] | {"settings": MetricSettings(**plain["protocol"]["settings"])}
         protocol = Protocol(**fields | {"image_shape": tuple(fields["image_shape"])})
         names = ("class_names", "class_counts", "class_shares", "real_class_shares", "missing")
-        return cls(plain["values"], plain["reals"], protocol, **{name: tuple(plain[name]) for name in names})
+        return cls(
+            plain["values"],
+            plain["reals"],
+            protocol,
+            **{name: tuple(plain[name]) for name in names},
+        )
 
 
 def evaluate(
@@ -64,15 +71,21 @@ def evaluate(
     if unknown := [name for name in wanted or () if name not in metrics.METRICS]:
         raise UserError(f"unknown metric {unknown[0]!r}; choose from {', '.join(metrics.METRICS)}")
     protocol, reference = prepared.protocol, prepared.reference
-    assert extractor.version == protocol.extractor_version, "the reference was measured with another extractor"
+    assert extractor.version == protocol.extractor_version, (
+        "the reference was measured with another extractor"
+    )
     features, logits = extract_all(fakes, protocol.num_fakes, extractor, world)
-    sample = Sample(features, logits, num_classes=extractor.num_classes, world=world, settings=protocol.settings)
+    sample = Sample(
+        features, logits, num_classes=extractor.num_classes, world=world, settings=protocol.settings
+    )
     values = metrics.compute(sample, reference, wanted=wanted, published=extractor.published)
     found = asdict(protocol) | {"settings": protocol.settings, "seed": seed, "weights": weights}
     real_values = {name: value for name, value in prepared.values.items() if name in values}
     if reference.class_shares is None:
         return Result(world.broadcast_object(values), real_values, Protocol(**found))
-    missing = modes.missing_classes(sample.class_shares, reference.class_shares, below=protocol.settings.missing_below)
+    missing = modes.missing_classes(
+        sample.class_shares, reference.class_shares, below=protocol.settings.missing_below
+    )
     mine = values, sample.class_counts.tolist(), sample.class_shares.tolist(), missing
     values, counts, shares, absent = world.broadcast_object(mine)
     return Result(

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distgan.distributed import World
 from distgan.errors import UserError
+from distgan.runtime.distributed import World
 
 
 class Extracted(NamedTuple):
@@ -72,7 +72,9 @@ class Extractor(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, images: Tensor) -> Extracted:
-        assert images.dtype == torch.uint8 and images.dim() == 4, f"{images.dtype} {tuple(images.shape)} are no images"
+        assert images.dtype == torch.uint8 and images.dim() == 4, (
+            f"{images.dtype} {tuple(images.shape)} are no images"
+        )
         with torch.inference_mode(), exact_float32(self.device.type):
             return self.extract(images.to(self.device))
 
@@ -84,7 +86,9 @@ class Extractor(nn.Module):
 @contextmanager
 def exact_float32(device_type: str) -> Iterator[None]:
     """No autocast, no TF32 convolutions, no choice of algorithm by timing."""
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    flags = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
     with torch.autocast(device_type, enabled=False), flags:
         yield
 
@@ -127,7 +131,9 @@ class RandomConv(Extractor):
         super().__init__()
         widths = (3, 16, 32, 32)
         draw = torch.Generator().manual_seed(seed)
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 5, stride=2, padding=2) for i, o in itertools.pairwise(widths))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, 5, stride=2, padding=2) for i, o in itertools.pairwise(widths)
+        )
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d) and conv.bias is not None
             fan_in = conv.in_channels * 25
@@ -141,7 +147,9 @@ class RandomConv(Extractor):
         maps = fit_images(images, channels=3, size=32)
         for conv in self.convs:
             maps = functional.leaky_relu(conv(maps), 0.2)
-        quarters = maps.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)  # [B, C, 2, 2, 4]: 4x4 maps in 2x2 cells
+        quarters = (
+            maps.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+        )  # [B, C, 2, 2, 4]: 4x4 maps in 2x2 cells
         features = torch.cat([quarters.mean(4).flatten(1), quarters.std(4).flatten(1)], 1)
         return Extracted(features, None)
 
@@ -162,7 +170,9 @@ class Inception(Extractor):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError:
-            raise UserError("Inception features need torch-fidelity; type: pip install 'distgan[fid]'") from None
+            raise UserError(
+                "Inception features need torch-fidelity; type: pip install 'distgan[fid]'"
+            ) from None
         if weights is not None and not weights.is_file():
             raise UserError(
                 f"no Inception weights at {weights}; give torch-fidelity's .pth file, or no path to download it"
@@ -170,7 +180,9 @@ class Inception(Extractor):
 
         def build() -> Any:
             path = None if weights is None else str(weights)
-            return FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], path)
+            return FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048", "logits_unbiased"], path
+            )
 
         failure = None
         for turn in (world.is_main, not world.is_main):
@@ -178,7 +190,9 @@ class Inception(Extractor):
             if turn:
                 try:
                     self.network = build()
-                except Exception as error:  # whatever it is, the other ranks are waiting at the barrier
+                except (
+                    Exception
+                ) as error:  # whatever it is, the other ranks are waiting at the barrier
                     failure = error
             world.barrier()
         if failure is not None:

@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from distgan.distributed import World
 from distgan.evaluation import distances, modes, neighbours
 from distgan.evaluation.distances import Moments
+from distgan.runtime.distributed import World
 
 
 class Metric(NamedTuple):
@@ -22,26 +22,46 @@ class Metric(NamedTuple):
 
 METRICS: dict[str, Metric] = {
     "quality/frechet": Metric(
-        "Frechet distance between the features' normal approximations.", "squared feature units", "lower"
+        "Frechet distance between the features' normal approximations.",
+        "squared feature units",
+        "lower",
     ),
     "quality/kernel": Metric(
-        "Squared maximum mean discrepancy under a cubic kernel, unbiased.", "squared kernel units", "lower"
+        "Squared maximum mean discrepancy under a cubic kernel, unbiased.",
+        "squared kernel units",
+        "lower",
     ),
     "quality/kernel_spread": Metric(
         "Standard deviation of the kernel distance over subsets.", "squared kernel units", ""
     ),
     "quality/fid": Metric(
-        "Frechet distance in Inception features, the published FID.", "squared feature units", "lower"
+        "Frechet distance in Inception features, the published FID.",
+        "squared feature units",
+        "lower",
     ),
-    "quality/kid": Metric("Kernel distance in Inception features, the published KID.", "squared kernel units", "lower"),
-    "quality/kid_spread": Metric("Standard deviation of the KID over subsets.", "squared kernel units", ""),
-    "quality/inception_score": Metric("Sharpness and variety of Inception's classes.", "classes", "higher"),
+    "quality/kid": Metric(
+        "Kernel distance in Inception features, the published KID.", "squared kernel units", "lower"
+    ),
+    "quality/kid_spread": Metric(
+        "Standard deviation of the KID over subsets.", "squared kernel units", ""
+    ),
+    "quality/inception_score": Metric(
+        "Sharpness and variety of Inception's classes.", "classes", "higher"
+    ),
     "quality/precision": Metric("Fakes that lie where reals lie.", "share of fakes", "higher"),
     "quality/recall": Metric("Reals that lie where fakes lie.", "share of reals", "higher"),
-    "quality/density": Metric("How densely reals surround the fakes; 1 for real images.", "ratio", "higher"),
-    "quality/coverage": Metric("Reals with a fake among their nearest neighbours.", "share of reals", "higher"),
-    "diversity/spread": Metric("Standard deviation of the fakes' features over that of the reals.", "ratio", "higher"),
-    "diversity/vendi": Metric("Effective number of distinct directions of the features.", "samples", "higher"),
+    "quality/density": Metric(
+        "How densely reals surround the fakes; 1 for real images.", "ratio", "higher"
+    ),
+    "quality/coverage": Metric(
+        "Reals with a fake among their nearest neighbours.", "share of reals", "higher"
+    ),
+    "diversity/spread": Metric(
+        "Standard deviation of the fakes' features over that of the reals.", "ratio", "higher"
+    ),
+    "diversity/vendi": Metric(
+        "Effective number of distinct directions of the features.", "samples", "higher"
+    ),
     "diversity/duplicates": Metric(
         "Fakes with another fake closer than 99 % of reals have a real.", "share of fakes", "lower"
     ),
@@ -52,11 +72,15 @@ METRICS: dict[str, Metric] = {
     "diversity/effective_classes": Metric(
         "Number of classes in equal use: exponential of the entropy.", "classes", "higher"
     ),
-    "diversity/missing_classes": Metric("Classes with less than a tenth of the reals' share.", "classes", "lower"),
+    "diversity/missing_classes": Metric(
+        "Classes with less than a tenth of the reals' share.", "classes", "lower"
+    ),
     "diversity/reverse_kl": Metric(
         "KL divergence of the counted classes of fakes from those of reals.", "nats", "lower"
     ),
-    "diversity/reverse_kl_floor": Metric("Reverse KL that a perfect generator would show by chance.", "nats", ""),
+    "diversity/reverse_kl_floor": Metric(
+        "Reverse KL that a perfect generator would show by chance.", "nats", ""
+    ),
 }
 
 PUBLISHED_NAMES = {
@@ -136,10 +160,14 @@ class Reference:
     neighbours: Tensor  # [m, k_coverage], squared distances to the nearest other reals
     moments: Moments
     sqrt: Tensor  # [d, d], square root of the covariance
-    duplicate_threshold: float  # squared distance below which a sample's nearest other makes it a duplicate
+    duplicate_threshold: (
+        float  # squared distance below which a sample's nearest other makes it a duplicate
+    )
     copy_threshold: float  # closeness to a real below which a sample is its copy
     class_shares: Tensor | None  # [C], among the reals that the classifier is sure of
-    label_shares: Tensor | None  # [C], as the classifier names all of the reals, or as they are known
+    label_shares: (
+        Tensor | None
+    )  # [C], as the classifier names all of the reals, or as they are known
     shares_are_exact: bool  # whether label_shares are known
 
     def __len__(self) -> int:
@@ -150,7 +178,9 @@ class Reference:
         return self.neighbours[:, k - 1]
 
     @classmethod
-    def measure(cls, reals: Sample, others: Sample, *, known_shares: Tensor | None = None) -> "Reference":
+    def measure(
+        cls, reals: Sample, others: Sample, *, known_shares: Tensor | None = None
+    ) -> "Reference":
         """Measure `reals`; `others` are further reals, of which `near_quantile` shall count as copies."""
         settings = reals.settings
         closeness = neighbours.closeness_to_reals(
@@ -174,7 +204,11 @@ class Reference:
 
 def frechet_values(fakes: Sample, reals: Reference) -> dict[str, float]:
     """quality/frechet."""
-    return {"quality/frechet": distances.frechet_distance(fakes.moments, reals.moments, reals_sqrt=reals.sqrt)}
+    return {
+        "quality/frechet": distances.frechet_distance(
+            fakes.moments, reals.moments, reals_sqrt=reals.sqrt
+        )
+    }
 
 
 def kernel_values(fakes: Sample, reals: Reference) -> dict[str, float]:
@@ -208,12 +242,17 @@ def spread_values(fakes: Sample, reals: Reference) -> dict[str, float]:
     """diversity/spread and diversity/vendi, the latter around the reals' mean so that a common offset hides nothing."""
     ratio = fakes.moments.covariance.trace() / reals.moments.covariance.trace()
     centred = fakes.features - reals.moments.mean.to(fakes.features.dtype)
-    return {"diversity/spread": float(ratio.sqrt()), "diversity/vendi": distances.vendi_score(centred, fakes.world)}
+    return {
+        "diversity/spread": float(ratio.sqrt()),
+        "diversity/vendi": distances.vendi_score(centred, fakes.world),
+    }
 
 
 def duplicate_values(fakes: Sample, reals: Reference) -> dict[str, float]:
     """diversity/duplicates: the birthday test of Arora & Zhang 2017 (arXiv 1706.08224), a threshold for the human."""
-    return {"diversity/duplicates": neighbours.share_below(fakes.radii(1), reals.duplicate_threshold)}
+    return {
+        "diversity/duplicates": neighbours.share_below(fakes.radii(1), reals.duplicate_threshold)
+    }
 
 
 def copy_values(fakes: Sample, reals: Reference) -> dict[str, float]:
@@ -260,12 +299,20 @@ GROUPS: dict[tuple[str, ...], Compute] = {
 
 
 def compute(
-    fakes: Sample, reals: Reference, *, wanted: Collection[str] | None = None, published: bool = False
+    fakes: Sample,
+    reals: Reference,
+    *,
+    wanted: Collection[str] | None = None,
+    published: bool = False,
 ) -> dict[str, float]:
     """All metrics that the features allow, or the `wanted` ones; `published` features give them their published names."""
     values: dict[str, float] = {}
     for names, group in GROUPS.items():
-        asked = names if wanted is None else [n for n in names if n in wanted or PUBLISHED_NAMES.get(n) in wanted]
+        asked = (
+            names
+            if wanted is None
+            else [n for n in names if n in wanted or PUBLISHED_NAMES.get(n) in wanted]
+        )
         if asked:
             found = group(fakes, reals)
             values |= {name: found[name] for name in asked if name in found}

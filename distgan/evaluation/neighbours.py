@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distgan.distributed import World
+from distgan.runtime.distributed import World
 
 BLOCK_ELEMENTS = 2**23  # of one block of distances: 64 MiB in float64
 
@@ -45,13 +45,19 @@ def over_rows(x: Tensor, y: Tensor, world: World, reduce: Callable[[Tensor], Ten
     padding = out.new_zeros(per_rank - len(out), out.shape[1])
     gathered = world.all_gather(torch.cat([out, padding]))
     # Rank r holds rows r, r + W, ...: interleave, then drop what only filled up the last round.
-    return gathered.view(world.size, per_rank, -1).transpose(0, 1).reshape(world.size * per_rank, -1)[: len(x)]
+    return (
+        gathered.view(world.size, per_rank, -1)
+        .transpose(0, 1)
+        .reshape(world.size * per_rank, -1)[: len(x)]
+    )
 
 
 def neighbour_distances(features: Tensor, k: int, world: World) -> Tensor:
     """Squared distances [n, k] of each sample to its k nearest others, ascending; needs n > k."""
     assert len(features) > k, f"{len(features)} samples have no {k} neighbours"
-    return over_rows(features, features, world, lambda d: d.topk(k + 1, largest=False).values[:, 1:])
+    return over_rows(
+        features, features, world, lambda d: d.topk(k + 1, largest=False).values[:, 1:]
+    )
 
 
 def fidelity(
@@ -71,7 +77,9 @@ def fidelity(
     """
 
     def of_fakes(d: Tensor) -> Tensor:  # inside any real's ball; inside how many of the wider ones
-        return torch.stack([(d < real_radii).any(1).double(), (d < real_radii_wide).sum(1).double() / k_wide], 1)
+        return torch.stack(
+            [(d < real_radii).any(1).double(), (d < real_radii_wide).sum(1).double() / k_wide], 1
+        )
 
     def of_reals(d: Tensor) -> Tensor:  # inside any fake's ball; distance to the nearest fake
         return torch.stack([(d < fake_radii).any(1).double(), d.amin(1)], 1)
@@ -84,7 +92,9 @@ def fidelity(
 
 def nearest(queries: Tensor, reals: Tensor, world: World) -> tuple[Tensor, Tensor]:
     """The nearest real of each query: squared distances [n] and indices [n]."""
-    both = over_rows(queries, reals, world, lambda d: torch.stack([s.double() for s in d.min(1)], 1))
+    both = over_rows(
+        queries, reals, world, lambda d: torch.stack([s.double() for s in d.min(1)], 1)
+    )
     return both[:, 0], both[:, 1].long()
 
 

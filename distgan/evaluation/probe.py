@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distgan.errors import UserError
 from distgan.evaluation.cache import write_atomically
 from distgan.evaluation.extractors import Extracted, Extractor, fit_images, weights_hash
-from shards.sources import cache_folder
+from shards.sources.open import cache_folder
 
 FEATURE_DIM = 128
 ROUNDS_KIMG = (60.0, 300.0)  # the second only where the first does not reach
@@ -59,7 +59,11 @@ class ProbeNet(nn.Module):
         layers: list[nn.Module] = []
         for wide_in, wide_out in itertools.pairwise(widths):
             for conv_in in (wide_in, wide_out):
-                layers += [nn.Conv2d(conv_in, wide_out, 3, padding=1, bias=False), nn.BatchNorm2d(wide_out), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(conv_in, wide_out, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(wide_out),
+                    nn.ReLU(),
+                ]
             layers.append(nn.MaxPool2d(2))
         self.body = nn.Sequential(*layers[:-1])
         self.head = nn.Linear(FEATURE_DIM, num_classes)
@@ -86,11 +90,15 @@ class Probe(Extractor):
         self.network.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
     def extract(self, images: Tensor) -> Extracted:
-        return Extracted(*self.network(fit_images(images, channels=self.card.channels, size=self.card.size)))
+        return Extracted(
+            *self.network(fit_images(images, channels=self.card.channels, size=self.card.size))
+        )
 
     def save(self, path: Path) -> None:
         """Write weights and card as one safetensors file, all or nothing."""
-        weights = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        weights = {
+            name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()
+        }
         write_atomically(path, save(weights, {"probe": json.dumps(asdict(self.card))}))
 
     @classmethod
@@ -106,7 +114,9 @@ class Probe(Extractor):
         except FileNotFoundError:
             raise UserError(f"no probe at {path}; train one with: distgan probe SHARDS") from None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} is not a probe ({error}); train one with: distgan probe SHARDS") from None
+            raise UserError(
+                f"{path} is not a probe ({error}); train one with: distgan probe SHARDS"
+            ) from None
         return cls(network, card)
 
 
@@ -120,7 +130,9 @@ class StackedProbe(Extractor):
 
     def __init__(self, probe: Probe) -> None:
         super().__init__()
-        assert probe.card.channels == 1, f"a probe of {probe.card.channels} channels cannot read one"
+        assert probe.card.channels == 1, (
+            f"a probe of {probe.card.channels} channels cannot read one"
+        )
         self.probe = probe
         self.dim = 3 * probe.dim
         names = probe.class_names
@@ -171,7 +183,10 @@ def train_probe(
     num_held_out = min(len(order) // 10, 5000)
     first = images(order[:1])
     channels, size = first.shape[1], min(*first.shape[2:], 32)
-    shrunk = [to_uint8(fit_images(images(part), channels=channels, size=size)) for part in order.split(512)]
+    shrunk = [
+        to_uint8(fit_images(images(part), channels=channels, size=size))
+        for part in order.split(512)
+    ]
     device = device or torch.device("cpu")
     pixels, classes = torch.cat(shrunk).to(device), labels[order].to(device)
     card = ProbeCard(
@@ -217,13 +232,19 @@ def fit_probe(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = (
-            ProbeNet(card.channels, card.width, len(card.class_names)).to(device).to(memory_format=torch.channels_last)
+            ProbeNet(card.channels, card.width, len(card.class_names))
+            .to(device)
+            .to(memory_format=torch.channels_last)
         )
     batch = min(128, len(pixels))
     num_steps = max(10, round(1000 * kimg / batch))
     optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=num_steps, pct_start=0.25)
-    for step, chosen in zip(range(num_steps), endless_batches(len(pixels), batch, draw), strict=False):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 4e-3, total_steps=num_steps, pct_start=0.25
+    )
+    for step, chosen in zip(
+        range(num_steps), endless_batches(len(pixels), batch, draw), strict=False
+    ):
         chosen = chosen.to(device)
         inputs = augment(pixels[chosen], draw, flip=flip).float() / 127.5 - 1
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
@@ -234,7 +255,9 @@ def fit_probe(
         optimizer.step()
         schedule.step()
         if progress is not None and (step % 20 == 0 or step == num_steps - 1):
-            progress((step + 1) / num_steps, float((logits.argmax(1) == classes[chosen]).float().mean()))
+            progress(
+                (step + 1) / num_steps, float((logits.argmax(1) == classes[chosen]).float().mean())
+            )
     return network
 
 

@@ -17,14 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from distgan.distributed import World
 from distgan.errors import UserError
 from distgan.evaluation import metrics
 from distgan.evaluation.cache import write_atomically
 from distgan.evaluation.distances import Moments
 from distgan.evaluation.extractors import FeatureExtractor
 from distgan.evaluation.metrics import DEFAULT_SETTINGS, MetricSettings, Reference, Sample
-from shards.sources import cache_folder
+from distgan.runtime.distributed import World
+from shards.sources.open import cache_folder
 
 CHUNK = 250  # images that pass through the extractor together; part of the protocol, for batches round differently
 CACHE_FORMAT = 1
@@ -93,7 +93,12 @@ def split_reals(
     reference, rest = order[:size].sort().values, order[size : size + count].sort().values
     if len(rest) == count:
         return reference, reference, rest, "disjoint"
-    return reference, order[:half].sort().values, order[half : 2 * half].sort().values, "two halves of the images"
+    return (
+        reference,
+        order[:half].sort().values,
+        order[half : 2 * half].sort().values,
+        "two halves of the images",
+    )
 
 
 def extract_all(
@@ -118,11 +123,18 @@ def extract_all(
     return features.contiguous(), logits if logits.shape[1] else None
 
 
-def check_enough(num_images: int, num_samples: int, *, settings: MetricSettings = DEFAULT_SETTINGS) -> None:
+def check_enough(
+    num_images: int, num_samples: int, *, settings: MetricSettings = DEFAULT_SETTINGS
+) -> None:
     """Raise UserError for a dataset too small to be split, or too few samples."""
-    fewest, given = 2 * (max(settings.k_precision, settings.k_coverage) + 1), min(num_images, num_samples)
+    fewest, given = (
+        2 * (max(settings.k_precision, settings.k_coverage) + 1),
+        min(num_images, num_samples),
+    )
     if given < fewest:
-        raise UserError(f"{given} images are too few to evaluate with; at least {fewest} are needed")
+        raise UserError(
+            f"{given} images are too few to evaluate with; at least {fewest} are needed"
+        )
 
 
 def prepare_reference(
@@ -142,8 +154,14 @@ def prepare_reference(
     50,000 samples with the whole training set: num_samples=50_000, num_reference=50_000. `folder` is where the cache
     lies, by default in the user's cache folder. Raises UserError for a dataset too small to be split.
     """
-    check_enough(reals.num_images, num_samples if num_reference is None else reals.num_images, settings=settings)
-    reference, against, control, split = split_reals(reals.num_images, num_samples, num_reference, seed=split_seed)
+    check_enough(
+        reals.num_images,
+        num_samples if num_reference is None else reals.num_images,
+        settings=settings,
+    )
+    reference, against, control, split = split_reals(
+        reals.num_images, num_samples, num_reference, seed=split_seed
+    )
     protocol = Protocol(
         extractor=extractor.name,
         extractor_version=extractor.version,
@@ -158,17 +176,27 @@ def prepare_reference(
         settings=settings,
     )
     key = json.dumps([CACHE_FORMAT, CHUNK, asdict(protocol), reals.class_shares], sort_keys=True)
-    path = (folder or cache_folder() / "references") / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    path = (
+        folder or cache_folder() / "references"
+    ) / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     cached = read_cache(path, protocol, extractor, world)
     if cached is not None:
         return cached
 
     def sample(indices: Tensor) -> Sample:
-        features, logits = extract_all(lambda a, b: reals.images(indices[a:b]), len(indices), extractor, world)
-        return Sample(features, logits, num_classes=extractor.num_classes, world=world, settings=settings)
+        features, logits = extract_all(
+            lambda a, b: reals.images(indices[a:b]), len(indices), extractor, world
+        )
+        return Sample(
+            features, logits, num_classes=extractor.num_classes, world=world, settings=settings
+        )
 
     others = sample(control)
-    known = None if reals.class_shares is None else torch.tensor(reals.class_shares, dtype=torch.float64)
+    known = (
+        None
+        if reals.class_shares is None
+        else torch.tensor(reals.class_shares, dtype=torch.float64)
+    )
     measured = Reference.measure(sample(against), others, known_shares=known)
     values = metrics.compute(others, measured, published=extractor.published)
     if split != "disjoint":
@@ -200,14 +228,18 @@ def write_cache(path: Path, prepared: PreparedReference) -> None:
         "copy_threshold": reference.copy_threshold,
         "shares_are_exact": reference.shares_are_exact,
     }
-    present = {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+    present = {
+        name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None
+    }
     try:
         write_atomically(path, save(present, {"reference": json.dumps(scalars)}))
     except OSError as error:
         logging.getLogger(__name__).warning("real images' features are not cached: %s", error)
 
 
-def read_cache(path: Path, protocol: Protocol, extractor: FeatureExtractor, world: World) -> PreparedReference | None:
+def read_cache(
+    path: Path, protocol: Protocol, extractor: FeatureExtractor, world: World
+) -> PreparedReference | None:
     """What `write_cache` wrote, read by rank zero and sent to all; None where there is none."""
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] | None = None
@@ -217,18 +249,25 @@ def read_cache(path: Path, protocol: Protocol, extractor: FeatureExtractor, worl
                 scalars = json.loads(file.metadata()["reference"])
                 tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            logging.getLogger(__name__).warning("cached features %s cannot be read and are made anew: %s", path, error)
+            logging.getLogger(__name__).warning(
+                "cached features %s cannot be read and are made anew: %s", path, error
+            )
     shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
     scalars, shapes = world.broadcast_object((scalars, shapes))
     if scalars is None:
         return None
     device = torch.device("cpu") if extractor.device.type == "mps" else extractor.device
     placed = {
-        name: tensors[name].to(device) if world.is_main else torch.empty(shape, dtype=dtype, device=device)
+        name: tensors[name].to(device)
+        if world.is_main
+        else torch.empty(shape, dtype=dtype, device=device)
         for name, (shape, dtype) in shapes.items()
     }
     world.broadcast_(list(placed.values()))
-    on_host = {name: placed[name].cpu() if name in placed else None for name in ("class_shares", "label_shares")}
+    on_host = {
+        name: placed[name].cpu() if name in placed else None
+        for name in ("class_shares", "label_shares")
+    }
     reference = Reference(
         features=placed["features"],
         neighbours=placed["neighbours"],

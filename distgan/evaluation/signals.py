@@ -52,5 +52,7 @@ def pixel_distances(images: Tensor) -> tuple[Tensor, Tensor]:
     # Around the batch's mean, for float32 would lose small differences between large images.
     flat = flat - flat.mean(0)
     distances = (squared_distances(flat, flat) / flat.shape[1]).sqrt()
-    others = distances.masked_fill(torch.eye(len(flat), dtype=torch.bool, device=flat.device), torch.inf)
+    others = distances.masked_fill(
+        torch.eye(len(flat), dtype=torch.bool, device=flat.device), torch.inf
+    )
     return distances.sum() / (len(flat) * (len(flat) - 1)), others.amin(1)

@@ -1,10 +1,10 @@
 """The verdict: from cheap signals and evaluations to one name and one sentence with the figures behind it.
 
     every report --tick--+                                       worst first: diverged, complete collapse,
-                         +--> Monitor --> Verdict(name, detail)  partial collapse, memorising, unbalanced,
+                         +--> VerdictTracker --> Verdict(name, detail)  partial collapse, memorising, unbalanced,
     every evaluation ----+                                       learning, healthy
 
-`judge` looks at one evaluation alone. `Monitor` adds the run's own past: what was once better and is lost is a collapse
+`judge` looks at one evaluation alone. `VerdictTracker` adds the run's own past: what was once better and is lost is a collapse
 at once; what was never there is one only when the run has stopped improving. A trouble named by an evaluation is
 named at the first one that shows it and withdrawn after two that do not.
 """
@@ -14,10 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from distgan.config.thresholds import Thresholds
 from distgan.evaluation.evaluate import Result
-from distgan.thresholds import Thresholds
 
-NAMES = ("diverged", "complete collapse", "partial collapse", "memorising", "unbalanced", "learning", "healthy")
+NAMES = (
+    "diverged",
+    "complete collapse",
+    "partial collapse",
+    "memorising",
+    "unbalanced",
+    "learning",
+    "healthy",
+)
 
 
 @dataclass(frozen=True)
@@ -65,11 +73,17 @@ class Past:
         self.evaluations += 1
         self.since_better = self.since_better_with(values)
         # min and max keep the old best where the new value is not a number.
-        self.best_frechet = min(self.best_frechet, values.get("quality/frechet", values.get("quality/fid", math.inf)))
+        self.best_frechet = min(
+            self.best_frechet, values.get("quality/frechet", values.get("quality/fid", math.inf))
+        )
         self.best_coverage = max(self.best_coverage, values.get("quality/coverage", 0.0))
-        precision, real_precision = (each.get("quality/precision", 1.0) for each in (values, result.reals))
+        precision, real_precision = (
+            each.get("quality/precision", 1.0) for each in (values, result.reals)
+        )
         if precision >= plausible_precision * real_precision:
-            self.fewest_missing = min(self.fewest_missing, values.get("diversity/missing_classes", math.inf))
+            self.fewest_missing = min(
+                self.fewest_missing, values.get("diversity/missing_classes", math.inf)
+            )
 
 
 def is_finite(values: Mapping[str, float]) -> bool:
@@ -86,7 +100,9 @@ def listed(names: Sequence[str], *, most: int = 4) -> str:
     return f"classes {', '.join(names[:most])} and {len(names) - most} more"
 
 
-def judge(result: Result, thresholds: Thresholds = DEFAULT_THRESHOLDS, *, past: Past | None = None) -> Verdict:
+def judge(
+    result: Result, thresholds: Thresholds = DEFAULT_THRESHOLDS, *, past: Past | None = None
+) -> Verdict:
     """The verdict on one evaluation; `past` is that of the run before it, None where there is no run."""
     t, values, reals = thresholds, result.values, result.reals
     if not is_finite(values):
@@ -111,9 +127,17 @@ def judge(result: Result, thresholds: Thresholds = DEFAULT_THRESHOLDS, *, past: 
     few = num_classes * t.few_classes
     one_mode = plausible and values.get("diversity/effective_classes", math.inf) <= few
     if (one_image or one_mode) and not young:
-        detail = f"features vary {values['diversity/spread']:.2f} as much as the reals'" if one_image else ""
-        detail = detail or f"{values['diversity/effective_classes']:.1f} of {num_classes} classes in use"
-        return Verdict("complete collapse", f"{detail}; {duplicates:.0%} of fakes have a near-duplicate")
+        detail = (
+            f"features vary {values['diversity/spread']:.2f} as much as the reals'"
+            if one_image
+            else ""
+        )
+        detail = (
+            detail or f"{values['diversity/effective_classes']:.1f} of {num_classes} classes in use"
+        )
+        return Verdict(
+            "complete collapse", f"{detail}; {duplicates:.0%} of fakes have a near-duplicate"
+        )
 
     coverage_text = f"coverage {coverage:.2f}, reals {reals.get('quality/coverage', math.nan):.2f}"
     fell = False
@@ -124,7 +148,11 @@ def judge(result: Result, thresholds: Thresholds = DEFAULT_THRESHOLDS, *, past: 
             coverage_text = f"coverage {coverage:.2f}, was {past.best_coverage:.2f}"
     tolerated = real_missing + t.missing_classes * num_classes
     lacking = plausible and missing > tolerated
-    lost = past is not None and lacking and missing > past.fewest_missing + t.missing_classes * num_classes
+    lost = (
+        past is not None
+        and lacking
+        and missing > past.fewest_missing + t.missing_classes * num_classes
+    )
     narrow = plausible and relative("quality/coverage", missing=1.0) < t.low_coverage
     never_there = (lacking or narrow or many_duplicates) and not young and not improving
     if fell or lost or never_there:
@@ -134,13 +162,16 @@ def judge(result: Result, thresholds: Thresholds = DEFAULT_THRESHOLDS, *, past: 
 
     copies, real_copies = values.get("diversity/copies", 0.0), reals.get("diversity/copies", 0.0)
     if plausible and copies > max(t.copies, 5 * real_copies):
-        return Verdict("memorising", f"{copies:.0%} of fakes copy one of the {result.protocol.num_reference} reals")
+        return Verdict(
+            "memorising",
+            f"{copies:.0%} of fakes copy one of the {result.protocol.num_reference} reals",
+        )
     if not plausible or lacking or narrow or many_duplicates or one_image:
         lack = [f"{listed(result.missing)} missing so far"] if plausible and result.missing else []
-        precision = (
-            f"precision {values.get('quality/precision', math.nan):.2f}, reals {reals.get('quality/precision', 0):.2f}"
+        precision = f"precision {values.get('quality/precision', math.nan):.2f}, reals {reals.get('quality/precision', 0):.2f}"
+        return Verdict(
+            "learning", "; ".join([*lack, *([] if plausible else [precision]), coverage_text])
         )
-        return Verdict("learning", "; ".join([*lack, *([] if plausible else [precision]), coverage_text]))
     return Verdict("healthy", coverage_text if "quality/coverage" in values else "")
 
 
@@ -160,12 +191,14 @@ class Streak:
 
 
 @dataclass
-class Monitor:
+class VerdictTracker:
     """Watches one run. Its state is plain values and travels in checkpoints, so that a rollback rewinds it too."""
 
     thresholds: Thresholds = DEFAULT_THRESHOLDS
     past: Past = field(default_factory=Past)
-    evaluated: Verdict = Verdict("learning", "not evaluated yet")  # the last evaluation's, until it is withdrawn
+    evaluated: Verdict = Verdict(
+        "learning", "not evaluated yet"
+    )  # the last evaluation's, until it is withdrawn
     quiet_evaluations: int = 0
     not_finite: str = ""
     was_diverse: bool = False
@@ -182,7 +215,10 @@ class Monitor:
             found.append(Verdict("diverged", f"{self.not_finite} not finite"))
         if self.one_image.on:
             found.append(Verdict("complete collapse", "the images of a batch hardly differ"))
-        evaluated, stalled = self.past.evaluations > 0, self.past.since_better >= self.thresholds.stall_evaluations
+        evaluated, stalled = (
+            self.past.evaluations > 0,
+            self.past.since_better >= self.thresholds.stall_evaluations,
+        )
         # A discriminator that wins at first, or while samples still get better, is how most healthy runs look.
         if self.discriminator_wins.on and evaluated and stalled:
             found.append(Verdict("unbalanced", f"discriminator winning; {self.balance}"))
@@ -194,7 +230,11 @@ class Monitor:
         """Take one report's means over all ranks, by metric name; names that are not there are not judged."""
         t = self.thresholds
         # Gradient norms may overflow under fp16 loss scaling, which skips such steps.
-        bad = [n for n, value in signals.items() if n.startswith(("loss/", "logits/")) and not math.isfinite(value)]
+        bad = [
+            n
+            for n, value in signals.items()
+            if n.startswith(("loss/", "logits/")) and not math.isfinite(value)
+        ]
         self.not_finite = ", ".join(bad)
         if {"accuracy/d_real", "accuracy/d_fake"} <= signals.keys():
             real, fake = signals["accuracy/d_real"], signals["accuracy/d_fake"]
@@ -204,7 +244,10 @@ class Monitor:
             self.generator_wins.update(lost, t.patience_reports)
         if "diversity/batch_ratio" in signals:
             ratio = signals["diversity/batch_ratio"]
-            same = ratio < t.batch_ratio and signals.get("diversity/batch_duplicates", 1.0) > t.duplicates
+            same = (
+                ratio < t.batch_ratio
+                and signals.get("diversity/batch_duplicates", 1.0) > t.duplicates
+            )
             self.was_diverse |= ratio > 3 * t.batch_ratio
             # Every generator begins with nearly one grey image: only a way back there, or staying, is a collapse.
             armed = self.was_diverse or self.past.evaluations > t.grace_evaluations
@@ -216,7 +259,11 @@ class Monitor:
         t = self.thresholds
         found = judge(result, t, past=self.past)
         self.quiet_evaluations = 0 if found.is_trouble else self.quiet_evaluations + 1
-        if found.is_trouble or not self.evaluated.is_trouble or self.quiet_evaluations >= t.recovery_evaluations:
+        if (
+            found.is_trouble
+            or not self.evaluated.is_trouble
+            or self.quiet_evaluations >= t.recovery_evaluations
+        ):
             self.evaluated = found
         self.past.add(result, plausible_precision=t.plausible_precision)
         return self.verdict
@@ -224,7 +271,11 @@ class Monitor:
     def forgive(self) -> None:
         """Give a run that was rolled back the time of a young one; its best coverage still counts against it."""
         self.past.evaluations, self.past.since_better, self.past.best_frechet = 0, 0, math.inf
-        self.evaluated, self.quiet_evaluations, self.not_finite = Verdict("learning", "rolled back"), 0, ""
+        self.evaluated, self.quiet_evaluations, self.not_finite = (
+            Verdict("learning", "rolled back"),
+            0,
+            "",
+        )
         self.discriminator_wins, self.generator_wins, self.one_image = Streak(), Streak(), Streak()
 
     def state_dict(self) -> dict[str, Any]:
@@ -232,12 +283,16 @@ class Monitor:
         state = asdict(self)
         del state["thresholds"]
         for name, value in state["past"].items():
-            state["past"][name] = None if value == math.inf else value  # which JSON has no number for
+            state["past"][name] = (
+                None if value == math.inf else value
+            )  # which JSON has no number for
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        past: dict[str, Any] = {name: math.inf if value is None else value for name, value in state["past"].items()}
+        past: dict[str, Any] = {
+            name: math.inf if value is None else value for name, value in state["past"].items()
+        }
         rebuilt: dict[str, Any] = {
             "past": Past(**past),
             "evaluated": Verdict(**state["evaluated"]),

@@ -13,15 +13,19 @@ from distgan.evaluation.metrics import METRICS
 from distgan.reporting.curves import NUM_COLORS, Chart, Curve, draw
 from distgan.reporting.page import REPORT_FILE
 from distgan.reporting.rendering import duration, picture, write_page
-from distgan.reporting.story import Story, figures, is_number
+from distgan.reporting.run_record import RunRecord, figures, is_number
 
 COMPARED = ("run", "state", "verdict", "kimg", "best frechet", "its coverage", "images/s", "time")
 """The columns of a comparison, on the page and in the console."""
 
 
-def write_comparison(stories: Sequence[Story], out: Path) -> Path:
+def write_comparison(stories: Sequence[RunRecord], out: Path) -> Path:
     """Write the page that lays runs beside one another; raises OSError."""
-    charts = [(chart, Markup(draw(chart))) for chart in comparison_charts(stories[:NUM_COLORS]) if not chart.is_empty]
+    charts = [
+        (chart, Markup(draw(chart)))
+        for chart in comparison_charts(stories[:NUM_COLORS])
+        if not chart.is_empty
+    ]
     cards = []
     for story in stories:
         grids = story.sample_grids
@@ -47,14 +51,19 @@ def write_comparison(stories: Sequence[Story], out: Path) -> Path:
     )
 
 
-def comparison_charts(stories: Sequence[Story]) -> list[Chart]:
+def comparison_charts(stories: Sequence[RunRecord]) -> list[Chart]:
     """Curves of all runs over one another."""
 
     def chart(title: str, note: str, name: str, **rest: Any) -> Chart:
         curves = []
         for color, story in enumerate(stories):
-            evaluated = [{"progress/images": row["progress/images"]} | row["values"] for row in story.evaluations]
-            curves.append(Curve.of_rows(story.name, color, evaluated if name in METRICS else story.rows, name))
+            evaluated = [
+                {"progress/images": row["progress/images"]} | row["values"]
+                for row in story.evaluations
+            ]
+            curves.append(
+                Curve.of_rows(story.name, color, evaluated if name in METRICS else story.rows, name)
+            )
         return Chart(title, note, tuple(curve for curve in curves if len(curve.kimg)), **rest)
 
     return [
@@ -67,7 +76,7 @@ def comparison_charts(stories: Sequence[Story]) -> list[Chart]:
     ]
 
 
-def comparison_row(story: Story) -> list[tuple[str, float | str]]:
+def comparison_row(story: RunRecord) -> list[tuple[str, float | str]]:
     """(what is shown, what is sorted by) of one run, in the order of COMPARED."""
     best = story.best_evaluation
     values = best["values"] if best else {}

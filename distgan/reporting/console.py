@@ -8,7 +8,14 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -92,10 +99,14 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
             now = time.monotonic()
             rate = (done - already) / max(now - started, 1e-9)
             progress.update(task, completed=done, total=total, rate=f"{rate:,.0f}")
-            if not console.is_terminal and (now - last_line > SECONDS_BETWEEN_LINES or done == total):
+            if not console.is_terminal and (
+                now - last_line > SECONDS_BETWEEN_LINES or done == total
+            ):
                 last_line = now
                 left = duration((total - done) / max(rate, 1e-9))
-                console.print(f"{escape(what)}: {done:,} of {total:,} images, {rate:,.0f} images/s, {left} left")
+                console.print(
+                    f"{escape(what)}: {done:,} of {total:,} images, {rate:,.0f} images/s, {left} left"
+                )
 
         try:
             yield show
@@ -109,7 +120,12 @@ def share_progress(what: str) -> Iterator[Callable[[float, float], None]]:
     """Yield `show(share done, accuracy)`: a bar in a terminal, a line now and then elsewhere."""
     console = make_console()
     last_line = time.monotonic()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=1.0)
 

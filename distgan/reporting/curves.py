@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 NUM_COLORS = 10  # of the page's style sheet, --c0 and on
 MOST_POINTS = 400  # of a curve; more are averaged
 SIZE_INCHES = (4.6, 2.5)  # small, so that letters stay readable when a telephone shrinks it
-INK, MUTED, GRID, BAD = "#010101", "#020202", "#030303", "#040404"  # stand-ins for the page's colours
+INK, MUTED, GRID, BAD = (
+    "#010101",
+    "#020202",
+    "#030303",
+    "#040404",
+)  # stand-ins for the page's colours
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "distgan",
@@ -38,9 +43,15 @@ class Curve:
     level: float | None = None
 
     @classmethod
-    def of_rows(cls, label: str, color: int, rows: Sequence[dict[str, Any]], name: str, **rest: Any) -> "Curve":
+    def of_rows(
+        cls, label: str, color: int, rows: Sequence[dict[str, Any]], name: str, **rest: Any
+    ) -> "Curve":
         """The curve of a metric through rows that have it."""
-        found = [(row["progress/images"] / 1000, row[name]) for row in rows if isinstance(row.get(name), int | float)]
+        found = [
+            (row["progress/images"] / 1000, row[name])
+            for row in rows
+            if isinstance(row.get(name), int | float)
+        ]
         kimg, values = zip(*found, strict=True) if found else ((), ())
         return cls(label, color, kimg, values, **rest)
 
@@ -102,7 +113,9 @@ def draw(chart: Chart, *, epochs: Sequence[Mark] = (), events: Sequence[Mark] = 
                           color=color, fontsize=8, weight="bold")  # fmt: skip
         dress(axes, chart)
         buffer = io.StringIO()
-        canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        canvas.print_svg(
+            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     return for_page(buffer.getvalue())
 
 
@@ -113,7 +126,9 @@ def draw_curve(axes: Any, curve: Curve) -> None:
     values[~np.isfinite(values)] = np.nan
     if len(kimg) > MOST_POINTS:
         parts = np.array_split(np.arange(len(kimg)), MOST_POINTS)
-        kimg, values = (np.array([part_of[part].mean() for part in parts]) for part_of in (kimg, values))
+        kimg, values = (
+            np.array([part_of[part].mean() for part in parts]) for part_of in (kimg, values)
+        )
     window = len(kimg) // 50
     if window > 1:
         axes.plot(kimg, values, color=color, linewidth=0.7, alpha=0.35)
@@ -128,7 +143,8 @@ def moving_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]
     """Mean of the numbers around each place; at the ends, and beside what is no number, of fewer."""
     is_number = np.isfinite(values)
     sums, counts = (
-        np.convolve(each, np.ones(window), mode="same") for each in (np.where(is_number, values, 0), is_number)
+        np.convolve(each, np.ones(window), mode="same")
+        for each in (np.where(is_number, values, 0), is_number)
     )
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distgan.distributed import World
+from distgan.runtime.distributed import World
 
 
 @dataclass(frozen=True)
@@ -27,25 +27,45 @@ METRICS = {
     "loss/d_relative": Metric(
         "ratio", "Discriminator's loss over its value where reals and fakes cannot be told apart."
     ),
-    "loss/g_relative": Metric("ratio", "Generator's loss over its value where reals and fakes cannot be told apart."),
+    "loss/g_relative": Metric(
+        "ratio", "Generator's loss over its value where reals and fakes cannot be told apart."
+    ),
     "logits/real_mean": Metric("logit", "Mean verdict on reals; above zero is right."),
     "logits/fake_mean": Metric("logit", "Mean verdict on fakes; below zero is right."),
     "accuracy/d_real": Metric("share", "Reals that the discriminator holds to be real."),
     "accuracy/d_fake": Metric("share", "Fakes that the discriminator sees through."),
     "grad_norm/d": Metric("norm", "Gradient of the discriminator before its step."),
     "grad_norm/g": Metric("norm", "Gradient of the generator before its step."),
-    "penalty/r1": Metric("nats", "Penalty on the discriminator's gradient at reals, weighted; steps that have it."),
-    "penalty/r2": Metric("nats", "Penalty on the discriminator's gradient at fakes, weighted; steps that have it."),
-    "penalty/gradient_penalty": Metric("nats", "Penalty on gradient norms other than 1, weighted; steps that have it."),
+    "penalty/r1": Metric(
+        "nats", "Penalty on the discriminator's gradient at reals, weighted; steps that have it."
+    ),
+    "penalty/r2": Metric(
+        "nats", "Penalty on the discriminator's gradient at fakes, weighted; steps that have it."
+    ),
+    "penalty/gradient_penalty": Metric(
+        "nats", "Penalty on gradient norms other than 1, weighted; steps that have it."
+    ),
     "progress/augment": Metric("probability", "Adapted probability of each augmentation."),
-    "diversity/mode_seeking": Metric("nats", "Term for images that do not change with their latents, weighted."),
-    "diversity/feature_distance": Metric("nats", "Term for fakes nearer to one another than reals, weighted."),
-    "diversity/batch_ratio": Metric("ratio", "Mean distance of the fakes of a batch, in pixels, over that of reals."),
-    "diversity/batch_duplicates": Metric("share", "Fakes of a batch nearer to another than 99 % of reals are."),
-    "time/images_per_sec": Metric("images/s", "Real images consumed a second, all processes together."),
+    "diversity/mode_seeking": Metric(
+        "nats", "Term for images that do not change with their latents, weighted."
+    ),
+    "diversity/feature_distance": Metric(
+        "nats", "Term for fakes nearer to one another than reals, weighted."
+    ),
+    "diversity/batch_ratio": Metric(
+        "ratio", "Mean distance of the fakes of a batch, in pixels, over that of reals."
+    ),
+    "diversity/batch_duplicates": Metric(
+        "share", "Fakes of a batch nearer to another than 99 % of reals are."
+    ),
+    "time/images_per_sec": Metric(
+        "images/s", "Real images consumed a second, all processes together."
+    ),
     "time/data_wait_frac": Metric("share", "Part of the time that the step waited for images."),
     "time/train_sec": Metric("s", "Time in the training loop over all starts of this run."),
-    "memory/peak_gb": Metric("GB", "Most memory held: on the GPU where there is one, else of the process."),
+    "memory/peak_gb": Metric(
+        "GB", "Most memory held: on the GPU where there is one, else of the process."
+    ),
 }
 
 
@@ -59,7 +79,9 @@ class RunningMeans:
     def add(self, statistics: dict[str, Tensor]) -> None:
         """Note one step's scalars."""
         for name, value in statistics.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.detach().clone()
+            self.sums[name] = (
+                self.sums[name] + value if name in self.sums else value.detach().clone()
+            )
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def reduce(self, world: World) -> dict[str, float]:

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan.config import Data
-from distgan.dataset import open_dataset
+from distgan.config.schema import Data
+from distgan.data import open_dataset
 from distgan.errors import UserError
 from distgan.evaluation.neighbours import squared_distances
-from distgan.generators import generate, load_generator, sample_latents
-from distgan.reporting.images import to_uint8
+from distgan.images import to_uint8
+from distgan.networks.generator_file import load_generator
+from distgan.networks.latents import generate, sample_latents
 from shards.errors import ShardError
 from shards.reader import ShardReader
 
@@ -59,7 +60,10 @@ def nearest_ids(fakes: Tensor, reader: ShardReader, *, most: int) -> tuple[Tenso
     """Ids [n, k] of the reals nearest to fakes uint8 [n, C, H, W], and how many of them were looked at, evenly spread."""
     searched = min(most, reader.num_samples)
     ids = np.linspace(0, reader.num_samples - 1, searched).astype(np.int64)
-    parts = [coarse(torch.from_numpy(reader.gather(part))) for part in np.array_split(ids, -(-searched // 1000))]
+    parts = [
+        coarse(torch.from_numpy(reader.gather(part)))
+        for part in np.array_split(ids, -(-searched // 1000))
+    ]
     distances = squared_distances(coarse(fakes).double(), torch.cat(parts).double())
     places = distances.topk(min(NUM_NEAREST, searched), largest=False).indices
     return torch.from_numpy(ids)[places], searched

@@ -1,6 +1,6 @@
 """The page of a run: one HTML file that needs no network, told from the run folder alone.
 
-run folder -> Story -> charts (SVG), pictures (JPEG in base64), tables -> template, which escapes every text -> report.html
+run folder -> RunRecord -> charts (SVG), pictures (JPEG in base64), tables -> template, which escapes every text -> report.html
 """
 
 from pathlib import Path
@@ -10,17 +10,18 @@ import torch
 from markupsafe import Markup
 from PIL import Image
 
-from distgan.config import Data
+from distgan.config.schema import Data
 from distgan.evaluation.evaluate import Result
 from distgan.evaluation.metrics import METRICS
-from distgan.mixture import MixtureSpec, read_spec
-from distgan.networks import DiscriminatorSpec, build_discriminator, build_generator
-from distgan.objectives.adversarial import equilibrium
+from distgan.images import grid_pixels
+from distgan.losses.adversarial import equilibrium
+from distgan.networks.base import DiscriminatorSpec
+from distgan.networks.build import build_discriminator, build_generator
+from distgan.networks.mixture import MixtureSpec, read_spec
 from distgan.reporting.curves import Chart, Curve, Mark, draw
-from distgan.reporting.images import grid_pixels
 from distgan.reporting.nearest import Nearest, find_nearest
 from distgan.reporting.rendering import data_uri, duration, picture, thinned, write_page
-from distgan.reporting.story import VERDICTS, Story, figures, read_story
+from distgan.reporting.run_record import VERDICTS, RunRecord, figures, read_story
 
 REPORT_FILE = "report.html"
 MOST_FRAMES = 24  # of the timeline
@@ -35,14 +36,20 @@ def write_report(run: Path, *, out: Path | None = None, has_time: bool = True) -
     """
     story = read_story(run)
     nearest = nearest_reals(story) if has_time else {"words": NO_TIME, "uri": ""}
-    return write_page("report.html.j2", out or run / REPORT_FILE, title=story.name, nearest=nearest, **told(story))
+    return write_page(
+        "report.html.j2", out or run / REPORT_FILE, title=story.name, nearest=nearest, **told(story)
+    )
 
 
-def told(story: Story) -> dict[str, Any]:
+def told(story: RunRecord) -> dict[str, Any]:
     """Everything the template shows of one run but its nearest reals."""
     events = [event for event in story.events if event.get("kind") != "done"]
     marks = [
-        Mark(event["images_seen"] / 1000, str(number) if len(events) <= MOST_NUMBERED else "", is_bad(event))
+        Mark(
+            event["images_seen"] / 1000,
+            str(number) if len(events) <= MOST_NUMBERED else "",
+            is_bad(event),
+        )
         for number, event in enumerate(events, start=1)
     ]
     charts = [
@@ -56,7 +63,9 @@ def told(story: Story) -> dict[str, Any]:
         "verdict_words": VERDICTS.get(story.verdict, ""),
         "facts": facts(story),
         "is_small": story.generator["generator"].get("image_size") == 32,
-        "frames": [(f"{figures(kimg)} kimg{epoch_phrase(story, kimg)}", uri) for kimg, uri in frames if uri],
+        "frames": [
+            (f"{figures(kimg)} kimg{epoch_phrase(story, kimg)}", uri) for kimg, uri in frames if uri
+        ],
         "reals": picture(story.path / "samples" / "reals.png"),
         "charts": charts,
         "events": [(event["images_seen"] / 1000, event, is_bad(event)) for event in events],
@@ -65,11 +74,15 @@ def told(story: Story) -> dict[str, Any]:
     }
 
 
-def facts(story: Story) -> list[tuple[str, str, str]]:
+def facts(story: RunRecord) -> list[tuple[str, str, str]]:
     """(what, the answer, what more there is to say): the headline."""
     spec, world = story.generator["generator"], story.provenance["world"]
     processes = world.get("processes", 1)
-    shape = f"{spec.get('image_size')}x{spec.get('image_size')}, {spec.get('channels')} channels; " if spec else ""
+    shape = (
+        f"{spec.get('image_size')}x{spec.get('image_size')}, {spec.get('channels')} channels; "
+        if spec
+        else ""
+    )
     best, epochs = story.best_evaluation, story.last("progress/epoch")
     where = f"best of {len(story.evaluations)} evaluations"
     fingerprint = story.generator["dataset"] or story.generator["fingerprint"]
@@ -86,7 +99,7 @@ def facts(story: Story) -> list[tuple[str, str, str]]:
     ]  # fmt: skip
 
 
-def training_charts(story: Story) -> list[Chart]:
+def training_charts(story: RunRecord) -> list[Chart]:
     """What the two networks do to each other."""
     level_d, level_g = equilibrium(story.config.loss) if story.config else (None, None)
     rows = story.rows
@@ -116,15 +129,18 @@ def training_charts(story: Story) -> list[Chart]:
     ]  # fmt: skip
 
 
-def quality_charts(story: Story) -> list[Chart]:
+def quality_charts(story: RunRecord) -> list[Chart]:
     """What evaluations found, with the values of real images dotted."""
-    rows = [{"progress/images": row["progress/images"]} | row["values"] for row in story.evaluations]
+    rows = [
+        {"progress/images": row["progress/images"]} | row["values"] for row in story.evaluations
+    ]
     reals = story.evaluations[-1].get("reals", {}) if story.evaluations else {}
 
     def curves(*names: str) -> tuple[Curve, ...]:
         found = [name for name in names if any(name in row for row in rows)]
         return tuple(
-            Curve.of_rows(short(name), 2 + place, rows, name, level=reals.get(name)) for place, name in enumerate(found)
+            Curve.of_rows(short(name), 2 + place, rows, name, level=reals.get(name))
+            for place, name in enumerate(found)
         )
 
     return [
@@ -139,7 +155,7 @@ def quality_charts(story: Story) -> list[Chart]:
     ]  # fmt: skip
 
 
-def quality_rows(story: Story) -> list[tuple[str, str, str, str, str]]:
+def quality_rows(story: RunRecord) -> list[tuple[str, str, str, str, str]]:
     """(metric, last value, best evaluation's value, value of reals, sentence) of the last evaluation."""
     if not story.evaluations:
         return []
@@ -151,7 +167,7 @@ def quality_rows(story: Story) -> list[tuple[str, str, str, str, str]]:
     ]  # fmt: skip
 
 
-def protocol_line(story: Story) -> str:
+def protocol_line(story: RunRecord) -> str:
     """How the last evaluation was made; empty where there is none, or one of another version."""
     try:
         return Result.from_dict(story.evaluations[-1]).protocol.line()
@@ -159,10 +175,13 @@ def protocol_line(story: Story) -> str:
         return ""
 
 
-def nearest_reals(story: Story) -> dict[str, str]:
+def nearest_reals(story: RunRecord) -> dict[str, str]:
     """The picture and what to say of it."""
     classes = story.settings.get("data.classes")
-    data = Data(shards=story.settings.get("data.shards"), classes=None if classes is None else tuple(classes))
+    data = Data(
+        shards=story.settings.get("data.shards"),
+        classes=None if classes is None else tuple(classes),
+    )
     seed = story.settings.get("train.seed", 0)
     found = find_nearest(story.path, data, seed=seed, fingerprint=story.generator["dataset"])
     if not isinstance(found, Nearest):
@@ -173,17 +192,21 @@ def nearest_reals(story: Story) -> dict[str, str]:
     return {"words": words, "uri": data_uri(Image.fromarray(pixels.numpy()))}
 
 
-def epoch_marks(story: Story) -> list[Mark]:
+def epoch_marks(story: RunRecord) -> list[Mark]:
     """The end of epoch 1 and of the last whole epoch."""
     if not story.epoch_images:
         return []
     last = int(story.images_seen / story.epoch_images + 1e-9)
-    marks = [Mark(epoch * story.epoch_images / 1000, f"epoch {epoch}") for epoch in sorted({1, last}) if last]
+    marks = [
+        Mark(epoch * story.epoch_images / 1000, f"epoch {epoch}")
+        for epoch in sorted({1, last})
+        if last
+    ]
     too_close = len(marks) == 2 and marks[0].kimg > 0.75 * marks[1].kimg
     return marks[1:] if too_close else marks
 
 
-def epoch_phrase(story: Story, kimg: float) -> str:
+def epoch_phrase(story: RunRecord, kimg: float) -> str:
     """`, epoch 3.2`, where the length of an epoch is known."""
     return f", epoch {kimg * 1000 / story.epoch_images:.3g}" if story.epoch_images else ""
 
@@ -191,10 +214,13 @@ def epoch_phrase(story: Story, kimg: float) -> str:
 def is_bad(event: dict[str, Any]) -> bool:
     """Whether an event is a trouble."""
     kind, verdict = event.get("kind"), event.get("verdict", "healthy")
-    return kind in ("warning", "failed", "collapsed", "rollback") or verdict not in ("healthy", "learning")
+    return kind in ("warning", "failed", "collapsed", "rollback") or verdict not in (
+        "healthy",
+        "learning",
+    )
 
 
-def network_size(story: Story) -> str:
+def network_size(story: RunRecord) -> str:
     """Parameters of both networks, counted on networks that take no memory."""
     if story.config is None:
         return ""
@@ -206,12 +232,14 @@ def network_size(story: Story) -> str:
             networks = build_generator(part), build_discriminator(part, judge)
     except (KeyError, TypeError, ValueError):
         return ""
-    sizes = [sum(parameter.numel() for parameter in network.parameters()) / 1e6 for network in networks]
+    sizes = [
+        sum(parameter.numel() for parameter in network.parameters()) / 1e6 for network in networks
+    ]
     each = f"; one of each for {len(spec.classes)} classes" if isinstance(spec, MixtureSpec) else ""
     return f"generator {sizes[0]:.2f}M, discriminator {sizes[1]:.2f}M parameters{each}"
 
 
-def data_name(story: Story) -> str:
+def data_name(story: RunRecord) -> str:
     """Where the images lie."""
     return str(story.settings.get("data.shards") or "digits shipped with scikit-learn")
 

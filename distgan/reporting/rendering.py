@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from distgan.reporting.story import figures
+from distgan.reporting.run_record import figures
 
 MOST_PIXELS = 560  # width of a picture in a page
 QUALITY = 88  # of JPEG
@@ -36,7 +36,13 @@ def write_page(template: str, out: Path, **values: Any) -> Path:
 def duration(seconds: float) -> str:
     """Seconds in words."""
     hours, minutes = seconds / 3600, seconds / 60
-    return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.1f} min" if minutes >= 2 else f"{seconds:.0f} s"
+    return (
+        f"{hours:.1f} h"
+        if hours >= 2
+        else f"{minutes:.1f} min"
+        if minutes >= 2
+        else f"{seconds:.0f} s"
+    )
 
 
 def thinned(items: Sequence[Any], most: int) -> list[Any]:

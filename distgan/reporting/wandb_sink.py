@@ -124,13 +124,18 @@ class WandbSink:
             with environment_variable(
                 "WANDB_DATA_DIR", f"{self.settings['dir']}/wandb"
             ):  # else a copy goes to the home
-                artifact = wandb.Artifact(f"generator-{self.run_id}", type="model", metadata=item["metadata"])
+                artifact = wandb.Artifact(
+                    f"generator-{self.run_id}", type="model", metadata=item["metadata"]
+                )
                 for path in item["generator"].glob("generator.*"):
                     artifact.add_file(str(path))
                 run.log_artifact(artifact)
         else:
             images = item["images"].items()
-            run.log(item["row"] | {key: wandb.Image(str(path), caption=caption) for key, (path, caption) in images})
+            run.log(
+                item["row"]
+                | {key: wandb.Image(str(path), caption=caption) for key, (path, caption) in images}
+            )
 
     def start(self) -> tuple[Any, Any]:
         """(run, wandb): online where asked for and possible, else offline."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from distgan.evaluation.probe import probe_path
-from distgan.runfolder import read_rows
-from shards.index import read_index
+from distgan.run.folder import read_rows
+from shards.format.index import read_index
 from tests.benchmarks.stacked import DOOR, distgan
 
 HEALTHY = ["--preset", "digits", "train.kimg=54", "evaluation.every_kimg=5.4"]
@@ -30,10 +30,19 @@ ALARMS = ("partial collapse", "complete collapse", "diverged")
 
 def train(folder: Path, words: list[str], seed: int) -> dict[str, Any]:
     """Train one run, or go on with it; what it ended with."""
-    words = [*words, "--data", str(folder.parent / "digits"), "--run-dir", str(folder), f"train.seed={seed}"]
+    words = [
+        *words,
+        "--data",
+        str(folder.parent / "digits"),
+        "--run-dir",
+        str(folder),
+        f"train.seed={seed}",
+    ]
     words.append("log.wandb=disabled")
     subprocess.run([sys.executable, str(DOOR), *words], check=False, stdout=subprocess.DEVNULL)
-    alarms = [event for event in read_rows(folder / "events.jsonl") if event.get("verdict") in ALARMS]
+    alarms = [
+        event for event in read_rows(folder / "events.jsonl") if event.get("verdict") in ALARMS
+    ]
     last = read_rows(folder / "evaluations.jsonl")[-1]
     return {
         "state": json.loads((folder / "status.json").read_text())["state"],
@@ -45,7 +54,9 @@ def train(folder: Path, words: list[str], seed: int) -> dict[str, Any]:
 
 def main() -> None:
     """Print a line a run, and the two counts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--folder", type=Path, default=Path("runs/alarms"))
     arguments = parser.parse_args()
@@ -55,16 +66,27 @@ def main() -> None:
         distgan("probe", shards)
     wrong = {}
     for kind, words in (("healthy", HEALTHY), ("collapsing", COLLAPSING)):
-        found = [train(arguments.folder / f"{kind}-{seed}", words, seed) for seed in range(arguments.runs)]
+        found = [
+            train(arguments.folder / f"{kind}-{seed}", words, seed)
+            for seed in range(arguments.runs)
+        ]
         for seed, run in enumerate(found):
             first = run["first_alarm"]
-            alarm = f"at {first['images_seen'] / 1000:.1f} kimg: {first['what']}" if first else "none"
-            end = f"coverage {run['coverage']:.2f}, {run['missing']} classes missing, {run['state']}"
+            alarm = (
+                f"at {first['images_seen'] / 1000:.1f} kimg: {first['what']}" if first else "none"
+            )
+            end = (
+                f"coverage {run['coverage']:.2f}, {run['missing']} classes missing, {run['state']}"
+            )
             print(f"{kind} {seed}: ended with {end}; alarm {alarm}")
         if kind == "healthy":
             wrong["false alarms"] = sum(run["first_alarm"] is not None for run in found), len(found)
         else:
-            collapsed = [run for run in found if run["missing"] or run["coverage"] < 0.2 or run["state"] == "failed"]
+            collapsed = [
+                run
+                for run in found
+                if run["missing"] or run["coverage"] < 0.2 or run["state"] == "failed"
+            ]
             wrong["misses"] = sum(run["first_alarm"] is None for run in collapsed), len(collapsed)
     for what, (count, out_of) in wrong.items():
         print(f"{what}: {count} of {out_of}")

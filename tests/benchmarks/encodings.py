@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from shards.encoded import DEFAULT_QUALITY
+from shards.format.compressed import DEFAULT_QUALITY
+from shards.format.index import ShardIndex
 from shards.images import decode_image
-from shards.index import ShardIndex
-from shards.official import ArraySource
 from shards.pack import pack
-from shards.reader import BatchStream, ShardReader
-from shards.sources import open_source
+from shards.reader import ShardReader
+from shards.sources.official import ArraySource
+from shards.sources.open import open_source
+from shards.stream import BatchStream
 from tests.benchmarks.speed import BATCH, Measured, machine, side_by_side
 
 WAYS = {"raw": ("raw", None), "png": ("png", None)} | {
@@ -35,7 +36,12 @@ def sample(source: str, *, root: Path | None, size: int, num: int) -> ArraySourc
     """At most `num` images of a source at the training size, without their labels."""
     opened = open_source(source, root=root)
     chosen = np.random.default_rng(0).permutation(len(opened))[:num].tolist()
-    images = np.stack([decode_image(opened.read(item), size=size, channels=3).transpose(1, 2, 0) for item in chosen])
+    images = np.stack(
+        [
+            decode_image(opened.read(item), size=size, channels=3).transpose(1, 2, 0)
+            for item in chosen
+        ]
+    )
     return ArraySource(
         names=[opened.names[item] for item in chosen],
         sizes=np.full(len(images), images[0].size, np.int64),
@@ -80,7 +86,9 @@ def by_workers(index: ShardIndex, workers: int) -> str:
         times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
         return sum(each.user + each.system for each in times)
 
-    with BatchStream(ShardReader(index), key=0, start=0, batch_size=BATCH, workers=workers) as stream:
+    with BatchStream(
+        ShardReader(index), key=0, start=0, batch_size=BATCH, workers=workers
+    ) as stream:
         read(stream, num_batches=20)
         began, began_cpu = time.perf_counter(), cpu_seconds()
         num = read(stream, num_batches=300)
@@ -90,7 +98,9 @@ def by_workers(index: ShardIndex, workers: int) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--size", type=int, default=64)
@@ -101,7 +111,9 @@ def main() -> None:
         indices, packing = packed(source, Path(folder))
         works = {}
         for name, index in indices.items():
-            stream = stack.enter_context(BatchStream(ShardReader(index), key=0, start=0, batch_size=BATCH, prefetch=1))
+            stream = stack.enter_context(
+                BatchStream(ShardReader(index), key=0, start=0, batch_size=BATCH, prefetch=1)
+            )
             works[name] = partial(read, stream, num_batches=100 if index.is_encoded else 2000)
         reading = side_by_side(works, repeats=5)
         print(f"{len(source):,} images of {arguments.size} px; {machine()}\n")
@@ -110,7 +122,9 @@ def main() -> None:
         for name, index in indices.items():
             print(row(name, index, packing[name], reading[name]))
         index = next(index for index in indices.values() if index.encoding == "jpeg")
-        print(f"\n| {index.encoding}, data.workers | read a second | read a CPU second |\n| ---: | ---: | ---: |")
+        print(
+            f"\n| {index.encoding}, data.workers | read a second | read a CPU second |\n| ---: | ---: | ---: |"
+        )
         for workers in (0, 1, 2):
             print(by_workers(index, workers))
 

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from distgan.batches import MicroBatch
-from distgan.config import Config, Networks
-from distgan.layers import load_config
-from distgan.networks import Discriminator, GeneratorSpec, MinibatchStddev
-from distgan.players import Players, prepare_players
-from distgan.runtime import build_accelerator
+from distgan.config.load import load_config
+from distgan.config.schema import Config, Networks
+from distgan.data import MicroBatch
+from distgan.gan import GAN, prepare_gan
+from distgan.networks.base import Discriminator, GeneratorSpec, MinibatchStddev
+from distgan.runtime.accelerator import build_accelerator
 from distgan.steps import discriminator_step, generator_step
 
 NUM_SAMPLES, LATENT_DIM, D_STEPS, BATCH = 2500, 32, 5, 256
@@ -56,9 +56,16 @@ REMEDIES: dict[str, tuple[str, ...]] = {  # settings that differ from a plain GA
     "relativistic": ("loss.adversarial=relativistic",),
     "relativistic, R1 + R2": ("loss.adversarial=relativistic", "loss.r1=1", "loss.r2=1", NO_NORM),
     "R1 + R2": ("loss.r1=1", "loss.r2=1", NO_NORM),
-    "wasserstein, gradient penalty": ("loss.adversarial=wasserstein", "loss.gradient_penalty=1", NO_NORM),
+    "wasserstein, gradient penalty": (
+        "loss.adversarial=wasserstein",
+        "loss.gradient_penalty=1",
+        NO_NORM,
+    ),
     "unrolled, 5 steps": ("loss.unroll_steps=5",),
-    "unrolled, 5 steps, non-saturating": ("loss.unroll_steps=5", "loss.unroll_value=non_saturating"),
+    "unrolled, 5 steps, non-saturating": (
+        "loss.unroll_steps=5",
+        "loss.unroll_value=non_saturating",
+    ),
     "lookahead": ("optim.lookahead_steps=5",),
     "minibatch stddev": ("networks.minibatch_stddev=4",),
     "packing": ("networks.packing=2",),
@@ -79,11 +86,11 @@ class Judge(Discriminator):
         self.layers, self.judge = nn.Sequential(*body[:-1]), nn.Linear(128, 1)
 
 
-def build(config: Config) -> Players:
+def build(config: Config) -> GAN:
     """Two small networks that know the settings of a remedy."""
     torch.manual_seed(config.train.seed)
     accelerator, _ = build_accelerator(config.train)
-    return prepare_players(
+    return prepare_gan(
         accelerator,
         GeneratorSpec("mlp", 0, 2, 128, LATENT_DIM),
         generator=mlp(LATENT_DIM, 2),
@@ -94,10 +101,12 @@ def build(config: Config) -> Players:
     )
 
 
-def run(name: str, words: Sequence[str], *, seed: int, num_steps: int) -> tuple[int, float, float, float]:
+def run(
+    name: str, words: Sequence[str], *, seed: int, num_steps: int
+) -> tuple[int, float, float, float]:
     """(modes captured, share of high-quality samples, reverse KL, processor seconds a step) after so many generator steps."""
     config = load_config(None, [*PLAIN, *words, f"train.seed={seed}"])
-    players = build(config)
+    gan = build(config)
     modes, deviation = centres(name)
     draw = torch.Generator().manual_seed(seed)
     began = time.process_time()
@@ -109,12 +118,14 @@ def run(name: str, words: Sequence[str], *, seed: int, num_steps: int) -> tuple[
             first = (step * D_STEPS + d_step) * BATCH
             batches = [MicroBatch(reals, latents, torch.arange(first, first + BATCH), seed)]
             keep = d_step == D_STEPS - 1
-            fakes, _ = discriminator_step(players, batches, loss=config.loss, penalty_scale=1, keep_graph=keep)
-        generator_step(players, batches, loss=config.loss, fakes=fakes)
-        players.settle(config.optim, num_images=BATCH * D_STEPS, images_seen=step * BATCH * D_STEPS)
+            fakes, _ = discriminator_step(
+                gan, batches, loss=config.loss, penalty_scale=1, keep_graph=keep
+            )
+        generator_step(gan, batches, loss=config.loss, fakes=fakes)
+        gan.settle(config.optim, num_images=BATCH * D_STEPS, images_seen=step * BATCH * D_STEPS)
     seconds = (time.process_time() - began) / num_steps
     with torch.no_grad():
-        points = players.bare_generator(torch.randn(NUM_SAMPLES, LATENT_DIM, generator=draw))
+        points = gan.raw_generator(torch.randn(NUM_SAMPLES, LATENT_DIM, generator=draw))
     distances, nearest = torch.cdist(points, modes).min(1)
     good = distances < 3 * deviation
     shares = torch.bincount(nearest, minlength=len(modes)).double() / NUM_SAMPLES
@@ -124,19 +135,32 @@ def run(name: str, words: Sequence[str], *, seed: int, num_steps: int) -> tuple[
 
 def main() -> None:
     """Print a row a remedy."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--mixture", action="append", choices=list(PUBLISHED))
-    parser.add_argument("--remedy", action="append", choices=list(REMEDIES), metavar="NAME", help="; ".join(REMEDIES))
+    parser.add_argument(
+        "--remedy",
+        action="append",
+        choices=list(REMEDIES),
+        metavar="NAME",
+        help="; ".join(REMEDIES),
+    )
     arguments = parser.parse_args()
     for name in arguments.mixture or PUBLISHED:
-        print(f"\n{name}: {len(centres(name)[0])} modes, {arguments.steps} generator steps, {NUM_SAMPLES:,} samples\n")
-        print("| objective | modes | high quality | reverse KL | time a step |\n| --- | --- | --- | --- | --- |")
+        print(
+            f"\n{name}: {len(centres(name)[0])} modes, {arguments.steps} generator steps, {NUM_SAMPLES:,} samples\n"
+        )
+        print(
+            "| objective | modes | high quality | reverse KL | time a step |\n| --- | --- | --- | --- | --- |"
+        )
         baseline = None
         for remedy in arguments.remedy or REMEDIES:
             found = [
-                run(name, REMEDIES[remedy], seed=seed, num_steps=arguments.steps) for seed in range(arguments.seeds)
+                run(name, REMEDIES[remedy], seed=seed, num_steps=arguments.steps)
+                for seed in range(arguments.seeds)
             ]
             modes, good, kl, seconds = (list(column) for column in zip(*found, strict=True))
             baseline = baseline or statistics.median(seconds)

@@ -28,15 +28,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distgan.batches import Batches
-from distgan.config import Config
-from distgan.jobs.bench import held_batch, make_players, one_step, write_images
-from distgan.layers import with_words
-from distgan.runtime import hardware
+from distgan.commands.bench import held_batch, make_gan, one_step, write_images
+from distgan.config.load import with_overrides
+from distgan.config.schema import Config
+from distgan.data import Batches
+from distgan.runtime.provenance import hardware
 from shards.images import decode_image
 from shards.pack import pack
-from shards.reader import BatchStream, ShardReader
-from shards.sources import open_source
+from shards.reader import ShardReader
+from shards.sources.open import open_source
+from shards.stream import BatchStream
 from tests.benchmarks import textbook
 
 DOC = Path(__file__).parents[2] / "docs" / "performance.md"
@@ -72,7 +73,9 @@ class Row:
         cells = []
         for measured in (self.usual, self.ours):
             values = measured.by_cpu if self.in_cpu_time else measured.by_clock
-            cells.append(f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})")
+            cells.append(
+                f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+            )
         by_clock, by_cpu = (f"{self.ratio(cpu=cpu):.2f}" for cpu in (False, True))
         verdict = "met" if self.ratio(cpu=self.in_cpu_time) >= self.bar else "missed"
         return f"| {self.what} | {cells[0]} | {cells[1]} | {by_clock} | {by_cpu} | {self.bar:g}: {verdict} |"
@@ -105,20 +108,22 @@ def image_folder(source: str | None, size: int, folder: Path, num: int) -> Path:
     (folder / "images").mkdir(parents=True)
     for number in np.random.default_rng(0).permutation(len(opened))[:num].tolist():
         pixels = decode_image(opened.read(number), size=size, channels=3)
-        Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / "images" / f"{number:06d}.jpg", quality=95)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(
+            folder / "images" / f"{number:06d}.jpg", quality=95
+        )
     return folder
 
 
 def configured(threads: int) -> Config:
     """The default networks and batch."""
-    return with_words(Config(), [f"train.batch_size={BATCH}", f"train.cpu_threads={threads}"])
+    return with_overrides(Config(), [f"train.batch_size={BATCH}", f"train.cpu_threads={threads}"])
 
 
 def step_rows(size: int, *, threads: int, repeats: int, shards: Path, folder: Path) -> list[Row]:
     """The step alone against the textbook's, and whole training against the step alone and the textbook's whole loop."""
     config = configured(threads)
-    players = make_players(config, (3, size, size))
-    device = players.accelerator.device
+    gan = make_gan(config, (3, size, size))
+    device = gan.accelerator.device
     held = held_batch(config, (3, size, size), share=BATCH, device=device)
     textbook_step, reals = textbook.make_step(size), held.reals.contiguous()
     num_usual, num, position = {32: 2, 64: 1}[size], {32: 8, 64: 3}[size], 0
@@ -130,10 +135,12 @@ def step_rows(size: int, *, threads: int, repeats: int, shards: Path, folder: Pa
 
     def ours() -> int:
         for _ in range(num):
-            one_step(players, [held], config, step=0)
+            one_step(gan, [held], config, step=0)
         return num * BATCH
 
-    with Batches(ShardReader(shards), config, start=0, rank=0, world_size=1, device=device) as batches:
+    with Batches(
+        ShardReader(shards), config, start=0, rank=0, world_size=1, device=device
+    ) as batches:
         loaded = textbook.folder_batches(folder, size, batch_size=BATCH, workers=0)
 
         def usual_training() -> int:
@@ -144,16 +151,27 @@ def step_rows(size: int, *, threads: int, repeats: int, shards: Path, folder: Pa
         def our_training() -> int:
             nonlocal position
             for _ in range(num):
-                one_step(players, batches.next(position, rollbacks=0), config, step=0)
+                one_step(gan, batches.next(position, rollbacks=0), config, step=0)
                 position += BATCH
             return num * BATCH
 
-        works = {"usual": usual, "ours": ours, "usual training": usual_training, "training": our_training}
+        works = {
+            "usual": usual,
+            "ours": ours,
+            "usual training": usual_training,
+            "training": our_training,
+        }
         found = side_by_side(works, repeats=repeats)
     bar = {32: 4.0, 64: 3.5}[size]
     return [
         Row(f"step, {size} px, batch {BATCH}", found["usual"], found["ours"], bar, False),
-        Row(f"training with its loader, {size} px", found["usual training"], found["training"], bar, False),
+        Row(
+            f"training with its loader, {size} px",
+            found["usual training"],
+            found["training"],
+            bar,
+            False,
+        ),
         Row(f"training over step alone, {size} px", found["ours"], found["training"], 0.95, False),
     ]
 
@@ -189,7 +207,9 @@ def decoding_row(size: int, *, repeats: int, folder: Path, room: Path) -> Row:
             "ours": lambda: sum(len(next(stream)) for _ in range(160)),
         }
         found = side_by_side(works, repeats=repeats)
-    return Row(f"loader of JPEG shards, {size} px, a core", found["usual"], found["ours"], 1.0, True)
+    return Row(
+        f"loader of JPEG shards, {size} px, a core", found["usual"], found["ours"], 1.0, True
+    )
 
 
 def pack_row(size: int, *, num: int, repeats: int, folder: Path, room: Path) -> Row:
@@ -200,8 +220,19 @@ def pack_row(size: int, *, num: int, repeats: int, folder: Path, room: Path) -> 
         return room / name
 
     def ours() -> int:
-        command = [sys.executable, "-c", "from distgan.cli import app; app()", "pack", str(folder), str(fresh("ours"))]
-        subprocess.run([*command, "--size", str(size), "--channels", "3"], check=True, stdout=subprocess.DEVNULL)
+        command = [
+            sys.executable,
+            "-c",
+            "from distgan.cli import app; app()",
+            "pack",
+            str(folder),
+            str(fresh("ours")),
+        ]
+        subprocess.run(
+            [*command, "--size", str(size), "--channels", "3"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         return num
 
     works = {"usual": lambda: textbook.pack_folder(folder, fresh("usual"), size), "ours": ours}
@@ -241,9 +272,14 @@ def reduction_ms(num_bytes: float, gpus: int, network: Network = Network()) -> f
 
 def scaling_table(step_ms: float, reduced_bytes: list[float], batch: int) -> list[str]:
     """Rows of Markdown: step time and efficiency for 1 to 1,024 GPUs, nothing of a reduction hidden behind arithmetic."""
-    lines = ["| GPUs | reductions | step | images/s | efficiency |", "| ---: | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| GPUs | reductions | step | images/s | efficiency |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
     for gpus in (1, 2, 4, 8, 16, 64, 256, 1024):
-        waiting = sum(reduction_ms(num_bytes, gpus) for num_bytes in reduced_bytes) if gpus > 1 else 0.0
+        waiting = (
+            sum(reduction_ms(num_bytes, gpus) for num_bytes in reduced_bytes) if gpus > 1 else 0.0
+        )
         step = step_ms + waiting
         lines.append(
             f"| {gpus:,} | {waiting:.3f} ms | {step:.2f} ms | {gpus * batch / step * 1e3:,.0f} | {step_ms / step:.0%} |"
@@ -253,10 +289,10 @@ def scaling_table(step_ms: float, reduced_bytes: list[float], batch: int) -> lis
 
 def modelled(images_per_sec: float, batch: int) -> list[str]:
     """The model for the default networks at 64 px, and what it assumes."""
-    players = make_players(configured(1), (3, 64, 64))
+    gan = make_gan(configured(1), (3, 64, 64))
     sizes = [
         4.0 * sum(parameter.numel() for parameter in network.parameters())
-        for network in (players.bare_generator, players.bare_discriminator)
+        for network in (gan.raw_generator, gan.raw_discriminator)
     ]
     network = Network()
     return [
@@ -275,7 +311,9 @@ def modelled(images_per_sec: float, batch: int) -> list[str]:
 
 def machine() -> str:
     """What the numbers belong to."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "webdataset", "pillow"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "torchvision", "webdataset", "pillow")
+    )
     busy = psutil.cpu_percent(2.0)
     cores = psutil.cpu_count()
     return (
@@ -292,10 +330,14 @@ def write_page(lines: list[str]) -> None:
 
 def main() -> None:
     """Measure, print, and write the page where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images32")
     parser.add_argument("--images64")
-    parser.add_argument("--only", nargs="*", choices=["step", "loader", "pack"], default=["step", "loader", "pack"])
+    parser.add_argument(
+        "--only", nargs="*", choices=["step", "loader", "pack"], default=["step", "loader", "pack"]
+    )
     parser.add_argument("--sizes", nargs="*", type=int, choices=[32, 64], default=[32, 64])
     parser.add_argument("--num", type=int, default=10_000, help="images")
     parser.add_argument("--repeats", type=int, default=5)
@@ -317,12 +359,18 @@ def main() -> None:
             rows = []
             if "pack" in arguments.only:
                 num = len(list(folder.glob("*/*")))
-                rows.append(pack_row(size, num=num, repeats=arguments.repeats, folder=folder, room=room))
+                rows.append(
+                    pack_row(size, num=num, repeats=arguments.repeats, folder=folder, room=room)
+                )
             pack(folder, room / "shards", size=size, channels=3, workers=1)
             if "loader" in arguments.only:
                 tars = textbook.write_jpegs(folder, room / "tars")
-                rows.append(loader_row(size, repeats=arguments.repeats, shards=room / "shards", tars=tars))
-                rows.append(decoding_row(size, repeats=arguments.repeats, folder=folder, room=room / "jpeg"))
+                rows.append(
+                    loader_row(size, repeats=arguments.repeats, shards=room / "shards", tars=tars)
+                )
+                rows.append(
+                    decoding_row(size, repeats=arguments.repeats, folder=folder, room=room / "jpeg")
+                )
             if "step" in arguments.only:
                 options = {"threads": arguments.threads, "repeats": arguments.repeats}
                 rows += step_rows(size, **options, shards=room / "shards", folder=folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distgan.evaluation.probe import probe_path
-from shards.index import read_index
+from shards.format.index import read_index
 
 DOOR = Path(__file__).parents[2] / "distgan" / "train.py"
 NUM_SAMPLES = 26_000
@@ -42,21 +42,31 @@ REMEDIES: dict[str, tuple[str, ...]] = {
     "bce, betas (0, 0.99)": (CALM,),
     "twice the discriminator": ("networks.discriminator_width=32",),
     "hinge, spectral norm": ("loss.adversarial=hinge", "networks.discriminator_norm=spectral"),
-    "relativistic, R1 + R2, betas (0, 0.99)": ("loss.adversarial=relativistic", "loss.r1=0.05", "loss.r2=0.05", CALM),
+    "relativistic, R1 + R2, betas (0, 0.99)": (
+        "loss.adversarial=relativistic",
+        "loss.r1=0.05",
+        "loss.r2=0.05",
+        CALM,
+    ),
     "minibatch stddev": ("networks.minibatch_stddev=4",),
     "minibatch stddev, betas (0, 0.99)": ("networks.minibatch_stddev=4", CALM),
     "packing": ("networks.packing=2",),
     "mode seeking": ("loss.diversity.mode_seeking=5",),
     "feature distance": ("loss.diversity.feature_distance=5",),
     "unrolled, 5 steps": ("loss.unroll_steps=5",),
-    "unrolled, 5 steps, non-saturating": ("loss.unroll_steps=5", "loss.unroll_value=non_saturating"),
+    "unrolled, 5 steps, non-saturating": (
+        "loss.unroll_steps=5",
+        "loss.unroll_value=non_saturating",
+    ),
     "lookahead": ("optim.lookahead_steps=5",),
 }
 
 
 def distgan(*words: object) -> None:
     """One distgan command that must succeed."""
-    subprocess.run([sys.executable, "-c", "from distgan.cli import app; app()", *map(str, words)], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "from distgan.cli import app; app()", *map(str, words)], check=True
+    )
 
 
 def score(run: Path, stacks: Path, probe: Path, words: list[str]) -> dict[str, Any]:
@@ -64,21 +74,43 @@ def score(run: Path, stacks: Path, probe: Path, words: list[str]) -> dict[str, A
     scores = run / "scores.json"
     if not scores.exists():
         words = [*words, f"evaluation.extractor={probe}"]
-        subprocess.run([sys.executable, str(DOOR), "--data", str(stacks), "--run-dir", str(run), *words], check=True)
-        options = ("--num", NUM_SAMPLES, "--reference", 10_000, "--extractor", probe, "--json", scores)
+        subprocess.run(
+            [sys.executable, str(DOOR), "--data", str(stacks), "--run-dir", str(run), *words],
+            check=True,
+        )
+        options = (
+            "--num",
+            NUM_SAMPLES,
+            "--reference",
+            10_000,
+            "--extractor",
+            probe,
+            "--json",
+            scores,
+        )
         distgan("evaluate", run, "--data", stacks, *options, "--metrics", ",".join(COLUMNS))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    speed = statistics.median(row["time/images_per_sec"] for row in rows if "time/images_per_sec" in row)
+    speed = statistics.median(
+        row["time/images_per_sec"] for row in rows if "time/images_per_sec" in row
+    )
     return json.loads(scores.read_text())[0] | {"images_per_sec": speed}
 
 
 def main() -> None:
     """Pack, train the probe, then train and score a run a remedy and seed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("digits", choices=["digits", "mnist"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--kimg", type=float, default=128)
-    parser.add_argument("--remedy", action="append", choices=list(REMEDIES), metavar="NAME", help="; ".join(REMEDIES))
+    parser.add_argument(
+        "--remedy",
+        action="append",
+        choices=list(REMEDIES),
+        metavar="NAME",
+        help="; ".join(REMEDIES),
+    )
     parser.add_argument("--root", type=Path)
     parser.add_argument("--folder", type=Path, default=Path("runs/stacked"))
     parser.add_argument("words", nargs="*", metavar="section.field=value")
@@ -99,9 +131,18 @@ def main() -> None:
         found = []
         for seed in range(arguments.seeds):
             run = folder / f"{''.join(c if c.isalnum() else '-' for c in remedy)}-{seed}"
-            words = [*PLAIN, *REMEDIES[remedy], f"train.kimg={arguments.kimg}", f"train.seed={seed}", *arguments.words]
+            words = [
+                *PLAIN,
+                *REMEDIES[remedy],
+                f"train.kimg={arguments.kimg}",
+                f"train.seed={seed}",
+                *arguments.words,
+            ]
             found.append(score(run, stacks, probe, words))
-        columns = [", ".join(f"{result['values'][name]:{form}}" for result in found) for name, form in COLUMNS.items()]
+        columns = [
+            ", ".join(f"{result['values'][name]:{form}}" for result in found)
+            for name, form in COLUMNS.items()
+        ]
         speed = statistics.median(result["images_per_sec"] for result in found)
         plain_speed = plain_speed or speed
         lines.append(f"| {remedy} | {' | '.join(columns)} | {plain_speed / speed:.1f} |")

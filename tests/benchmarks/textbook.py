@@ -62,7 +62,8 @@ def make_step(size: int, width: int = 64) -> Callable[[Tensor], list[float]]:
                 nn.init.normal_(module.weight, 0.0, 0.02)
     bce = nn.BCELoss()
     optimizer_g, optimizer_d = (
-        torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999)) for network in (generator, discriminator)
+        torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999))
+        for network in (generator, discriminator)
     )
 
     def step(reals: Tensor) -> list[float]:
@@ -129,8 +130,14 @@ def pack_folder(folder: Path, out: Path, size: int) -> int:
             width, height = image.size
             side = min(width, height)
             left, top = (width - side) // 2, (height - side) // 2
-            image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+            image = image.crop((left, top, left + side, top + side)).resize(
+                (size, size), Image.Resampling.LANCZOS
+            )
             writer.write(
-                {"__key__": f"{number:09d}", "npy": transforms.functional.pil_to_tensor(image).numpy(), "cls": 0}
+                {
+                    "__key__": f"{number:09d}",
+                    "npy": transforms.functional.pil_to_tensor(image).numpy(),
+                    "cls": 0,
+                }
             )
     return len(files)

@@ -13,4 +13,11 @@ def probe() -> Probe:
     torch.set_num_threads(1)
     images, labels = digits()
     names = tuple("0123456789")
-    return train_probe(images.__getitem__, labels, class_names=names, dataset_fingerprint="digits", width=16, kimg=16)
+    return train_probe(
+        images.__getitem__,
+        labels,
+        class_names=names,
+        dataset_fingerprint="digits",
+        width=16,
+        kimg=16,
+    )

@@ -4,11 +4,11 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from distgan.distributed import World
 from distgan.evaluation.evaluate import Result, evaluate
 from distgan.evaluation.extractors import FeatureExtractor
 from distgan.evaluation.metrics import MetricSettings
 from distgan.evaluation.reference import PreparedReference, RealImages, split_reals
+from distgan.runtime.distributed import World
 
 ALONE = World(0, 1)
 NUM = 150  # fakes, and reals of each part
@@ -52,11 +52,15 @@ def controlled_sets() -> tuple[dict[str, Tensor], RealImages]:
         "one image": noisy(repeated(images[:1])),
         "duplicates": noisy(repeated(images[:40])),
         "copies": reals.images(reference),
-        "noise": torch.randint(0, 256, (NUM, 1, 8, 8), generator=torch.Generator().manual_seed(2)).to(torch.uint8),
+        "noise": torch.randint(
+            0, 256, (NUM, 1, 8, 8), generator=torch.Generator().manual_seed(2)
+        ).to(torch.uint8),
     }
     return sets, reals
 
 
-def score(fakes: Tensor, prepared: PreparedReference, extractor: FeatureExtractor, world: World = ALONE) -> Result:
+def score(
+    fakes: Tensor, prepared: PreparedReference, extractor: FeatureExtractor, world: World = ALONE
+) -> Result:
     """Evaluate a tensor of images."""
     return evaluate(lambda start, stop: fakes[start:stop], prepared, extractor, world=world)

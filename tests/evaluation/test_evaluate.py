@@ -8,14 +8,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from distgan.distributed import current_world
 from distgan.errors import UserError
 from distgan.evaluation.evaluate import Result, evaluate
 from distgan.evaluation.extractors import RandomConv
 from distgan.evaluation.metrics import METRICS
 from distgan.evaluation.probe import Probe
-from distgan.evaluation.reference import PreparedReference, RealImages, prepare_reference, split_reals
+from distgan.evaluation.reference import (
+    PreparedReference,
+    RealImages,
+    prepare_reference,
+    split_reals,
+)
 from distgan.evaluation.verdict import judge
+from distgan.runtime.distributed import current_world
 from tests.evaluation.sets import ALONE, NUM, SETTINGS, controlled_sets, cut, digits, score
 from tests.worlds import run_world
 
@@ -41,13 +46,16 @@ def scores(probe: Probe, prepared: PreparedReference) -> Scores:
 
 @pytest.mark.parametrize("metric", ["quality/frechet", "quality/kernel", "diversity/reverse_kl"])
 def test_distances_grow_with_what_is_missing(scores: Scores, metric: str) -> None:
-    found = [scores[name].values[metric] for name in ("all classes", "half of the classes", "one class")]
+    found = [
+        scores[name].values[metric] for name in ("all classes", "half of the classes", "one class")
+    ]
     assert found == sorted(found)
     assert scores["copies"].values[metric] <= scores["all classes"].values[metric]
 
 
 @pytest.mark.parametrize(
-    "metric", ["quality/recall", "quality/coverage", "diversity/vendi", "diversity/effective_classes"]
+    "metric",
+    ["quality/recall", "quality/coverage", "diversity/vendi", "diversity/effective_classes"],
 )
 def test_diversity_falls_with_what_is_missing(scores: Scores, metric: str) -> None:
     names = ("all classes", "half of the classes", "one class", "one image")
@@ -97,17 +105,22 @@ def test_the_verdict_names_each_set(scores: Scores, name: str, verdict: str) -> 
 def test_without_labels_the_extremes_are_still_named(folder: Path) -> None:
     sets, reals = controlled_sets()
     extractor = RandomConv()
-    prepared = prepare_reference(reals, extractor, world=ALONE, settings=SETTINGS, num_samples=NUM, folder=folder)
+    prepared = prepare_reference(
+        reals, extractor, world=ALONE, settings=SETTINGS, num_samples=NUM, folder=folder
+    )
     found = {name: judge(score(fakes, prepared, extractor)).name for name, fakes in sets.items()}
-    assert found == {
-        "all classes": "healthy",
-        "half of the classes": "healthy",  # nothing but its own past could tell this set from a narrow one
-        "one class": "partial collapse",
-        "one image": "complete collapse",
-        "duplicates": "partial collapse",
-        "copies": "memorising",
-        "noise": "learning",
-    }
+    assert (
+        found
+        == {
+            "all classes": "healthy",
+            "half of the classes": "healthy",  # nothing but its own past could tell this set from a narrow one
+            "one class": "partial collapse",
+            "one image": "complete collapse",
+            "duplicates": "partial collapse",
+            "copies": "memorising",
+            "noise": "learning",
+        }
+    )
 
 
 def test_every_value_is_declared_and_has_its_real_one(scores: Scores) -> None:
@@ -116,7 +129,9 @@ def test_every_value_is_declared_and_has_its_real_one(scores: Scores) -> None:
         assert set(result.values) == set(result.reals)
 
 
-def test_a_result_carries_its_protocol_through_json(probe: Probe, prepared: PreparedReference) -> None:
+def test_a_result_carries_its_protocol_through_json(
+    probe: Probe, prepared: PreparedReference
+) -> None:
     fakes = controlled_sets()[0]["all classes"]
     result = evaluate(lambda a, b: fakes[a:b], prepared, probe, world=ALONE, seed=7, weights="ema")
     assert Result.from_dict(json.loads(json.dumps(result.to_dict()))) == result
@@ -128,7 +143,10 @@ def test_a_result_carries_its_protocol_through_json(probe: Probe, prepared: Prep
 def test_only_the_wanted_metrics_are_computed(probe: Probe, prepared: PreparedReference) -> None:
     fakes = controlled_sets()[0]["all classes"]
     wanted = {"quality/coverage", "diversity/copies"}
-    assert set(evaluate(lambda a, b: fakes[a:b], prepared, probe, world=ALONE, wanted=wanted).values) == wanted
+    assert (
+        set(evaluate(lambda a, b: fakes[a:b], prepared, probe, world=ALONE, wanted=wanted).values)
+        == wanted
+    )
     with pytest.raises(UserError, match="unknown metric 'fid'"):
         evaluate(lambda a, b: fakes[a:b], prepared, probe, world=ALONE, wanted={"fid"})
 
@@ -139,7 +157,12 @@ def test_only_published_features_give_a_fid(folder: Path) -> None:
 
     sets, reals = controlled_sets()
     prepared = prepare_reference(
-        reals, Published(), world=ALONE, settings=SETTINGS, num_samples=20, folder=folder / "published"
+        reals,
+        Published(),
+        world=ALONE,
+        settings=SETTINGS,
+        num_samples=20,
+        folder=folder / "published",
     )
     values = score(sets["all classes"], prepared, Published()).values
     assert {"quality/fid", "quality/kid"} <= set(values)
@@ -152,14 +175,25 @@ def test_the_parts_are_disjoint_or_the_protocol_says_so() -> None:
     assert torch.equal(reference, against)
     assert not set(reference.tolist()) & set(control.tolist())
     reference, against, control, split = split_reals(100, 80, 100, seed=0)
-    assert (len(reference), len(against), len(control), split) == (100, 50, 50, "two halves of the images")
+    assert (len(reference), len(against), len(control), split) == (
+        100,
+        50,
+        50,
+        "two halves of the images",
+    )
     assert not set(against.tolist()) & set(control.tolist())
 
 
 def test_a_whole_reference_still_knows_copies(probe: Probe, folder: Path) -> None:
     reals = controlled_sets()[1]
     prepared = prepare_reference(
-        reals, probe, world=ALONE, settings=SETTINGS, num_samples=NUM, num_reference=reals.num_images, folder=folder
+        reals,
+        probe,
+        world=ALONE,
+        settings=SETTINGS,
+        num_samples=NUM,
+        num_reference=reals.num_images,
+        folder=folder,
     )
     assert prepared.protocol.num_reference == reals.num_images
     assert prepared.reference.copy_threshold > 0
@@ -170,7 +204,9 @@ def test_a_dataset_too_small_is_said(probe: Probe) -> None:
         prepare_reference(RealImages(digits()[0].__getitem__, 8, "few"), probe, world=ALONE)
 
 
-def test_the_reference_is_measured_once(probe: Probe, prepared: PreparedReference, folder: Path) -> None:
+def test_the_reference_is_measured_once(
+    probe: Probe, prepared: PreparedReference, folder: Path
+) -> None:
     asked: list[int] = []
     images, _, reals = cut(*digits())
 
@@ -179,19 +215,27 @@ def test_the_reference_is_measured_once(probe: Probe, prepared: PreparedReferenc
         return reals.images(indices)
 
     again = RealImages(noting, reals.num_images, reals.fingerprint)
-    cached = prepare_reference(again, probe, world=ALONE, settings=SETTINGS, num_samples=NUM, folder=folder)
+    cached = prepare_reference(
+        again, probe, world=ALONE, settings=SETTINGS, num_samples=NUM, folder=folder
+    )
     assert asked == [1]
     assert cached.values == prepared.values
     assert score(images[:NUM], cached, probe) == score(images[:NUM], prepared, probe)
 
 
-def test_a_damaged_cache_is_measured_anew(probe: Probe, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_cache_is_measured_anew(
+    probe: Probe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     reals = controlled_sets()[1]
-    first = prepare_reference(reals, probe, world=ALONE, settings=SETTINGS, num_samples=20, folder=tmp_path)
+    first = prepare_reference(
+        reals, probe, world=ALONE, settings=SETTINGS, num_samples=20, folder=tmp_path
+    )
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:1000])
     assert (
-        prepare_reference(reals, probe, world=ALONE, settings=SETTINGS, num_samples=20, folder=tmp_path).values
+        prepare_reference(
+            reals, probe, world=ALONE, settings=SETTINGS, num_samples=20, folder=tmp_path
+        ).values
         == first.values
     )
     assert "made anew" in caplog.text
@@ -206,7 +250,9 @@ def evaluate_in_world(size: int, weights: Path, folder: Path) -> dict[str, Resul
     images = torch.cat([sets["half of the classes"], sets["all classes"], sets["noise"]])
     prepared = [
         # The second reads what the first has written, on rank zero, for all.
-        prepare_reference(reals, probe, world=world, settings=SETTINGS, num_samples=311, folder=folder / str(size))
+        prepare_reference(
+            reals, probe, world=world, settings=SETTINGS, num_samples=311, folder=folder / str(size)
+        )
         for _ in range(2)
     ]
     found = {str(turn): score(images, each, probe, world) for turn, each in enumerate(prepared)}
@@ -219,7 +265,8 @@ def test_worlds_of_one_two_and_three_find_the_same(probe: Probe, tmp_path: Path)
     probe.save(tmp_path / "probe.safetensors")
     # 311 fakes are two chunks: in a world of three, one rank has none of its own.
     found = {
-        size: run_world(size, evaluate_in_world, size, tmp_path / "probe.safetensors", tmp_path) for size in (1, 2, 3)
+        size: run_world(size, evaluate_in_world, size, tmp_path / "probe.safetensors", tmp_path)
+        for size in (1, 2, 3)
     }
     alone = found[1][0]["0"]
     for ranks in found.values():

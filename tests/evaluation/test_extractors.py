@@ -10,7 +10,7 @@ import torch
 from distgan.errors import UserError
 from distgan.evaluation.extractors import Inception, RandomConv, fit_images
 from distgan.evaluation.probe import Probe, StackedProbe, probe_path, train_probe
-from shards.sources import cache_folder
+from shards.sources.open import cache_folder
 from tests.evaluation.sets import ALONE, digits
 
 
@@ -40,7 +40,9 @@ def test_features_ignore_autocast_and_leave_no_graph(probe: Probe) -> None:
 
 def test_fitting_repeats_grey_and_averages_areas() -> None:
     checks = torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8).repeat(1, 1, 4, 4)
-    assert torch.allclose(fit_images(checks, channels=3, size=4), torch.zeros(1, 3, 4, 4), atol=1e-6)
+    assert torch.allclose(
+        fit_images(checks, channels=3, size=4), torch.zeros(1, 3, 4, 4), atol=1e-6
+    )
 
 
 def test_the_probe_reads_digits(probe: Probe) -> None:
@@ -55,7 +57,9 @@ def test_training_a_probe_is_repeatable_and_leaves_randomness_alone() -> None:
     before = torch.get_rng_state()
     names = tuple("0123456789")
     versions = {
-        train_probe(images.__getitem__, labels, class_names=names, dataset_fingerprint="d", width=4, kimg=1).version
+        train_probe(
+            images.__getitem__, labels, class_names=names, dataset_fingerprint="d", width=4, kimg=1
+        ).version
         for _ in range(2)
     }
     assert len(versions) == 1
@@ -83,9 +87,13 @@ def test_a_probe_needs_two_classes() -> None:
         train_probe(images.__getitem__, labels * 0, class_names=("0", "1"), dataset_fingerprint="d")
 
 
-def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_lies_where_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path))
-    assert probe_path("0123456789abcdef-rest") == tmp_path / "probes" / "0123456789abcdef.safetensors"
+    assert (
+        probe_path("0123456789abcdef-rest") == tmp_path / "probes" / "0123456789abcdef.safetensors"
+    )
     monkeypatch.delenv("DISTGAN_CACHE")
     assert cache_folder().name == "distgan"
 
@@ -110,7 +118,9 @@ def test_a_stack_needs_three_channels(probe: Probe) -> None:
 
 def test_a_colour_image_suits_a_grey_probe(probe: Probe) -> None:
     grey = digits()[0][:4]
-    assert torch.allclose(probe(grey.expand(-1, 3, -1, -1)).features, probe(grey).features, atol=1e-5)
+    assert torch.allclose(
+        probe(grey.expand(-1, 3, -1, -1)).features, probe(grey).features, atol=1e-5
+    )
 
 
 def test_inception_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +136,9 @@ def test_inception_says_which_file_is_missing() -> None:
 
 
 @pytest.mark.slow
-def test_inception_features_are_those_of_torch_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inception_features_are_those_of_torch_fidelity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     monkeypatch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
     monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *_, **__: None)

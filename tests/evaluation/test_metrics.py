@@ -20,7 +20,9 @@ X, Y = normal(300, 16, 0), normal(320, 16, 1, shift=0.3)
 
 
 def fidelity(fakes: Tensor, reals: Tensor) -> neighbours.Fidelity:
-    near_fakes, near_reals = (neighbours.neighbour_distances(each, 5, ALONE) for each in (fakes, reals))
+    near_fakes, near_reals = (
+        neighbours.neighbour_distances(each, 5, ALONE) for each in (fakes, reals)
+    )
     return neighbours.fidelity(
         fakes,
         reals,
@@ -48,7 +50,9 @@ def test_moments_keep_their_digits_far_from_zero() -> None:
 
 
 def test_kernel_distance_is_unbiased_around_zero_and_grows() -> None:
-    mean, spread = distances.kernel_distance(normal(400, 8, 2), normal(400, 8, 3), ALONE, num_subsets=20)
+    mean, spread = distances.kernel_distance(
+        normal(400, 8, 2), normal(400, 8, 3), ALONE, num_subsets=20
+    )
     assert abs(mean) < 3 * spread
     assert distances.kernel_distance(normal(400, 8, 2), normal(400, 8, 3, shift=1), ALONE)[0] > 0.5
 
@@ -59,14 +63,18 @@ def test_vendi_counts_equal_directions() -> None:
 
 
 def test_inception_score_counts_sure_classes() -> None:
-    assert distances.inception_score(1e3 * torch.eye(5).repeat(20, 1), num_splits=2) == pytest.approx(5)
+    assert distances.inception_score(
+        1e3 * torch.eye(5).repeat(20, 1), num_splits=2
+    ) == pytest.approx(5)
     assert distances.inception_score(torch.zeros(20, 5)) == pytest.approx(1)
 
 
 def test_neighbours_are_those_of_scikit_learn() -> None:
     expected = NearestNeighbors(n_neighbors=6).fit(X.numpy()).kneighbors(X.numpy())[0][:, 1:]
     assert torch.allclose(
-        neighbours.neighbour_distances(X, 5, ALONE).sqrt(), torch.from_numpy(expected).double(), atol=1e-5
+        neighbours.neighbour_distances(X, 5, ALONE).sqrt(),
+        torch.from_numpy(expected).double(),
+        atol=1e-5,
     )
     distance, index = neighbours.nearest(Y, X, ALONE)
     expected, found = NearestNeighbors(n_neighbors=1).fit(X.numpy()).kneighbors(Y.numpy())
@@ -87,7 +95,9 @@ def test_a_set_covers_itself_and_nothing_far_away() -> None:
 
 
 def test_coverage_of_one_distribution_is_near_its_expectation() -> None:
-    assert fidelity(normal(1000, 4, 5), normal(1000, 4, 6)).coverage == pytest.approx(1 - 2**-5, abs=0.02)
+    assert fidelity(normal(1000, 4, 5), normal(1000, 4, 6)).coverage == pytest.approx(
+        1 - 2**-5, abs=0.02
+    )
 
 
 def test_copies_are_as_close_as_can_be_and_others_are_not() -> None:
@@ -112,8 +122,12 @@ def test_reverse_kl_of_a_perfect_generator_is_at_its_floor() -> None:
 
 
 def test_only_sure_images_count_for_missing_classes() -> None:
-    posteriors = torch.tensor([[0.9, 0.1, 0.0], [0.4, 0.6, 0.0], [0.2, 0.8, 0.0], [0.95, 0.05, 0.0]])
-    assert modes.confident_shares(posteriors.log(), confidence=0.7).tolist() == pytest.approx([2 / 3, 1 / 3, 0])
+    posteriors = torch.tensor(
+        [[0.9, 0.1, 0.0], [0.4, 0.6, 0.0], [0.2, 0.8, 0.0], [0.95, 0.05, 0.0]]
+    )
+    assert modes.confident_shares(posteriors.log(), confidence=0.7).tolist() == pytest.approx(
+        [2 / 3, 1 / 3, 0]
+    )
     assert modes.confident_shares(torch.zeros(5, 3)).tolist() == [0, 0, 0]
 
 
@@ -122,11 +136,15 @@ def test_frechet_kernel_and_fidelity_equal_torch_fidelity() -> None:
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
     stats = [metric_fid.fid_features_to_statistics(each) for each in (X, Y)]
-    theirs = metric_fid.fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
+    theirs = metric_fid.fid_statistics_to_metric(*stats, verbose=False)[
+        "frechet_inception_distance"
+    ]
     ours = distances.frechet_distance(distances.moments(X, ALONE), distances.moments(Y, ALONE))
     assert ours == pytest.approx(theirs, rel=1e-5)
 
-    kid = metric_kid.kid_features_to_metric(X, Y[:300], kid_subsets=1, kid_subset_size=300, verbose=False)
+    kid = metric_kid.kid_features_to_metric(
+        X, Y[:300], kid_subsets=1, kid_subset_size=300, verbose=False
+    )
     assert float(distances.squared_mmd(X.double(), Y[:300].double())) == pytest.approx(
         kid["kernel_inception_distance_mean"], rel=1e-4
     )

@@ -10,9 +10,11 @@ from distgan.evaluation.evaluate import Result
 from distgan.evaluation.metrics import MetricSettings
 from distgan.evaluation.reference import Protocol
 from distgan.evaluation.signals import BatchDiversity
-from distgan.evaluation.verdict import Monitor, judge
+from distgan.evaluation.verdict import VerdictTracker, judge
 
-PROTOCOL = Protocol("probe", "abc", "none", (1, 8, 8), "digits", 1000, 1000, 1000, "disjoint", 0, MetricSettings())
+PROTOCOL = Protocol(
+    "probe", "abc", "none", (1, 8, 8), "digits", 1000, 1000, 1000, "disjoint", 0, MetricSettings()
+)
 REALS = {
     "quality/frechet": 0.1, "quality/precision": 0.85, "quality/coverage": 0.97, "diversity/spread": 1.0,
     "diversity/duplicates": 0.01, "diversity/copies": 0.01, "diversity/missing_classes": 0.0,
@@ -22,29 +24,45 @@ BALANCED = {"accuracy/d_real": 0.8, "accuracy/d_fake": 0.75, "loss/d": 1.0, "los
 D_WINS = BALANCED | {"accuracy/d_real": 1.0, "accuracy/d_fake": 0.995}
 
 
-def result(frechet: float, coverage: float, *, missing: Sequence[str] = (), **more: float) -> Result:
+def result(
+    frechet: float, coverage: float, *, missing: Sequence[str] = (), **more: float
+) -> Result:
     found = REALS | {"quality/frechet": frechet, "quality/coverage": coverage}
     found |= {"diversity/missing_classes": float(len(missing)), "quality/precision": 0.7}
-    found |= {("quality/" if name == "precision" else "diversity/") + name: value for name, value in more.items()}
-    return Result(found, REALS, PROTOCOL, tuple("0123456789"), (100,) * 10, (0.1,) * 10, (0.1,) * 10, tuple(missing))
+    found |= {
+        ("quality/" if name == "precision" else "diversity/") + name: value
+        for name, value in more.items()
+    }
+    return Result(
+        found,
+        REALS,
+        PROTOCOL,
+        tuple("0123456789"),
+        (100,) * 10,
+        (0.1,) * 10,
+        (0.1,) * 10,
+        tuple(missing),
+    )
 
 
-def healthy_run() -> Monitor:
+def healthy_run() -> VerdictTracker:
     """A run after five evaluations that got better and better."""
-    monitor = Monitor()
-    monitor.evaluate(result(30, 0.0, missing=tuple("2345678"), precision=0.1, duplicates=0.9, spread=0.1))
+    monitor = VerdictTracker()
+    monitor.evaluate(
+        result(30, 0.0, missing=tuple("2345678"), precision=0.1, duplicates=0.9, spread=0.1)
+    )
     monitor.evaluate(result(12, 0.10, missing=tuple("38"), precision=0.5))
     for frechet, coverage in ((6, 0.3), (3, 0.45), (2, 0.55)):
         monitor.evaluate(result(frechet, coverage))
     return monitor
 
 
-def names(monitor: Monitor, results: Sequence[Result]) -> list[str]:
+def names(monitor: VerdictTracker, results: Sequence[Result]) -> list[str]:
     return [monitor.evaluate(each).name for each in results]
 
 
 def test_a_run_that_learns_is_never_called_collapsed() -> None:
-    monitor = Monitor()
+    monitor = VerdictTracker()
     found = names(
         monitor,
         [
@@ -59,8 +77,10 @@ def test_a_run_that_learns_is_never_called_collapsed() -> None:
 
 
 def test_a_run_that_never_leaves_one_image_is_a_complete_collapse() -> None:
-    stuck = [result(30, 0.0, missing=tuple("012345678"), precision=0.0, duplicates=1.0, spread=0.05)] * 3
-    assert names(Monitor(), stuck) == ["learning", "learning", "complete collapse"]
+    stuck = [
+        result(30, 0.0, missing=tuple("012345678"), precision=0.0, duplicates=1.0, spread=0.05)
+    ] * 3
+    assert names(VerdictTracker(), stuck) == ["learning", "learning", "complete collapse"]
 
 
 def test_a_fall_from_its_own_best_is_named_at_once_with_figures() -> None:
@@ -74,11 +94,11 @@ def test_classes_that_are_lost_are_named_at_once() -> None:
 
 
 def test_classes_that_never_came_are_named_when_the_run_has_stopped_improving() -> None:
-    monitor = Monitor()
+    monitor = VerdictTracker()
     never = result(5, 0.5, missing=("3",))
-    assert names(monitor, [result(9, 0.4, missing=("3",)), never, never, never]) == ["learning"] * 3 + [
-        "partial collapse"
-    ]
+    assert names(monitor, [result(9, 0.4, missing=("3",)), never, never, never]) == [
+        "learning"
+    ] * 3 + ["partial collapse"]
 
 
 def test_noise_does_not_cry_wolf() -> None:
@@ -89,7 +109,9 @@ def test_noise_does_not_cry_wolf() -> None:
 
 def test_a_trouble_is_withdrawn_after_two_evaluations_without_it() -> None:
     monitor = healthy_run()
-    found = names(monitor, [result(8, 0.2), result(3, 0.5), result(8, 0.2), result(3, 0.5), result(2, 0.55)])
+    found = names(
+        monitor, [result(8, 0.2), result(3, 0.5), result(8, 0.2), result(3, 0.5), result(2, 0.55)]
+    )
     assert found == ["partial collapse"] * 4 + ["healthy"]
 
 
@@ -98,7 +120,7 @@ def test_memorising_is_named() -> None:
 
 
 def test_a_winning_discriminator_is_named_when_samples_stop_improving() -> None:
-    monitor = Monitor()
+    monitor = VerdictTracker()
     assert {monitor.tick(D_WINS).name for _ in range(20)} == {"learning"}  # as all runs begin
     improves_then_stalls = [result(5, 0.3), result(5, 0.3), result(5, 0.3)]
     assert names(monitor, improves_then_stalls) == ["healthy", "healthy", "unbalanced"]
@@ -107,21 +129,21 @@ def test_a_winning_discriminator_is_named_when_samples_stop_improving() -> None:
 
 
 def test_a_winning_generator_is_named() -> None:
-    monitor = Monitor()
+    monitor = VerdictTracker()
     for _ in range(5):
         monitor.tick(BALANCED | {"accuracy/d_fake": 0.05})
     assert str(monitor.verdict).startswith("unbalanced (generator winning")
 
 
 def test_equilibrium_is_balanced() -> None:
-    monitor = Monitor()
+    monitor = VerdictTracker()
     for _ in range(20):
         monitor.tick(BALANCED | {"accuracy/d_real": 0.5, "accuracy/d_fake": 0.5})
     assert not monitor.verdict.is_trouble
 
 
 def test_one_report_out_of_balance_is_nothing() -> None:
-    monitor = Monitor()
+    monitor = VerdictTracker()
     for turn in range(30):
         assert not monitor.tick(D_WINS if turn % 4 == 0 else BALANCED).is_trouble
 
@@ -133,26 +155,26 @@ def test_what_is_not_finite_has_diverged_at_once() -> None:
 
 
 def test_an_overflowing_gradient_norm_alone_has_not() -> None:
-    assert not Monitor().tick(BALANCED | {"grad_norm/d": math.inf}).is_trouble
+    assert not VerdictTracker().tick(BALANCED | {"grad_norm/d": math.inf}).is_trouble
 
 
 def test_one_image_is_seen_between_evaluations_but_not_at_the_start() -> None:
     same = BALANCED | {"diversity/batch_ratio": 0.02, "diversity/batch_duplicates": 1.0}
-    monitor = Monitor()
+    monitor = VerdictTracker()
     assert not any(monitor.tick(same).is_trouble for _ in range(20))
     monitor.tick(BALANCED | {"diversity/batch_ratio": 0.9, "diversity/batch_duplicates": 0.0})
     assert [monitor.tick(same).name for _ in range(5)][-1] == "complete collapse"
 
 
 def test_state_survives_json_and_rewinds() -> None:
-    fresh = Monitor()
-    fresh.load_state_dict(json.loads(json.dumps(Monitor().state_dict())))
-    assert fresh == Monitor()
+    fresh = VerdictTracker()
+    fresh.load_state_dict(json.loads(json.dumps(VerdictTracker().state_dict())))
+    assert fresh == VerdictTracker()
     monitor = healthy_run()
     saved = json.dumps(monitor.state_dict())
     collapsed = result(8, 0.2)
     monitor.evaluate(collapsed)
-    other = Monitor()
+    other = VerdictTracker()
     other.load_state_dict(json.loads(saved))
     assert other == healthy_run()
     assert other.verdict.name == "healthy"
@@ -166,6 +188,9 @@ def test_batch_diversity_compares_with_reals() -> None:
     alike = {name: float(value) for name, value in diversity.signals(reals[64:]).items()}
     assert abs(alike["diversity/batch_ratio"] - 1) < 0.05
     assert alike["diversity/batch_duplicates"] < 0.1
-    one = {name: float(value) for name, value in diversity.signals(reals[:1].repeat(64, 1, 1, 1)).items()}
+    one = {
+        name: float(value)
+        for name, value in diversity.signals(reals[:1].repeat(64, 1, 1, 1)).items()
+    }
     assert one["diversity/batch_ratio"] < 0.01
     assert one["diversity/batch_duplicates"] == 1

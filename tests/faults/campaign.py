@@ -19,13 +19,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distgan.runfolder import read_rows
+from distgan.run.folder import read_rows
 from shards.pack import pack
 from tests.faults.ledger import PAGE, ROWS, count_images, note, page
 from tests.worlds import CONTEXT, SMALL, _child, checkpoint_digest, free_port, train_run
 
 BATCH, TOTAL, CHECKPOINT = 12, 2400, 120  # images
-WORDS = [f"train.kimg={TOTAL / 1000}", f"checkpoint.every_kimg={CHECKPOINT / 1000}", "log.samples_every_kimg=0.6"]
+WORDS = [
+    f"train.kimg={TOTAL / 1000}",
+    f"checkpoint.every_kimg={CHECKPOINT / 1000}",
+    "log.samples_every_kimg=0.6",
+]
 assert f"train.batch_size={BATCH}" in SMALL
 PATIENCE_SEC = 300.0
 
@@ -35,7 +39,9 @@ def make_images(folder: Path, *, number: int, size: int) -> Path:
     noise = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for i in range(number):
-        Image.fromarray(noise.integers(0, 256, (size, size), dtype=np.uint8)).save(folder / f"{i:04d}.png")
+        Image.fromarray(noise.integers(0, 256, (size, size), dtype=np.uint8)).save(
+            folder / f"{i:04d}.png"
+        )
     return folder
 
 
@@ -52,7 +58,10 @@ class World:
     def __init__(self, size: int, shards: Path, run_dir: Path) -> None:
         port, arguments = free_port(), (shards, run_dir, WORDS)
         self.processes: list[BaseProcess] = [
-            CONTEXT.Process(target=_child, args=(rank, size, port, Nowhere(), dict(os.environ), train_run, arguments))
+            CONTEXT.Process(
+                target=_child,
+                args=(rank, size, port, Nowhere(), dict(os.environ), train_run, arguments),
+            )
             for rank in range(size)
         ]
         for process in self.processes:
@@ -109,7 +118,9 @@ def kill_training(
     world.ended()
     detect = time.monotonic() - began if len(ranks) == 1 else None
     images = images_in(run_dir)
-    checkpoints = [round(float(path.name) * 1000) for path in (run_dir / "checkpoints").glob("[0-9]*")]
+    checkpoints = [
+        round(float(path.name) * 1000) for path in (run_dir / "checkpoints").glob("[0-9]*")
+    ]
     began = time.monotonic()
     again = World(2, shards, run_dir)
     again.wait(lambda: images_in(run_dir) > images)
@@ -139,7 +150,9 @@ def pack_images(source: Path, out: Path) -> None:
     pack(str(source), out, size=64, channels=1, shard_size_mb=1, workers=2)
 
 
-def kill_packing(source: Path, out: Path, whole: Path, *, draw: random.Random, seconds: float) -> dict[str, Any] | None:
+def kill_packing(
+    source: Path, out: Path, whole: Path, *, draw: random.Random, seconds: float
+) -> dict[str, Any] | None:
     """A pack dies somewhere in its `seconds`, and is started again; the row, or None where it had ended."""
     process = CONTEXT.Process(target=pack_images, args=(source, out))
     process.start()
@@ -172,7 +185,13 @@ class Campaign:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.shards = folder / "shards"
-        pack(str(make_images(folder / "images", number=30, size=32)), self.shards, size=32, channels=1, workers=1)
+        pack(
+            str(make_images(folder / "images", number=30, size=32)),
+            self.shards,
+            size=32,
+            channels=1,
+            workers=1,
+        )
         self.digest = undisturbed_run(self.shards, folder / "undisturbed")
         self.many = make_images(folder / "many", number=1000, size=64)
         began = time.monotonic()
@@ -187,7 +206,9 @@ class Campaign:
         while row is None:
             place = Path(tempfile.mkdtemp(dir=self.folder)) / "place"
             if victims is None:
-                row = kill_packing(self.many, place, self.folder / "packed", draw=draw, seconds=self.pack_sec)
+                row = kill_packing(
+                    self.many, place, self.folder / "packed", draw=draw, seconds=self.pack_sec
+                )
             else:
                 row = kill_training(self.shards, place, self.digest, draw=draw, victims=victims)
             if row is None or row["survived"]:
@@ -197,7 +218,9 @@ class Campaign:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=0, help="how many to add")
     parser.add_argument("--rows", type=Path, default=ROWS, help="where the rows are gathered")
     parser.add_argument("--report", action="store_true", help=f"write {PAGE}")
@@ -211,7 +234,8 @@ def main() -> None:
             row = campaign.kill(kind, draw)
             note(kind, options.rows, **row)
             print(
-                f"{number + 1}: {kind}: {'survived' if row['survived'] else f'NOT SURVIVED, see {folder}'}", flush=True
+                f"{number + 1}: {kind}: {'survived' if row['survived'] else f'NOT SURVIVED, see {folder}'}",
+                flush=True,
             )
         if all(row["survived"] for row in read_rows(options.rows)):
             shutil.rmtree(folder)

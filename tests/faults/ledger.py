@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from distgan.runfolder import read_rows
+from distgan.run.folder import read_rows
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS = ROOT / "tests" / "faults" / "rows.jsonl"
@@ -28,13 +28,17 @@ def count_images(run_dir: Path, *, batch_size: int, total: int) -> dict[str, int
 def machine() -> str:
     """Where this runs, in a few words."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), ""
+    )
     return f"{os.cpu_count()} cores, {model or platform.machine()}"
 
 
 def note(kind: str, path: Path | None = None, **figures: Any) -> None:
     """Append one fault; without a path, to the file that DISTGAN_FAULT_ROWS names, if any."""
-    target = path or (Path(os.environ["DISTGAN_FAULT_ROWS"]) if "DISTGAN_FAULT_ROWS" in os.environ else None)
+    target = path or (
+        Path(os.environ["DISTGAN_FAULT_ROWS"]) if "DISTGAN_FAULT_ROWS" in os.environ else None
+    )
     if target is not None:
         row = {"kind": kind} | figures | {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
         with target.open("a") as file:
@@ -57,7 +61,10 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for kind, group in sorted(kinds.items()):
-        total = {name: sum(row.get(name) or 0 for row in group) for name in ("images_lost", "images_repeated")}
+        total = {
+            name: sum(row.get(name) or 0 for row in group)
+            for name in ("images_lost", "images_repeated")
+        }
         again = [row["images_again"] for row in group if row.get("images_again") is not None]
         lines.append(
             f"| {kind} | {len(group)} | {sum(row['survived'] for row in group)} | {total['images_lost']} | "
@@ -71,7 +78,9 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
     dates = sorted({row["date"] for row in everything})
     machines = "; ".join(sorted({row["machine"] for row in everything}))
     return PAGE_TEXT.format(
-        table="\n".join(lines), dates=" to ".join(dict.fromkeys([dates[0], dates[-1]])), machine=machines
+        table="\n".join(lines),
+        dates=" to ".join(dict.fromkeys([dates[0], dates[-1]])),
+        machine=machines,
     )
 
 

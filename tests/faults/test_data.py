@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shards.errors import ShardError
+from shards.format.index import ShardIndex, read_index
 from shards.images import BadImage, decode_image
-from shards.index import ShardIndex, read_index
 from shards.reader import ShardReader
-from shards.remote import open_shards
-from shards.sources import open_source
+from shards.remote.urls import open_shards
+from shards.sources.open import open_source
 from shards.verify import verify
 from tests.shards.servers import QUICK, pack_noise, serving
 
@@ -147,7 +147,9 @@ def test_damaged_remote_shards_never_arrive(copy: ShardIndex, tmp_path: Path, da
         reader = ShardReader(index, files=files)
         with pytest.raises(ShardError, match=r"cannot fetch .*000001.tar"):
             reader.gather(np.array([25]))
-        assert [p.name for p in (tmp_path / "cache").iterdir() if p.name != "lock"] == [copy.labels_sha256]
+        assert [p.name for p in (tmp_path / "cache").iterdir() if p.name != "lock"] == [
+            copy.labels_sha256
+        ]
 
 
 # ------------------------------------------------------------------------------------------------- a full disk
@@ -194,7 +196,9 @@ def test_a_disk_that_fills_while_fetching(whole: ShardIndex, tmp_path: Path) -> 
         assert not [path for path in disk.glob("cache/*") if path.suffix]
         del reader
         gc.collect()  # the error's traceback held it
-        assert np.array_equal(ShardReader(index, files=files).gather(np.array([25])), local.gather(np.array([25])))
+        assert np.array_equal(
+            ShardReader(index, files=files).gather(np.array([25])), local.gather(np.array([25]))
+        )
 
 
 # ------------------------------------------------------------------------------------------------- hostile bytes
@@ -246,7 +250,9 @@ def mutated(draw: st.DrawFn, originals: list[bytes]) -> bytes:
             case "set" if data:
                 data[start] = draw(st.integers(0, 255))
             case "fill":
-                data[start:stop] = draw(st.sampled_from([b"\0", b"\xff", b"7", b"\x80"])) * (stop - start)
+                data[start:stop] = draw(st.sampled_from([b"\0", b"\xff", b"7", b"\x80"])) * (
+                    stop - start
+                )
             case "remove":
                 del data[start:stop]
             case "double":
@@ -260,7 +266,9 @@ def mutated(draw: st.DrawFn, originals: list[bytes]) -> bytes:
 
 def encoded(kind: str, mode: str = "RGB") -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.arange(12 * 9 * 3, dtype=np.uint8).reshape(12, 9, 3)).convert(mode).save(file, kind)
+    Image.fromarray(np.arange(12 * 9 * 3, dtype=np.uint8).reshape(12, 9, 3)).convert(mode).save(
+        file, kind
+    )
     return file.getvalue()
 
 

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distgan import checkpoint
-from distgan.checkpoint import CheckpointError
+from distgan.config.load import load_config
 from distgan.errors import UserError
-from distgan.layers import load_config
-from distgan.runfolder import read_rows
+from distgan.run import checkpoints as checkpoint
+from distgan.run.checkpoints import CheckpointError
+from distgan.run.folder import read_rows
 from tests.worlds import checkpoint_digest, rows, run_world, train_run
 
 WORDS = ["train.kimg=0.072", "checkpoint.every_kimg=0.024", "checkpoint.keep=1"]
@@ -31,7 +31,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)],
+        capture_output=True,
+        check=False,
     )
     if mounted.returncode:
         pytest.skip("needs the right to mount a small tmpfs")
@@ -48,7 +50,9 @@ def fill(disk: Path, *, leave: int) -> Path:
 
 
 @pytest.mark.parametrize("leave", [0, 40_000])
-def test_a_full_disk_loses_nothing(shards: Path, tmp_path: Path, small_disk: Path, leave: int) -> None:
+def test_a_full_disk_loses_nothing(
+    shards: Path, tmp_path: Path, small_disk: Path, leave: int
+) -> None:
     """No room for a row, or for a checkpoint: one line, the checkpoint before stays; with room again the run ends as if
     nothing had happened."""
     run_world(1, train_run, shards, tmp_path / "whole", WORDS)
@@ -56,7 +60,8 @@ def test_a_full_disk_loses_nothing(shards: Path, tmp_path: Path, small_disk: Pat
     run_world(1, train_run, shards, run, WORDS, 24)
     filler = fill(small_disk, leave=leave)
     with pytest.raises(
-        AssertionError, match=r"(RunFailed|UserError): .*No space left on device.* type the same command"
+        AssertionError,
+        match=r"(RunFailed|UserError): .*No space left on device.* type the same command",
     ):
         run_world(1, train_run, shards, run, WORDS)
     filler.unlink()
@@ -101,7 +106,9 @@ class BadServer:
 
 
 @pytest.mark.parametrize("kind", ["dead", "silent", "garbage", "refusing"])
-def test_wandb_never_ends_a_training(kind: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_never_ends_a_training(
+    kind: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Dead at the start, silent, garbage or refusing: the run is trained to its end in bounded time, rows on the disk."""
     server = BadServer("silent" if kind == "dead" else kind)
     if kind == "dead":
@@ -111,7 +118,14 @@ def test_wandb_never_ends_a_training(kind: str, shards: Path, tmp_path: Path, mo
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
     began = time.monotonic()
-    result = run_world(1, train_run, shards, tmp_path / "run", ["train.kimg=0.036", "log.wandb=online"], timeout=300)[0]
+    result = run_world(
+        1,
+        train_run,
+        shards,
+        tmp_path / "run",
+        ["train.kimg=0.036", "log.wandb=online"],
+        timeout=300,
+    )[0]
     assert result["state"] == "done"
     assert [row["progress/images"] for row in rows(tmp_path / "run")] == [12, 24, 36]
     assert time.monotonic() - began < 120
@@ -132,7 +146,9 @@ def test_any_word_is_a_setting_or_one_line(word: str) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_preset_file_is_settings_or_one_line(tmp_path: Path, content: bytes) -> None:
     """Whatever a .toml file holds: a configuration, or a UserError."""
     (tmp_path / "preset.toml").write_bytes(content)
@@ -143,14 +159,17 @@ def test_any_preset_file_is_settings_or_one_line(tmp_path: Path, content: bytes)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["files", "state.json", "sha256"]), inner)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["files", "state.json", "sha256"]), inner)
     ),
     max_leaves=8,
 )
 
 
 @given(JSON)
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_manifest_is_believed_or_refused(tmp_path: Path, manifest: object) -> None:
     """Whatever manifest.json holds: the checkpoint as it was written, or a CheckpointError."""
     path = tmp_path / "00000001.000"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.index import ShardIndex
+from shards.format.index import ShardIndex
 from shards.pack import pack
 
 MakeImages = Callable[..., Path]
@@ -19,7 +19,9 @@ MakeImages = Callable[..., Path]
 def make_images(tmp_path: Path) -> MakeImages:
     """make_images(num, classes=("a", "b"), size=16, name="images") -> a folder of PNGs of noise."""
 
-    def make(num: int, *, classes: tuple[str, ...] = ("a", "b"), size: int = 16, name: str = "images") -> Path:
+    def make(
+        num: int, *, classes: tuple[str, ...] = ("a", "b"), size: int = 16, name: str = "images"
+    ) -> Path:
         rng = np.random.default_rng(num)
         folder = tmp_path / name
         for i in range(num):

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.index import ShardIndex
-from shards.official import ArraySource
+from shards.format.index import ShardIndex
 from shards.pack import pack
 from shards.reader import ShardReader
-from shards.remote import Patience, open_shards
+from shards.remote.urls import RetryPolicy, open_shards
+from shards.sources.official import ArraySource
 
 FAULTS = ("drop", "stall", "truncate", "corrupt", "long", "500")
-QUICK = Patience(tries=3, connect_sec=2, stall_sec=0.5, backoff_sec=0.01)
+QUICK = RetryPolicy(tries=3, connect_sec=2, stall_sec=0.5, backoff_sec=0.01)
 
 
 class Server(ThreadingHTTPServer):

@@ -24,16 +24,17 @@ import webdataset
 from PIL import Image
 
 from distgan.cli import describe
-from distgan.interrupt import Interrupt
-from shards.encoded import EncodedLayout
+from distgan.runtime.signals import Interrupt
 from shards.errors import ShardError
-from shards.index import ShardIndex, read_index
-from shards.layout import npy_of_spans
-from shards.official import ArraySource
-from shards.ordering import Ordering
+from shards.format.compressed import EncodedLayout
+from shards.format.index import ShardIndex, read_index
+from shards.format.raw import npy_of_spans
+from shards.order.ordering import Ordering
 from shards.pack import pack
-from shards.reader import BatchStream, ShardReader
-from shards.remote import open_shards
+from shards.reader import ShardReader
+from shards.remote.urls import open_shards
+from shards.sources.official import ArraySource
+from shards.stream import BatchStream
 from shards.verify import verify
 from tests.shards.servers import QUICK, serving
 from tests.worlds import rows, run_world, train_run
@@ -48,7 +49,9 @@ def smooth_source(channels: int = 3) -> ArraySource:
     """Images of 32x32 that compress as photographs do, in two classes."""
     draw = np.random.default_rng(0)
     coarse = [Image.fromarray(draw.integers(0, 256, (5, 5, 3), np.uint8)) for _ in range(NUM)]
-    images = np.stack([np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)) for image in coarse])
+    images = np.stack(
+        [np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)) for image in coarse]
+    )
     return ArraySource(
         names=[str(number) for number in range(NUM)],
         sizes=np.full(NUM, images[0].size, np.int64),
@@ -65,7 +68,10 @@ def pack_all(folder: Path, channels: int = 3) -> dict[str, ShardIndex]:
     """The same images in every encoding."""
     source = smooth_source(channels)
     options: dict[str, Any] = {"channels": channels, "shard_size_mb": 1}
-    return {encoding: pack(source, folder / encoding, encoding=encoding, **options) for encoding in ENCODINGS}
+    return {
+        encoding: pack(source, folder / encoding, encoding=encoding, **options)
+        for encoding in ENCODINGS
+    }
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +90,10 @@ def take(reader: ShardReader, num_batches: int, **options: int) -> torch.Tensor:
 def test_samples_are_those_of_raw_shards(tmp_path: Path, channels: int) -> None:
     """By id PNG holds the same pixels and JPEG nearly the same, with the same labels and classes, in fewer bytes."""
     packed = pack_all(tmp_path, channels)
-    everything, readers = np.arange(NUM), {name: ShardReader(index) for name, index in packed.items()}
+    everything, readers = (
+        np.arange(NUM),
+        {name: ShardReader(index) for name, index in packed.items()},
+    )
     images = readers["raw"].gather(everything)
     assert images.shape == (NUM, channels, 32, 32)
     assert np.array_equal(readers["png"].gather(everything), images)
@@ -94,30 +103,45 @@ def test_samples_are_those_of_raw_shards(tmp_path: Path, channels: int) -> None:
         assert verify(index.path) == []
         assert read_index(index.path) == index
         assert np.array_equal(readers[name].labels(everything), readers["raw"].labels(everything))
-        assert [shard.num_samples for shard in index.shards] == [shard.num_samples for shard in packed["raw"].shards]
-    odd = [ShardReader(packed[name], classes=["odd"]).gather(np.arange(NUM // 2)) for name in ("raw", "png")]
+        assert [shard.num_samples for shard in index.shards] == [
+            shard.num_samples for shard in packed["raw"].shards
+        ]
+    odd = [
+        ShardReader(packed[name], classes=["odd"]).gather(np.arange(NUM // 2))
+        for name in ("raw", "png")
+    ]
     assert np.array_equal(*odd)
     assert packed["jpeg"].num_bytes <= packed["png"].num_bytes < packed["raw"].num_bytes
     assert len({index.fingerprint for index in packed.values()}) == 3
 
 
 @pytest.mark.parametrize("ordering", [None, Ordering("windows", lanes=2, window_shards=1)])
-def test_streams_are_those_of_raw_shards(indices: dict[str, ShardIndex], ordering: Ordering | None) -> None:
+def test_streams_are_those_of_raw_shards(
+    indices: dict[str, ShardIndex], ordering: Ordering | None
+) -> None:
     """The same batches in any order, from any position, on any number of ranks."""
     raw, png = (ShardReader(indices[name], ordering=ordering) for name in ("raw", "png"))
     for options in ({}, {"start": 96}, {"world": 3, "rank": 1}):
         assert torch.equal(take(png, 25, **options), take(raw, 25, **options))
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # of its own
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of its own
 @pytest.mark.parametrize(("encoding", "extension"), [("png", "png"), ("jpeg", "jpg")])
-def test_stock_readers_read_the_tars(indices: dict[str, ShardIndex], encoding: str, extension: str) -> None:
+def test_stock_readers_read_the_tars(
+    indices: dict[str, ShardIndex], encoding: str, extension: str
+) -> None:
     """`webdataset` decodes images and labels; headers and places are those that the standard library finds."""
     index, reader = indices[encoding], ShardReader(indices[encoding])
     urls = [str(index.path / shard.file) for shard in index.shards]
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple(extension, "cls"))
+    samples = list(
+        webdataset.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple(extension, "cls")
+    )
     images = np.stack([np.asarray(image).transpose(2, 0, 1) for image, _ in samples])
-    assert np.abs(images - reader.gather(np.arange(NUM)).astype(int)).max() <= (0 if encoding == "png" else 2)
+    assert np.abs(images - reader.gather(np.arange(NUM)).astype(int)).max() <= (
+        0 if encoding == "png" else 2
+    )
     assert [label for _, label in samples] == reader.labels(np.arange(NUM)).tolist()
     spans = []
     for url in urls:
@@ -126,7 +150,9 @@ def test_stock_readers_read_the_tars(indices: dict[str, ShardIndex], encoding: s
             for number, member in enumerate(tar):
                 plain = tarfile.TarInfo(member.name)
                 plain.size = member.size
-                assert data[member.offset : member.offset + 512] == plain.tobuf(tarfile.USTAR_FORMAT)
+                assert data[member.offset : member.offset + 512] == plain.tobuf(
+                    tarfile.USTAR_FORMAT
+                )
                 if number % 2 == 0:
                     spans.append((member.offset_data, member.size))
     assert np.array_equal(np.load(index.path / "spans.npy", allow_pickle=False), spans)
@@ -159,7 +185,13 @@ def test_broken_images_are_left_out(make_images: MakeImages, tmp_path: Path) -> 
         (images / "ab"[number % 2] / f"{number:04d}.png").write_bytes(b"broken")
     packed = {
         encoding: pack(
-            images, tmp_path / encoding, size=32, shard_size_mb=1, encoding=encoding, bad_images="skip", workers=1
+            images,
+            tmp_path / encoding,
+            size=32,
+            shard_size_mb=1,
+            encoding=encoding,
+            bad_images="skip",
+            workers=1,
         )
         for encoding in ("raw", "png")
     }
@@ -181,7 +213,12 @@ def test_damage_is_found(tmp_path: Path, encoding: str, damage: str) -> None:
         values[[3, 4]] = values[[4, 3]]
         data = bytearray(npy_of_spans(values))
     elif damage != "missing":
-        offset = {"header": 130, "image": int(values[2].sum()) - 1, "end": len(data) - 1, "spans": 140}[damage]
+        offset = {
+            "header": 130,
+            "image": int(values[2].sum()) - 1,
+            "end": len(data) - 1,
+            "spans": 140,
+        }[damage]
         data[offset] ^= 0x04
     path.unlink() if damage == "missing" else path.write_bytes(data)
     assert [problem.file for problem in verify(index.path)] == [path.name]
@@ -191,7 +228,9 @@ def test_damage_is_found(tmp_path: Path, encoding: str, damage: str) -> None:
         return
     digest = sha256(data).hexdigest()
     forged = (
-        replace(index, shards=(replace(record, sha256=digest),)) if path == tar else replace(index, spans_sha256=digest)
+        replace(index, shards=(replace(record, sha256=digest),))
+        if path == tar
+        else replace(index, spans_sha256=digest)
     )
     (index.path / "index.json").write_bytes(forged.to_json())
     if damage != "image":  # there may be other images than these
@@ -205,11 +244,16 @@ def test_what_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     spans = np.load(index.path / "spans.npy")
     small = np.load(other.path / "spans.npy")[0]
     image = (other.path / "000000.tar").read_bytes()[small[0] : small.sum()]
-    for data, message in ((b"no image", "sample 5 cannot be decoded"), (image, r"sample 5 is \[3, 16, 16\]")):
+    for data, message in (
+        (b"no image", "sample 5 cannot be decoded"),
+        (image, r"sample 5 is \[3, 16, 16\]"),
+    ):
         with open(index.path / "000000.tar", "r+b") as file:
             file.seek(spans[5, 0])
             file.write(data)
-        with pytest.raises(ShardError, match=rf"000000\.tar: the image of {message}.*distgan verify") as caught:
+        with pytest.raises(
+            ShardError, match=rf"000000\.tar: the image of {message}.*distgan verify"
+        ) as caught:
             ShardReader(index).gather(np.array([4, 5]))
         assert "\n" not in str(caught.value)
     wild = np.array(spans)
@@ -219,7 +263,9 @@ def test_what_cannot_be_decoded_is_named(tmp_path: Path) -> None:
         ShardReader(index).gather(np.array([5]))
 
 
-@pytest.mark.parametrize("change", [{"encoding": "webp"}, {"quality": None}, {"quality": 101}, {"spans_sha256": None}])
+@pytest.mark.parametrize(
+    "change", [{"encoding": "webp"}, {"quality": None}, {"quality": 101}, {"spans_sha256": None}]
+)
 def test_a_changed_index_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     """What the index says of the encoding has to fit together."""
     path = pack(smooth_source(), tmp_path / "out", encoding="jpeg").path
@@ -254,7 +300,9 @@ def test_a_process_decodes_what_the_thread_would(indices: dict[str, ShardIndex])
         while not multiprocessing.active_children():
             time.sleep(0.01)
         (worker,) = multiprocessing.active_children()
-        for number in Interrupt.SIGNALS:  # the trainer's to answer, even while the worker is starting
+        for (
+            number
+        ) in Interrupt.SIGNALS:  # the trainer's to answer, even while the worker is starting
             os.kill(worker.pid or 0, number)
         assert torch.equal(torch.stack(list(islice(stream, 30))), expected)
         assert stream.position == 60 + 30 * 12
@@ -304,13 +352,19 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["killed", "forgotten"])
-def test_processes_end_with_their_parent(indices: dict[str, ShardIndex], tmp_path: Path, end: str) -> None:
+def test_processes_end_with_their_parent(
+    indices: dict[str, ShardIndex], tmp_path: Path, end: str
+) -> None:
     """Where it is killed, and where it ends without closing its stream."""
     script = tmp_path / "left_open.py"
     script.write_text(LEFT_OPEN)
     command = [sys.executable, str(script), str(indices["png"].path), end]
     done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True, timeout=300
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == (-signal.SIGKILL if end == "killed" else 0)
     workers = [int(word) for word in done.stdout.split()]
@@ -323,22 +377,28 @@ def test_processes_end_with_their_parent(indices: dict[str, ShardIndex], tmp_pat
 
 def train_in_one_order(shards: Path, run_dir: Path) -> dict[str, Any]:
     """A short run in a process of its own, whose order of images does not follow from their bytes."""
-    import distgan.batches
+    import distgan.data
 
-    distgan.batches.order_key = lambda fingerprint, seed: 7
+    distgan.data.order_key = lambda fingerprint, seed: 7
     return train_run(shards, run_dir, ["train.kimg=0.06", "data.workers=0"])
 
 
 @pytest.mark.slow
-def test_training_with_processes_goes_on_where_it_was(indices: dict[str, ShardIndex], tmp_path: Path) -> None:
+def test_training_with_processes_goes_on_where_it_was(
+    indices: dict[str, ShardIndex], tmp_path: Path
+) -> None:
     """Two ranks with a decoding process each: stopped and taken up again, bit for bit as if never stopped."""
     for name, lengths in (("whole", (0.06,)), ("halves", (0.036, 0.06))):
         for kimg in lengths:
             words = [f"train.kimg={kimg}", "data.workers=1"]
-            found = run_world(2, train_run, indices["jpeg"].path, tmp_path / name, words, timeout=120)[0]
+            found = run_world(
+                2, train_run, indices["jpeg"].path, tmp_path / name, words, timeout=120
+            )[0]
         if name == "whole":
             whole = found
-    assert all(np.array_equal(whole["weights"][name], found["weights"][name]) for name in whole["weights"])
+    assert all(
+        np.array_equal(whole["weights"][name], found["weights"][name]) for name in whole["weights"]
+    )
 
 
 def test_any_image_becomes_a_jpeg(tmp_path: Path) -> None:
@@ -353,8 +413,15 @@ def test_any_image_becomes_a_jpeg(tmp_path: Path) -> None:
 
 def test_training_on_png_is_training_on_raw(indices: dict[str, ShardIndex], tmp_path: Path) -> None:
     """Bit for bit the same losses and weights."""
-    raw, png = (run_world(1, train_in_one_order, indices[name].path, tmp_path / name)[0] for name in ("raw", "png"))
-    assert all(np.array_equal(raw["weights"][name], png["weights"][name]) for name in raw["weights"])
-    losses = [[(row["loss/d"], row["loss/g"]) for row in rows(tmp_path / name)] for name in ("raw", "png")]
+    raw, png = (
+        run_world(1, train_in_one_order, indices[name].path, tmp_path / name)[0]
+        for name in ("raw", "png")
+    )
+    assert all(
+        np.array_equal(raw["weights"][name], png["weights"][name]) for name in raw["weights"]
+    )
+    losses = [
+        [(row["loss/d"], row["loss/g"]) for row in rows(tmp_path / name)] for name in ("raw", "png")
+    ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 5

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from shards.index import ShardIndex, ShardRecord
-from shards.layout import ShardLayout
+from shards.format.index import ShardIndex, ShardRecord
+from shards.format.raw import ShardLayout
 
 SAMPLES_PER_SHARD = 8000
 READ = """
 import re, sys
-from shards.reader import BatchStream, ShardReader
+from shards.reader import ShardReader
+from shards.stream import BatchStream
 for folder in sys.argv[1:]:
     with BatchStream(ShardReader(folder), key=1, start=0, batch_size=4) as stream:
         for _ in range(4):

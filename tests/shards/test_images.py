@@ -33,7 +33,12 @@ def npy(array: np.ndarray) -> bytes:
 def quadrants() -> Image.Image:
     """Red and green above blue and white."""
     pixels = np.zeros((32, 32, 3), np.uint8)
-    pixels[:16, :16], pixels[:16, 16:], pixels[16:, :16], pixels[16:, 16:] = RED, GREEN, BLUE, (254, 254, 254)
+    pixels[:16, :16], pixels[:16, 16:], pixels[16:, :16], pixels[16:, 16:] = (
+        RED,
+        GREEN,
+        BLUE,
+        (254, 254, 254),
+    )
     return Image.fromarray(pixels)
 
 
@@ -52,7 +57,8 @@ def test_same_size_is_lossless() -> None:
     """An image that already has the size keeps every pixel."""
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     assert np.array_equal(
-        decode_image(encoded(Image.fromarray(pixels)), size=32, channels=3), pixels.transpose(2, 0, 1)
+        decode_image(encoded(Image.fromarray(pixels)), size=32, channels=3),
+        pixels.transpose(2, 0, 1),
     )
     assert np.array_equal(decode_image(pixels, size=32, channels=3), pixels.transpose(2, 0, 1))
 
@@ -122,7 +128,9 @@ def test_one_bit_and_cmyk() -> None:
     bits = Image.fromarray(np.arange(64).reshape(8, 8) % 2 == 0)
     assert set(np.unique(decode_image(encoded(bits), size=8, channels=1))) == {0, 255}
     cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    assert np.allclose(decode_image(encoded(cmyk, "JPEG", quality=100), size=8, channels=3)[:, 4, 4], RED, atol=12)
+    assert np.allclose(
+        decode_image(encoded(cmyk, "JPEG", quality=100), size=8, channels=3)[:, 4, 4], RED, atol=12
+    )
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP"])

@@ -7,16 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.order import order_key, sample_ids
+from shards.order.permutation import order_key, sample_ids
 
 KEY = order_key("fingerprint", 0)
 
 
 def epoch(num_samples: int, number: int, key: int = KEY) -> np.ndarray:
-    return sample_ids(number * num_samples + np.arange(num_samples), num_samples=num_samples, key=key)
+    return sample_ids(
+        number * num_samples + np.arange(num_samples), num_samples=num_samples, key=key
+    )
 
 
-@pytest.mark.parametrize("num_samples", [1, 2, 3, 4, 5, 7, 8, 9, 63, 64, 65, 1797, 2**14, 2**14 + 1, 50_000])
+@pytest.mark.parametrize(
+    "num_samples", [1, 2, 3, 4, 5, 7, 8, 9, 63, 64, 65, 1797, 2**14, 2**14 + 1, 50_000]
+)
 def test_every_epoch_is_a_permutation(num_samples: int) -> None:
     """Each sample comes exactly once an epoch."""
     for number in (0, 1, 2, 1000):
@@ -31,7 +35,9 @@ def test_a_position_has_one_sample(num_samples: int, start: int, key: int) -> No
     ids = sample_ids(positions, num_samples=num_samples, key=key)
     assert ids.min() >= 0
     assert ids.max() < num_samples
-    assert np.array_equal(sample_ids(positions.reshape(4, 5), num_samples=num_samples, key=key).ravel(), ids)
+    assert np.array_equal(
+        sample_ids(positions.reshape(4, 5), num_samples=num_samples, key=key).ravel(), ids
+    )
     assert sample_ids(positions[7:8], num_samples=num_samples, key=key)[0] == ids[7]
 
 
@@ -67,4 +73,6 @@ def test_small_datasets_are_fair(num_samples: int) -> None:
     num_epochs = 2000
     firsts = sample_ids(np.arange(num_epochs) * num_samples, num_samples=num_samples, key=KEY)
     expected = num_epochs / num_samples
-    assert np.abs(np.bincount(firsts, minlength=num_samples) - expected).max() < 5 * np.sqrt(expected)
+    assert np.abs(np.bincount(firsts, minlength=num_samples) - expected).max() < 5 * np.sqrt(
+        expected
+    )

@@ -23,8 +23,8 @@ from PIL import Image
 from shards import pack as pack_module
 from shards.errors import ShardError
 from shards.files import locked
-from shards.index import read_index
-from shards.layout import ShardLayout
+from shards.format.index import read_index
+from shards.format.raw import ShardLayout
 from shards.pack import pack
 from shards.reader import ShardReader
 from shards.verify import verify
@@ -36,10 +36,16 @@ ROOT = Path(__file__).parents[2]
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its name."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # of its own
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of its own
 @pytest.mark.parametrize("cls", [True, False])
 def test_stock_webdataset_reads_it(make_images: MakeImages, tmp_path: Path, cls: bool) -> None:
     """`webdataset` decodes images and labels of our shards, which are those of the files."""
@@ -103,14 +109,18 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(("workers", "encoding"), [(1, "raw"), (2, "raw"), (2, "jpeg")])
-def test_a_killed_pack_goes_on(make_images: MakeImages, tmp_path: Path, workers: int, encoding: Any) -> None:
+def test_a_killed_pack_goes_on(
+    make_images: MakeImages, tmp_path: Path, workers: int, encoding: Any
+) -> None:
     """A pack killed in its second shard keeps the first, leaves no process behind, and ends with the same bytes."""
     images, script = make_images(600, size=32), tmp_path / "killed.py"
     pack(images, tmp_path / "whole", size=32, shard_size_mb=1, workers=1, encoding=encoding)
     script.write_text(KILLED)
     out = tmp_path / "out"
     command = [sys.executable, str(script), str(images), str(out), "300", str(workers), encoding]
-    killed = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
+    killed = subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True
+    )
     assert killed.wait() == -signal.SIGKILL
     deadline = time.monotonic() + 10
     while _group_lives(killed.pid):
@@ -122,7 +132,14 @@ def test_a_killed_pack_goes_on(make_images: MakeImages, tmp_path: Path, workers:
     first = (out / "000000.tar").stat().st_ino
     seen: list[tuple[int, int]] = []
     options: dict[str, Any] = {"workers": 1, "encoding": encoding}
-    pack(images, out, size=32, shard_size_mb=1, progress=lambda *counts: seen.append(counts), **options)
+    pack(
+        images,
+        out,
+        size=32,
+        shard_size_mb=1,
+        progress=lambda *counts: seen.append(counts),
+        **options,
+    )
     assert seen[0][0] >= 204
     assert seen[-1] == (600, 600)
     assert (out / "000000.tar").stat().st_ino == first
@@ -182,7 +199,9 @@ def test_a_broken_image_stops_the_pack(make_images: MakeImages, tmp_path: Path) 
     reader = ShardReader(index)
     found = sorted(image.tobytes() for image in reader.gather(np.arange(298)))
     whole = [file for file in images.rglob("*.png") if file.name not in ("0100.png", "0299.png")]
-    assert found == sorted(np.asarray(Image.open(file)).transpose(2, 0, 1).tobytes() for file in whole)
+    assert found == sorted(
+        np.asarray(Image.open(file)).transpose(2, 0, 1).tobytes() for file in whole
+    )
     assert pack(images, out, size=32, shard_size_mb=1, bad_images="skip") == index
     with pytest.raises(ShardError, match="without 2 broken"):
         pack(images, out, size=32, shard_size_mb=1)
@@ -204,7 +223,11 @@ def test_nothing_is_overwritten(make_images: MakeImages, tmp_path: Path) -> None
     index = pack(images, out, size=16)
     before = contents(out)
     assert pack(images, out, size=16) == index
-    for source, options in ((others, {"size": 16}), (images, {"size": 8}), (images, {"size": 16, "cls": False})):
+    for source, options in (
+        (others, {"size": 16}),
+        (images, {"size": 8}),
+        (images, {"size": 16, "cls": False}),
+    ):
         with pytest.raises(ShardError, match="holds another dataset"):
             pack(source, out, **options)  # type: ignore[arg-type]
     assert contents(out) == before
@@ -254,7 +277,9 @@ def test_a_pack_killed_after_its_index_leaves_nothing_behind(
     assert (out / ".packing").exists()
     pack(images, out, size=32, workers=1)
     pack(images, tmp_path / "whole", size=32, workers=1)
-    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {path.name for path in out.iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
 
 
 def test_a_full_disk_is_one_line_and_the_pack_goes_on(
@@ -299,9 +324,12 @@ def test_a_folder_that_cannot_be_written(
 
 
 @pytest.mark.parametrize(
-    "options", [{"size": 0}, {"channels": 2}, {"shard_size_mb": 0}, {"workers": 0}, {"bad_images": "x"}]
+    "options",
+    [{"size": 0}, {"channels": 2}, {"shard_size_mb": 0}, {"workers": 0}, {"bad_images": "x"}],
 )
-def test_settings_that_cannot_be(make_images: MakeImages, tmp_path: Path, options: dict[str, int]) -> None:
+def test_settings_that_cannot_be(
+    make_images: MakeImages, tmp_path: Path, options: dict[str, int]
+) -> None:
     """A setting out of range is named with its value and touches nothing."""
     with pytest.raises(ShardError, match="cannot be: give"):
         pack(make_images(2), tmp_path / "out", **options)  # type: ignore[arg-type]
@@ -312,7 +340,7 @@ def test_an_unreadable_image_names_itself(make_images: MakeImages, tmp_path: Pat
     """A file that vanishes while packing is no broken image: the pack stops even when those are skipped."""
     images = make_images(4)
     (images / "gone.png").write_bytes(b"x")
-    from shards.sources import open_source
+    from shards.sources.open import open_source
 
     source = open_source(images)
     (images / "gone.png").unlink()
@@ -340,6 +368,10 @@ def test_packed_shards_are_a_source(packed: object, tmp_path: Path) -> None:
 def test_imports_are_light() -> None:
     """Worker processes and `--help` load neither torch nor scikit-learn with the data plane."""
     heavy = "{'torch', 'torchvision', 'sklearn', 'webdataset'}"
-    script = f"import sys, shards.pack, shards.verify, shards.reader; print({heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    script = (
+        f"import sys, shards.pack, shards.verify, shards.reader; print({heavy} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "set()"

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from shards.errors import ShardError
-from shards.index import ShardIndex
-from shards.order import order_key, sample_ids
-from shards.reader import BatchStream, ShardReader
+from shards.format.index import ShardIndex
+from shards.order.permutation import order_key, sample_ids
+from shards.reader import ShardReader
+from shards.stream import BatchStream
 
 
 def take(
@@ -56,7 +57,9 @@ def test_classes_restrict_the_ids(packed: ShardIndex) -> None:
         ShardReader(replace(packed, class_names=None), classes=["a"])
 
 
-def test_many_shards_need_few_descriptors(packed: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_shards_need_few_descriptors(
+    packed: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Shards beyond the limit of open ones are closed and opened again."""
     monkeypatch.setattr("shards.reader._MAX_OPEN_SHARDS", 1)
     reader = ShardReader(packed)
@@ -95,7 +98,7 @@ def test_resuming_is_one_integer(packed: ShardIndex) -> None:
 def test_blocks_of_ids_leave_no_seam(packed: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids are worked out in blocks; their length does not show."""
     expected = take(ShardReader(packed), 40, rank=1, world=2)
-    monkeypatch.setattr("shards.order.Permutation.block", 18)
+    monkeypatch.setattr("shards.order.permutation.Permutation.block", 18)
     assert torch.equal(take(ShardReader(packed), 40, rank=1, world=2), expected)
 
 
@@ -126,7 +129,10 @@ def test_no_thread_is_left(packed: ShardIndex) -> None:
     stream.close()
     stream.close()
     assert list(stream) == []
-    with pytest.raises(ZeroDivisionError), BatchStream(reader, key=KEY, start=0, batch_size=4) as stream:
+    with (
+        pytest.raises(ZeroDivisionError),
+        BatchStream(reader, key=KEY, start=0, batch_size=4) as stream,
+    ):
         raise ZeroDivisionError
     assert not _threads()
     stream = BatchStream(reader, key=KEY, start=0, batch_size=4)

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 import torch
 
-from shards.cache import NodeCache
 from shards.errors import ShardError, without_secrets
 from shards.files import locked
-from shards.index import ShardIndex
-from shards.ordering import Ordering
-from shards.reader import BatchStream, ShardReader
-from shards.remote import RemoteFolder, is_url, open_shards
+from shards.format.index import ShardIndex
+from shards.order.ordering import Ordering
+from shards.reader import ShardReader
+from shards.remote.cache import NodeCache
+from shards.remote.urls import RemoteFolder, is_url, open_shards
+from shards.stream import BatchStream
 from tests.shards.servers import FAULTS, QUICK, Server, pack_noise, read_all, serving
 
 pytest.importorskip("aiohttp")
@@ -65,7 +66,9 @@ def cached(cache: Path) -> list[Path]:
     return sorted(path for path in cache.iterdir() if path.name != "lock")
 
 
-def test_remote_shards_are_the_local_ones(server: Server, noise: ShardIndex, tmp_path: Path) -> None:
+def test_remote_shards_are_the_local_ones(
+    server: Server, noise: ShardIndex, tmp_path: Path
+) -> None:
     """Images, labels, classes and batches are those of the folder; each file is fetched once, also by the next run."""
     local, everything = ShardReader(noise), np.arange(noise.num_samples)
     for _ in range(2):
@@ -76,28 +79,39 @@ def test_remote_shards_are_the_local_ones(server: Server, noise: ShardIndex, tmp
         assert torch.equal(take(remote, 30), take(local, 30))
     assert server.shard_gets == {shard.file: 1 for shard in noise.shards}
     assert server.gets["labels.npy"] == 1
-    assert {path.name for path in cached(tmp_path)} == {s.sha256 for s in noise.shards} | {noise.labels_sha256}
+    assert {path.name for path in cached(tmp_path)} == {s.sha256 for s in noise.shards} | {
+        noise.labels_sha256
+    }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("file", ["index.json", "000001.tar", "labels.npy"])
-def test_faults_are_overcome(server: Server, noise: ShardIndex, tmp_path: Path, fault: str, file: str) -> None:
+def test_faults_are_overcome(
+    server: Server, noise: ShardIndex, tmp_path: Path, fault: str, file: str
+) -> None:
     """Two bad answers of a kind, then a good one: the right bytes."""
     server.faults[file] = [fault, fault]
     ids = np.arange(20, 40)
     reader = open_reader(server.url, tmp_path)
     assert np.array_equal(reader.gather(ids), ShardReader(noise).gather(ids))
-    assert server.gets[file] == (1 if (fault, file) == ("long", "index.json") else 3) or file == "index.json"
+    assert (
+        server.gets[file] == (1 if (fault, file) == ("long", "index.json") else 3)
+        or file == "index.json"
+    )
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, "404", "403"])
-def test_faults_that_stay_are_one_line(server: Server, noise: ShardIndex, tmp_path: Path, fault: str) -> None:
+def test_faults_that_stay_are_one_line(
+    server: Server, noise: ShardIndex, tmp_path: Path, fault: str
+) -> None:
     """In the end it is an error that names the file but no secret, and nothing half fetched is left."""
     server.faults["000001.tar"] = [fault] * 99
     url = server.url.replace("://", "://user:hunter2@") + "?token=hunter2"
     reader = open_reader(url, tmp_path)
     before = cached(tmp_path)
-    with pytest.raises(ShardError, match=r"cannot fetch http://127.*/data/000001.tar, tried") as caught:
+    with pytest.raises(
+        ShardError, match=r"cannot fetch http://127.*/data/000001.tar, tried"
+    ) as caught:
         reader.gather(np.array([20]))
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -137,13 +151,19 @@ def test_what_is_no_dataset_is_refused(server: Server, tmp_path: Path) -> None:
         open_reader(server.url, tmp_path)
 
 
-@pytest.mark.parametrize(("module", "url"), [("aiohttp", "https://host/x"), ("s3fs", "s3://bucket/x")])
-def test_a_missing_package_is_named(module: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "url"), [("aiohttp", "https://host/x"), ("s3fs", "s3://bucket/x")]
+)
+def test_a_missing_package_is_named(
+    module: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What to install where an extra is missing."""
     monkeypatch.setitem(sys.modules, module, None)
     loaded = sys.modules["fsspec.registry"]._registry  # by an earlier test, perhaps
     monkeypatch.delitem(loaded, url.partition(":")[0], raising=False)
-    with pytest.raises(ShardError, match=rf"pip install 'distgan\[{'s3' if module == 's3fs' else 'http'}\]'"):
+    with pytest.raises(
+        ShardError, match=rf"pip install 'distgan\[{'s3' if module == 's3fs' else 'http'}\]'"
+    ):
         RemoteFolder(url)
 
 
@@ -164,7 +184,9 @@ def test_secrets_are_taken_out(text: str, shown: str) -> None:
     assert is_url(text) == ("://" in text)
 
 
-def test_training_starts_before_the_last_shard(server: Server, noise: ShardIndex, tmp_path: Path) -> None:
+def test_training_starts_before_the_last_shard(
+    server: Server, noise: ShardIndex, tmp_path: Path
+) -> None:
     """With windows, batches come while shards of later windows still are on their way."""
     order = ShardReader(noise, ordering=WINDOWS).order(7, batch_size=8)
     shards = np.minimum(order.ids(np.arange(noise.num_samples)) // 20, 7)
@@ -182,7 +204,9 @@ def test_processes_of_a_node_fetch_once(server: Server, noise: ShardIndex, tmp_p
     """Two processes that want everything at the same time fetch every file once between them."""
     spawn = multiprocessing.get_context("spawn")
     ready = spawn.Barrier(2)
-    processes = [spawn.Process(target=read_all, args=(server.url, tmp_path, ready)) for _ in range(2)]
+    processes = [
+        spawn.Process(target=read_all, args=(server.url, tmp_path, ready)) for _ in range(2)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -202,7 +226,11 @@ def test_the_cache_keeps_its_bound(server: Server, noise: ShardIndex, tmp_path: 
         while not over.wait(0.01):
             # nothing is evicted between two looks; a file that is renamed spoils one
             with suppress(FileNotFoundError), locked(tmp_path / "lock", busy=None):
-                most.append(sum(path.stat().st_size for path in tmp_path.iterdir() if path.suffix != ".lock"))
+                most.append(
+                    sum(
+                        path.stat().st_size for path in tmp_path.iterdir() if path.suffix != ".lock"
+                    )
+                )
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -216,7 +244,9 @@ def test_the_cache_keeps_its_bound(server: Server, noise: ShardIndex, tmp_path: 
 
 def test_too_small_a_cache_is_refused(server: Server, noise: ShardIndex, tmp_path: Path) -> None:
     """The number that is needed stands in the error, and with it the run goes."""
-    with pytest.raises(ShardError, match=r"data.order=permutation needs 0.009 GB .*data.order=windows"):
+    with pytest.raises(
+        ShardError, match=r"data.order=permutation needs 0.009 GB .*data.order=windows"
+    ):
         open_reader(server.url, tmp_path, max_bytes=5_000_000)
     reader = open_reader(server.url, tmp_path, ordering=WINDOWS, max_bytes=4_000_000)
     with pytest.raises(ShardError, match=r"data.order=windows needs 0.007 GB") as caught:
@@ -227,7 +257,9 @@ def test_too_small_a_cache_is_refused(server: Server, noise: ShardIndex, tmp_pat
     with BatchStream(reader, key=7, start=0, batch_size=8) as stream:
         for _ in range(10):  # others may ask by id meanwhile
             next(stream)
-            assert np.array_equal(reader.gather(everything[::5]), ShardReader(noise).gather(everything[::5]))
+            assert np.array_equal(
+                reader.gather(everything[::5]), ShardReader(noise).gather(everything[::5])
+            )
 
 
 def write(text: bytes) -> Callable[[Path], int]:
@@ -267,7 +299,11 @@ def test_a_full_disk_makes_room_then_says_so(tmp_path: Path) -> None:
     cache, tries = NodeCache(tmp_path), []
 
     def full(path: Path) -> None:
-        tries.append(sorted(file.name for file in tmp_path.iterdir() if not file.suffix and file.name != "lock"))
+        tries.append(
+            sorted(
+                file.name for file in tmp_path.iterdir() if not file.suffix and file.name != "lock"
+            )
+        )
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 

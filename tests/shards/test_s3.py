@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from shards.errors import ShardError
-from shards.index import ShardIndex
+from shards.format.index import ShardIndex
 from shards.reader import ShardReader
-from shards.remote import open_shards
+from shards.remote.urls import open_shards
 from tests.shards.servers import QUICK
 
-moto_server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]'")
+moto_server = pytest.importorskip(
+    "moto.server", reason="moto is not installed: pip install 'moto[server]'"
+)
 pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 's3fs'")
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -52,7 +54,9 @@ def test_shards_in_a_bucket(bucket: str, packed: ShardIndex, tmp_path: Path) -> 
     assert np.array_equal(reader.gather(everything), ShardReader(packed).gather(everything))
     assert np.array_equal(reader.labels(everything), ShardReader(packed).labels(everything))
     for place in ("s3://faces/nothing", "s3://nowhere/x"):
-        with pytest.raises(ShardError, match=f"cannot fetch {place}/index.json, tried once: there is no such file"):
+        with pytest.raises(
+            ShardError, match=f"cannot fetch {place}/index.json, tried once: there is no such file"
+        ):
             open_shards(place, cache=tmp_path / "cache", patience=QUICK)
 
     import boto3

@@ -19,8 +19,8 @@ from PIL import Image
 
 from shards.errors import ShardError
 from shards.images import decode_image
-from shards.official import cache_folder
-from shards.sources import open_source
+from shards.sources.official import cache_folder
+from shards.sources.open import open_source
 
 MakeImages = Callable[..., Path]
 
@@ -65,7 +65,12 @@ def value(source: object, item: int) -> int:
 @pytest.mark.parametrize("kind", WRITERS)
 def test_folders_and_archives_are_alike(kind: str, tmp_path: Path) -> None:
     """A folder, a tar and a zip of the same files give the same names, labels, images and digest."""
-    files = {"top/b/2.PNG": png(2), "top/a/deep/1.png": png(1), "top/b/0.webp": png(0), "top/readme.txt": b"hello"}
+    files = {
+        "top/b/2.PNG": png(2),
+        "top/a/deep/1.png": png(1),
+        "top/b/0.webp": png(0),
+        "top/readme.txt": b"hello",
+    }
     files |= {"top/b/._0.webp": b"junk", "__MACOSX/top/x.png": b"junk"}
     source = open_source(WRITERS[kind](tmp_path / kind, files))
     assert list(source.names) == ["top/a/deep/1.png", "top/b/0.webp", "top/b/2.PNG"]
@@ -84,13 +89,23 @@ def test_images_of_other_formats_are_not_left_out_in_silence(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """How many of which; a text beside them needs no word."""
-    files = {"1.png": png(), "2.TIF": b"x", "3.tif": b"x", "4.heic": b"x", "._3.tif": b"x", "readme.txt": b"hello"}
+    files = {
+        "1.png": png(),
+        "2.TIF": b"x",
+        "3.tif": b"x",
+        "4.heic": b"x",
+        "._3.tif": b"x",
+        "readme.txt": b"hello",
+    }
     assert len(open_source(WRITERS[kind](tmp_path / kind, files))) == 1
-    assert caplog.messages == ["left out images of formats that are not read: 1 .heic, 2 .tif; convert them"]
+    assert caplog.messages == [
+        "left out images of formats that are not read: 1 .heic, 2 .tif; convert them"
+    ]
 
 
 @pytest.mark.parametrize(
-    "names", [["1.png", "2.png"], ["a/1.png", "a/2.png"], ["a/1.png", "b/2.png", "3.png"], ["a/1.png"]]
+    "names",
+    [["1.png", "2.png"], ["a/1.png", "a/2.png"], ["a/1.png", "b/2.png", "3.png"], ["a/1.png"]],
 )
 def test_labels_need_classes(names: list[str], tmp_path: Path) -> None:
     """There are labels only if every image lies in a class folder and there are at least two."""
@@ -101,8 +116,16 @@ def test_labels_need_classes(names: list[str], tmp_path: Path) -> None:
 
 def test_other_names_or_sizes_are_another_digest(tmp_path: Path) -> None:
     """A file that comes, goes, changes its name or its size changes the digest."""
-    variants = [{"a.png": png()}, {"b.png": png()}, {"a.png": png(), "b.png": png()}, {"a.png": png(size=99)}]
-    digests = [open_source(write_folder(tmp_path / str(i), files)).digest for i, files in enumerate(variants)]
+    variants = [
+        {"a.png": png()},
+        {"b.png": png()},
+        {"a.png": png(), "b.png": png()},
+        {"a.png": png(size=99)},
+    ]
+    digests = [
+        open_source(write_folder(tmp_path / str(i), files)).digest
+        for i, files in enumerate(variants)
+    ]
     assert len(set(digests)) == len(variants)
 
 
@@ -112,7 +135,10 @@ def test_hostile_names_are_only_names(kind: str, tmp_path: Path) -> None:
     victim = tmp_path / "victim.png"
     names = ["../victim.png", str(victim), "a/../../victim.png", "esc\x1b[2J.png"]
     source = open_source(
-        WRITERS[kind](tmp_path / "in" / kind if kind == "images.tar" else tmp_path / kind, dict.fromkeys(names, png(7)))
+        WRITERS[kind](
+            tmp_path / "in" / kind if kind == "images.tar" else tmp_path / kind,
+            dict.fromkeys(names, png(7)),
+        )
     )
     assert len(source) == 4
     assert all(value(source, item) == 7 for item in range(4))
@@ -124,7 +150,9 @@ def test_links_in_tars_are_ignored(tmp_path: Path) -> None:
     """Links and devices in a tar are counted, not followed."""
     path = write_tar(tmp_path / "x.tar", {"a.png": png()})
     with tarfile.open(path, "a") as tar:
-        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)):
+        for number, kind in enumerate(
+            (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
+        ):
             member = tarfile.TarInfo(f"{number}.png")
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
@@ -204,7 +232,13 @@ def test_webdataset_samples_need_not_be_adjacent(tmp_path: Path) -> None:
     """The members of a sample find each other by key; npy in either layout is an image."""
     chw = io.BytesIO()
     np.save(chw, np.full((3, 8, 8), 9, np.uint8))
-    files = {"a.cls": b"0", "b.cls": b"1", "a.left.jpg": b"x", "b.npy": chw.getvalue(), "a.jpg": png(3)}
+    files = {
+        "a.cls": b"0",
+        "b.cls": b"1",
+        "a.left.jpg": b"x",
+        "b.npy": chw.getvalue(),
+        "a.jpg": png(3),
+    }
     source = open_source(write_tar(tmp_path / "x.tar", files))
     assert [value(source, item) for item in range(2)] == [3, 9]
     assert source.labels is not None
@@ -220,7 +254,9 @@ def test_webdataset_samples_need_not_be_adjacent(tmp_path: Path) -> None:
         ({"a.pyd": b"cbuiltins\neval\n(S'1/0'\ntR.", "a.cls": b"0"}, "no image"),
     ],
 )
-def test_webdataset_samples_that_will_not_do(files: dict[str, bytes], message: str, tmp_path: Path) -> None:
+def test_webdataset_samples_that_will_not_do(
+    files: dict[str, bytes], message: str, tmp_path: Path
+) -> None:
     """Two images in a sample, a class that is no number, or only fields that would be executed end in one line."""
     with pytest.raises(ShardError, match=message):
         open_source(write_tar(tmp_path / "x.tar", files))
@@ -238,7 +274,9 @@ def test_webdataset_samples_that_will_not_do(files: dict[str, bytes], message: s
         ("random.tar", "not a whole tar"),
     ],
 )
-def test_what_is_no_source(source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_source(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What holds no image says so, and what to give instead."""
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
@@ -266,7 +304,9 @@ def test_digits() -> None:
     assert (source.default_size, source.default_channels) == (32, 1)
     assert source.labels is not None
     assert len(np.unique(source.labels)) == 10
-    assert max(decode_image(source.read(item), size=8, channels=1).max() for item in range(10)) == 255
+    assert (
+        max(decode_image(source.read(item), size=8, channels=1).max() for item in range(10)) == 255
+    )
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -275,13 +315,20 @@ def idx(array: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("place", ["", "raw", "MNIST/raw"])
-def test_mnist_from_official_files(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mnist_from_official_files(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """MNIST is read from wherever torchvision puts its files, once their md5 has matched."""
     from torchvision.datasets import MNIST
 
     images = np.arange(2 * 28 * 28).reshape(2, 28, 28).astype(np.uint8)
-    files = {"t10k-images-idx3-ubyte.gz": idx(images), "t10k-labels-idx1-ubyte.gz": idx(np.array([3, 8], np.uint8))}
-    monkeypatch.setattr(MNIST, "resources", [(name, hashlib.md5(data).hexdigest()) for name, data in files.items()])
+    files = {
+        "t10k-images-idx3-ubyte.gz": idx(images),
+        "t10k-labels-idx1-ubyte.gz": idx(np.array([3, 8], np.uint8)),
+    }
+    monkeypatch.setattr(
+        MNIST, "resources", [(name, hashlib.md5(data).hexdigest()) for name, data in files.items()]
+    )
     folder = write_folder(tmp_path / place, files)
     source = open_source("mnist", split="test", root=tmp_path)
     assert np.array_equal(decode_image(source.read(1), size=28, channels=1)[0], images[1])
@@ -303,7 +350,9 @@ class Canary:
 
 
 @pytest.mark.parametrize("archived", [False, True])
-def test_cifar_is_unpickled_only_after_its_md5(archived: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar_is_unpickled_only_after_its_md5(
+    archived: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The official batches are read from a folder or the archive; a file with another md5 is never unpickled."""
     from torchvision.datasets import CIFAR10
 
@@ -326,7 +375,11 @@ def test_cifar_is_unpickled_only_after_its_md5(archived: bool, tmp_path: Path, m
     assert np.array_equal(decode_image(source.read(0), size=32, channels=3), pixels[0])
     canary = tmp_path / "canary"
     evil = {name: pickle.dumps(Canary(canary)) for name in inside}
-    _ = write_tar(tmp_path / "cifar-10-python.tar.gz", evil, "w:gz") if archived else write_folder(tmp_path, evil)
+    _ = (
+        write_tar(tmp_path / "cifar-10-python.tar.gz", evil, "w:gz")
+        if archived
+        else write_folder(tmp_path, evil)
+    )
     with pytest.raises(ShardError, match="not the official file"):
         open_source("cifar10", split="test", root=tmp_path)
     assert not canary.exists()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shards.errors import ShardError
 from shards.files import sha256_of_file
-from shards.index import ShardIndex, read_index
+from shards.format.index import ShardIndex, read_index
 from shards.reader import ShardReader
 from shards.verify import verify
 
@@ -96,7 +96,9 @@ def test_an_index_that_fits_wrong_bytes_is_found(packed: ShardIndex) -> None:
     ):
         rewrite(path, offset, data)
         forged = replace(record, sha256=sha256_of_file(path))
-        (packed.path / "index.json").write_bytes(replace(packed, shards=(forged, *packed.shards[1:])).to_json())
+        (packed.path / "index.json").write_bytes(
+            replace(packed, shards=(forged, *packed.shards[1:])).to_json()
+        )
         assert record.file in {problem.file for problem in verify(packed.path)}
         path.write_bytes(whole)
 
@@ -117,7 +119,9 @@ def test_an_index_that_fits_wrong_bytes_is_found(packed: ShardIndex) -> None:
         ({"num_rejected": True}, "damaged"),
     ],
 )
-def test_a_changed_index_is_refused(packed: ShardIndex, change: dict[str, object], message: str) -> None:
+def test_a_changed_index_is_refused(
+    packed: ShardIndex, change: dict[str, object], message: str
+) -> None:
     """An index that was edited, or is of another version, is refused in one line."""
     path = packed.path / "index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -144,7 +148,9 @@ def _read(packed: ShardIndex, data: bytes) -> ShardIndex:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_a_damaged_index_is_refused(packed: ShardIndex, data: st.DataObject) -> None:
     """Any damaged byte of the index gives the same content or a ShardError, nothing else."""
     text = bytearray((packed.path / "index.json").read_bytes())
@@ -157,8 +163,14 @@ def test_a_damaged_index_is_refused(packed: ShardIndex, data: st.DataObject) -> 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text()
 
 
-@given(st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5))
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.recursive(
+        SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5
+    )
+)
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_other_json_is_no_index(packed: ShardIndex, value: object) -> None:
     """Any other JSON is refused."""
     with pytest.raises(ShardError, match="damaged"):

@@ -11,18 +11,23 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shards.errors import ShardError
-from shards.index import ShardIndex
-from shards.order import Permutation
-from shards.ordering import Ordering
+from shards.format.index import ShardIndex
+from shards.order.ordering import Ordering
+from shards.order.permutation import Permutation
+from shards.order.windows import Windows
 from shards.reader import ShardReader
-from shards.windows import Windows
 from tests.shards.test_reader import take
 
 COUNTS = np.array([40] * 30 + [0, 7], np.int64)
 
 
 def windows(
-    counts: NDArray[np.int64] = COUNTS, *, key: int = 1, batch_size: int = 24, lanes: int = 4, window_shards: int = 3
+    counts: NDArray[np.int64] = COUNTS,
+    *,
+    key: int = 1,
+    batch_size: int = 24,
+    lanes: int = 4,
+    window_shards: int = 3,
 ) -> Windows:
     return Windows(counts, key=key, batch_size=batch_size, lanes=lanes, window_shards=window_shards)
 
@@ -35,9 +40,16 @@ def windows(
     st.integers(0, 10**9),
 )
 @settings(max_examples=60, deadline=None)
-def test_each_sample_once_an_epoch(counts: list[int], share: int, lanes: int, window_shards: int, epoch: int) -> None:
+def test_each_sample_once_an_epoch(
+    counts: list[int], share: int, lanes: int, window_shards: int, epoch: int
+) -> None:
     """Exactly once, whatever the shards, also where neither the batch nor the lanes divide the epoch."""
-    order = windows(np.array(counts, np.int64), batch_size=share * lanes, lanes=lanes, window_shards=window_shards)
+    order = windows(
+        np.array(counts, np.int64),
+        batch_size=share * lanes,
+        lanes=lanes,
+        window_shards=window_shards,
+    )
     total = sum(counts)
     for number in (0, 1, epoch):
         ids = order.ids(number * total + np.arange(total))
@@ -80,7 +92,11 @@ def test_a_rank_needs_what_it_is_told(world: int, start: int) -> None:
         first = start + rank * share
         needs = list(islice(order.needs(first, share, 24), 400))
         for batch in range(first, first + 2 * 1207, 24):
-            asked = {need.shard for need in needs if need.begin <= batch + share and (need.end or 0) > batch}
+            asked = {
+                need.shard
+                for need in needs
+                if need.begin <= batch + share and (need.end or 0) > batch
+            }
             assert set(shard_of_id[order.ids(batch + np.arange(share))]) <= asked
             held = {need.shard for need in needs if need.begin <= batch and (need.end or 0) > batch}
             assert len(held) <= order.num_held(first, share)
@@ -93,7 +109,10 @@ def test_lanes_spare_a_rank_the_others_shards() -> None:
     assert len(np.unique(order.ids(positions) // 30)) <= 400 // 8 + 2
     assert order.num_held(0, 8) == 8
     assert order.num_held(0, 64) == 64
-    assert len({need.shard for need in islice(Permutation(np.full(9, 5), key=1).needs(0, 4, 8), 9)}) == 9
+    assert (
+        len({need.shard for need in islice(Permutation(np.full(9, 5), key=1).needs(0, 4, 8), 9)})
+        == 9
+    )
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])

@@ -72,14 +72,22 @@ def missing() -> str | None:
         return f"no {', '.join(absent)}: apt-get install slurm-wlm slurmctld slurmd slurm-client munge iproute2"
     if os.geteuid() != 0:
         return "network namespaces need root"
-    probe = run(["unshare", "-n", "-u", "-m", "ip", "link", "add", "dgprobe", "type", "bridge"], check=False)
+    probe = run(
+        ["unshare", "-n", "-u", "-m", "ip", "link", "add", "dgprobe", "type", "bridge"], check=False
+    )
     return None if probe.returncode == 0 else f"no network namespaces here: {probe.stderr.strip()}"
 
 
-def run(command: Sequence[str], *, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    command: Sequence[str], *, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """A short command; its own words where it fails."""
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=os.environ | {"PATH": PATH} | environment
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PATH": PATH} | environment,
     )
     assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stdout}{done.stderr}"
     return done
@@ -116,12 +124,16 @@ class Cluster:
         # As in production: with cgroups a step's signals reach its tasks only, not whatever these have started.
         proctrack = "cgroup" if FREEZER.is_dir() and os.access(FREEZER, os.W_OK) else "linuxproc"
         host = socket.gethostname()
-        self.conf.write_text(CONF.format(host=host, network=NETWORK, folder=folder, proctrack=proctrack))
+        self.conf.write_text(
+            CONF.format(host=host, network=NETWORK, folder=folder, proctrack=proctrack)
+        )
         (folder / "cgroup.conf").write_text(
             "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\nCgroupMountpoint=/sys/fs/cgroup\n"
         )
         addresses = {f"{NETWORK}.1": host, f"{NETWORK}.11": "node1", f"{NETWORK}.12": "node2"}
-        names = "".join(f"{address} {name}\n::ffff:{address} {name}\n" for address, name in addresses.items())
+        names = "".join(
+            f"{address} {name}\n::ffff:{address} {name}\n" for address, name in addresses.items()
+        )
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         key = folder / "munge.key"
         key.touch(mode=0o600)
@@ -131,11 +143,30 @@ class Cluster:
         run(["ip", "link", "set", BRIDGE, "up"])
         for number, node in enumerate(NODES, start=1):
             run(["ip", "netns", "add", f"dg-{node}"])
-            run(["ip", "link", "add", f"dgv-{node}", "type", "veth", "peer", "name", "eth0", "netns", f"dg-{node}"])
+            run(
+                [
+                    "ip",
+                    "link",
+                    "add",
+                    f"dgv-{node}",
+                    "type",
+                    "veth",
+                    "peer",
+                    "name",
+                    "eth0",
+                    "netns",
+                    f"dg-{node}",
+                ]
+            )
             run(["ip", "link", "set", f"dgv-{node}", "master", BRIDGE, "up"])
             for words in ("addr add {}/24 dev eth0", "link set eth0 up", "link set lo up"):
                 run(["ip", "-n", f"dg-{node}", *words.format(f"{NETWORK}.1{number}").split()])
-        munge = {"key-file": "munge.key", "socket": "munge.sock", "pid-file": "munged.pid", "log-file": "munged.log"}
+        munge = {
+            "key-file": "munge.key",
+            "socket": "munge.sock",
+            "pid-file": "munged.pid",
+            "log-file": "munged.log",
+        }
         munge["seed-file"] = "munge.seed"
         # --force: a socket in a folder that only root may enter is what is wanted here.
         run(["munged", "--force", *(f"--{name}={folder / file}" for name, file in munge.items())])
@@ -148,20 +179,40 @@ class Cluster:
         with (self.folder / f"{command[-1]}.out").open("a") as output:
             environment = os.environ | {"PATH": PATH, "SLURM_CONF": str(self.conf)}
             subprocess.run(
-                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, check=True, timeout=30
+                command,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                check=True,
+                timeout=30,
             )
 
     def start_node(self, node: str) -> None:
         """Boot a node and wait until jobs may run on it."""
         # nsenter, not `ip netns exec`: that one mounts a /sys without cgroups.
-        enter = ["nsenter", f"--net=/run/netns/dg-{node}", "unshare", "-u", "-m", "--propagation", "private", "--"]
+        enter = [
+            "nsenter",
+            f"--net=/run/netns/dg-{node}",
+            "unshare",
+            "-u",
+            "-m",
+            "--propagation",
+            "private",
+            "--",
+        ]
         name = f'hostname {node}; mount --bind "{self.folder / "hosts"}" /etc/hosts; exec "$@"'
         self.daemon(*enter, "bash", "-c", name, "bash", "slurmd", "-N", node)
-        wait_until(lambda: self.node_state(node) in ("idle", "mix", "alloc"), f"{node} to be up", 60)
+        wait_until(
+            lambda: self.node_state(node) in ("idle", "mix", "alloc"), f"{node} to be up", 60
+        )
 
     def pids(self, node: str) -> list[int]:
         """Everything that runs on a node."""
-        return [int(pid) for pid in run(["ip", "netns", "pids", f"dg-{node}"], check=False).stdout.split()]
+        return [
+            int(pid)
+            for pid in run(["ip", "netns", "pids", f"dg-{node}"], check=False).stdout.split()
+        ]
 
     def kill_node(self, node: str) -> None:
         """All its processes die at once, as in a crash."""
@@ -176,9 +227,13 @@ class Cluster:
 
     def workers(self, node: str) -> list[int]:
         """The training processes of a node, by pid (not their launchers)."""
-        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in self.pids(node)}
+        commands = {
+            pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in self.pids(node)
+        }
         return [
-            pid for pid, words in commands.items() if b"distgan/train.py" in words[1:4] and b"launch" not in words[1:4]
+            pid
+            for pid, words in commands.items()
+            if b"distgan/train.py" in words[1:4] and b"launch" not in words[1:4]
         ]
 
     def slurm(self, *command: str, check: bool = True) -> str:
@@ -187,15 +242,26 @@ class Cluster:
 
     def node_state(self, node: str) -> str:
         """idle, mix, alloc, comp, down, ..."""
-        return self.slurm("sinfo", "-h", "-n", node, "-p", "urgent", "-o", "%t", check=False).rstrip("*")
+        return self.slurm(
+            "sinfo", "-h", "-n", node, "-p", "urgent", "-o", "%t", check=False
+        ).rstrip("*")
 
     def submit(self, *words: str, cwd: Path, **environment: str) -> str:
         """sbatch; the job's number."""
         # A clean environment: SLURM's and accelerate's own variables of an outer job must not leak in.
-        exported = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "ACCELERATE_"))}
+        exported = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SLURM_", "ACCELERATE_"))
+        }
         exported |= {"SLURM_CONF": str(self.conf), "PATH": PATH} | environment
         done = subprocess.run(
-            ["sbatch", "--parsable", *words], cwd=cwd, env=exported, capture_output=True, text=True, timeout=30
+            ["sbatch", "--parsable", *words],
+            cwd=cwd,
+            env=exported,
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -206,7 +272,9 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         """Stop what was started; leave no trace outside the folder."""
-        self.slurm("scancel", "--signal=KILL", "--full", "--state=RUNNING", "--user=root", check=False)
+        self.slurm(
+            "scancel", "--signal=KILL", "--full", "--state=RUNNING", "--user=root", check=False
+        )
         for name in ("slurmctld", *(f"slurmd-{node}" for node in NODES), "munged"):
             file = self.folder / f"{name}.pid"
             if file.exists() and file.read_text().strip():

@@ -16,7 +16,10 @@ from tests.slurm.cluster import Cluster, kill, missing, wait_until
 from tests.worlds import SMALL, checkpoint_digest, rows
 
 REASON = missing()
-pytestmark = [pytest.mark.slurm, pytest.mark.skipif(REASON is not None, reason=f"no SLURM cluster: {REASON}")]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(REASON is not None, reason=f"no SLURM cluster: {REASON}"),
+]
 ROOT = Path(__file__).parent.parent.parent
 BATCH, KIMG = 12, 9.6
 
@@ -32,7 +35,13 @@ class Job:
     """A job of the batch script and its run folder."""
 
     def __init__(
-        self, cluster: Cluster, shards: Path, run: Path, *options: str, kimg: float = KIMG, words: tuple[str, ...] = ()
+        self,
+        cluster: Cluster,
+        shards: Path,
+        run: Path,
+        *options: str,
+        kimg: float = KIMG,
+        words: tuple[str, ...] = (),
     ) -> None:
         self.cluster, self.run, self.total = cluster, run, round(kimg * 1000)
         self.log = run.with_suffix(".log")
@@ -53,7 +62,11 @@ class Job:
     @property
     def images(self) -> int:
         """Images seen by the newest row."""
-        return rows(self.run)[-1]["progress/images"] if (self.run / "metrics.jsonl").exists() and rows(self.run) else 0
+        return (
+            rows(self.run)[-1]["progress/images"]
+            if (self.run / "metrics.jsonl").exists() and rows(self.run)
+            else 0
+        )
 
     @property
     def status(self) -> dict[str, object]:
@@ -65,14 +78,18 @@ class Job:
         try:
             return wait_until(lambda: self.state == state, f"{self.number} to be {state}", timeout)
         except AssertionError as error:
-            raise AssertionError(f"{error}; it is {self.state}\n{self.log.read_text()[-4000:]}") from None
+            raise AssertionError(
+                f"{error}; it is {self.state}\n{self.log.read_text()[-4000:]}"
+            ) from None
 
     def until_images(self, number: int, timeout: float = 300) -> float:
         """Wait until so many images are seen."""
         try:
             return wait_until(lambda: self.images >= number, f"{number} images", timeout)
         except AssertionError as error:
-            raise AssertionError(f"{error}; {self.state}, {self.images}\n{self.log.read_text()[-4000:]}") from None
+            raise AssertionError(
+                f"{error}; {self.state}, {self.images}\n{self.log.read_text()[-4000:]}"
+            ) from None
 
     def until_restart(self, count: int, timeout: float = 300) -> float:
         """Wait until SLURM has taken the job back and started it for the `count`th time again, seconds."""
@@ -80,7 +97,9 @@ class Job:
         try:
             wait_until(lambda: self.restarts >= count, f"restart {count}", timeout)
         except AssertionError as error:
-            raise AssertionError(f"{error}; it is {self.state}\n{self.log.read_text()[-4000:]}") from None
+            raise AssertionError(
+                f"{error}; it is {self.state}\n{self.log.read_text()[-4000:]}"
+            ) from None
         self.until("RUNNING", timeout)
         return time.monotonic() - began
 
@@ -127,8 +146,13 @@ def test_two_nodes_are_one_world(undisturbed: Job) -> None:
     """One process a node, rank zero on the first, every image once."""
     provenance = json.loads((undisturbed.run / "provenance.json").read_text())
     assert provenance["world"] == {"processes": 2, "device": "cpu"}
-    assert (provenance["host"], provenance["slurm"]["SLURM_JOB_ID"]) == ("node1", undisturbed.number)
-    assert not any(count_images(undisturbed.run, batch_size=BATCH, total=undisturbed.total).values())
+    assert (provenance["host"], provenance["slurm"]["SLURM_JOB_ID"]) == (
+        "node1",
+        undisturbed.number,
+    )
+    assert not any(
+        count_images(undisturbed.run, batch_size=BATCH, total=undisturbed.total).values()
+    )
     assert undisturbed.restarts == 0
 
 
@@ -138,7 +162,9 @@ def test_scancel_saves_and_stays_cancelled(submit: Submit, cluster: Cluster, dig
     job.until_images(600)
     cluster.slurm("scancel", job.number)
     detect = job.until("CANCELLED")
-    wait_until(lambda: "stopped by SLURM or scancel" in job.log.read_text(), "the script's last line")
+    wait_until(
+        lambda: "stopped by SLURM or scancel" in job.log.read_text(), "the script's last line"
+    )
     assert (job.status["state"], job.restarts) == ("preempted", 0)
     again = submit("cancelled")
     resume = again.until_images(int(job.status["images_seen"]) + BATCH)  # type: ignore[call-overload]
@@ -153,7 +179,9 @@ def test_scancel_saves_and_stays_cancelled(submit: Submit, cluster: Cluster, dig
         ("scontrol requeue", ["scontrol", "requeue"]),
     ],
 )
-def test_goes_on_by_itself(kind: str, command: list[str], submit: Submit, cluster: Cluster, digest: str) -> None:
+def test_goes_on_by_itself(
+    kind: str, command: list[str], submit: Submit, cluster: Cluster, digest: str
+) -> None:
     """A warning from SLURM, or a requeue by hand: saved at once, started again, nothing computed twice."""
     job = submit(command[-1].strip("-"))
     job.until_images(600)
@@ -168,7 +196,9 @@ def test_goes_on_by_itself(kind: str, command: list[str], submit: Submit, cluste
 def test_a_warning_during_start_up_is_kept(submit: Submit, cluster: Cluster, digest: str) -> None:
     """USR1 that comes before there is anything to save neither kills the job nor is lost."""
     job = submit("early")
-    wait_until(lambda: job.log.exists() and "starts on" in job.log.read_text(), "the script to listen")
+    wait_until(
+        lambda: job.log.exists() and "starts on" in job.log.read_text(), "the script to listen"
+    )
     cluster.slurm("scancel", "--signal=USR1", "--batch", job.number)
     detect = job.until_restart(1)
     assert job.status["state"] == "preempted"
@@ -205,7 +235,13 @@ def test_killed_worker(submit: Submit, cluster: Cluster, digest: str) -> None:
     job.until_restart(1)
     resume = job.until_images(images + BATCH)
     assert "error: lost rank 1 on node2" in job.log.read_text()
-    job.survived("kill -9 of a worker", digest, detect_sec=detect, resume_sec=resume, images_again=images % 240)
+    job.survived(
+        "kill -9 of a worker",
+        digest,
+        detect_sec=detect,
+        resume_sec=resume,
+        images_again=images % 240,
+    )
 
 
 def test_pulled_cable(submit: Submit, cluster: Cluster, digest: str) -> None:
@@ -218,7 +254,13 @@ def test_pulled_cable(submit: Submit, cluster: Cluster, digest: str) -> None:
     cluster.cable("node2", "up")
     resume = job.until_images(images + 10 * BATCH)
     assert job.restarts == 0
-    note("SLURM: cable pulled for 5 s", survived=True, images_lost=0, images_repeated=0, resume_sec=resume)
+    note(
+        "SLURM: cable pulled for 5 s",
+        survived=True,
+        images_lost=0,
+        images_repeated=0,
+        resume_sec=resume,
+    )
     began = time.monotonic()
     cluster.cable("node2", "down")
     wait_until(lambda: job.restarts == 1, "SLURM to give the node up")
@@ -240,7 +282,13 @@ def test_preempted_twice_and_a_node_lost(submit: Submit, cluster: Cluster, diges
     job, preemptions = submit("story"), []
     for restart in (1, 2):
         job.until_images(restart * 1200)
-        urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        urgent = (
+            "--partition=urgent",
+            "--nodes=2",
+            "--exclusive",
+            "--output=/dev/null",
+            "--wrap=sleep 1",
+        )
         cluster.submit(*urgent, cwd=ROOT)
         detect = job.until_restart(restart)
         preemptions.append((detect, job.until_images(job.images + BATCH)))
@@ -252,7 +300,9 @@ def test_preempted_twice_and_a_node_lost(submit: Submit, cluster: Cluster, diges
     cluster.start_node("node2")
     job.until_restart(3)
     resume = job.until_images(images + BATCH)
-    job.survived("a node killed", digest, detect_sec=detect, resume_sec=resume, images_again=images % 240)
+    job.survived(
+        "a node killed", digest, detect_sec=detect, resume_sec=resume, images_again=images % 240
+    )
     for detect, resume in preemptions:
         note(
             "SLURM: preempted by another partition", survived=True, images_lost=0, images_repeated=0, images_again=0,

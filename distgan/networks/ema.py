@@ -1,0 +1,45 @@
+"""Moving average of the generator's weights, its half-life counted in images.
+
+Only weights are averaged. The norm layers' running statistics belong to the raw weights, so the averaged generator
+measures its own before it is used: copying the raw ones makes its images far worse than the raw generator's.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+RAMP_UP = 0.05  # the half-life is at most this share of the images seen (Karras et al. 2020, StyleGAN2-ADA)
+
+
+class GeneratorEma:
+    """The averaged generator, always in eval mode."""
+
+    def __init__(self, generator: nn.Module, *, halflife_kimg: float) -> None:
+        self.generator = copy.deepcopy(generator).eval().requires_grad_(False)
+        self.halflife_images = halflife_kimg * 1000
+
+    @torch.no_grad()
+    def update(self, generator: nn.Module, *, batch_size: int, images_seen: int) -> None:
+        """Move toward the raw weights after a step over `batch_size` images."""
+        halflife = min(self.halflife_images, images_seen * RAMP_UP)
+        toward_raw = 1.0 - 0.5 ** (batch_size / halflife) if halflife > 0 else 1.0
+        torch._foreach_lerp_(
+            list(self.generator.parameters()), list(generator.parameters()), weight=toward_raw
+        )
+
+
+@torch.no_grad()
+def recalibrate_batch_norm(generator: nn.Module, latents: Tensor, *, num_batches: int = 4) -> None:
+    """Set the running statistics of every BatchNorm layer to their means over batches of the latents [N, Z]."""
+    norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+        norm.train()
+    for batch in latents.chunk(num_batches):
+        generator(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()

@@ -1,0 +1,52 @@
+"""Every random draw as a pure function of (seed, purpose, position): no generator state to save, lose or share.
+
+A position is the number of a real image in the run. Image p draws the same latent on one process or a thousand, in any
+batch size, before or after a resume. SplitMix64 (Steele et al. 2014) of a counter, in int64 tensor arithmetic.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # the odd increment of SplitMix64, as a signed number
+MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+def purpose_key(seed: int, purpose: str) -> int:
+    """The start of the counter sequence of one purpose, as a signed 64-bit integer."""
+    digest = hashlib.blake2b(f"{seed}:{purpose}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def shift_right(bits: Tensor, count: int) -> Tensor:
+    """Logical shift; int64 `>>` alone would carry the sign."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+def random_bits(shape: tuple[int, ...], positions: Tensor, *, seed: int, purpose: str) -> Tensor:
+    """64 random bits for each element: int64 [B, *shape] for positions int64 [B]."""
+    per_sample = math.prod(shape)
+    element = torch.arange(1, per_sample + 1, device=positions.device)
+    bits = (positions[:, None] * per_sample + element) * GOLDEN + purpose_key(seed, purpose)
+    bits = (bits ^ shift_right(bits, 30)) * MIX_1
+    bits = (bits ^ shift_right(bits, 27)) * MIX_2
+    return (bits ^ shift_right(bits, 31)).view(-1, *shape)
+
+
+def uniform(shape: tuple[int, ...], positions: Tensor, *, seed: int, purpose: str) -> Tensor:
+    """float32 [B, *shape] in [0, 1)."""
+    bits = random_bits(shape, positions, seed=seed, purpose=purpose)
+    return shift_right(bits, 40).float() * 2.0**-24
+
+
+def normal(shape: tuple[int, ...], positions: Tensor, *, seed: int, purpose: str) -> Tensor:
+    """float32 [B, *shape] from N(0, 1), by Box and Muller 1958."""
+    bits = random_bits(shape, positions, seed=seed, purpose=purpose)
+    radius = (
+        (-2.0 * (((shift_right(bits, 32)).float() + 0.5) * 2.0**-32).log()).clamp_min(0.0).sqrt()
+    )
+    angle = (bits & 0xFFFFFFFF).float() * (2.0 * math.pi * 2.0**-32)
+    return radius * angle.cos()

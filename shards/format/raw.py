@@ -1,0 +1,125 @@
+"""The bytes of a shard: a USTAR tar whose samples all have one length, so that it is a strided array on disk.
+
+sample = [tar header 512][npy header 128][pixels C*H*W][padding] ([tar header 512][label as text][padding])
+shard  = sample * num_samples, then two empty blocks of 512
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import tarfile
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = tarfile.BLOCKSIZE
+NPY_HEADER_BYTES = 128
+KEY_DIGITS = 9
+TRAILER = bytes(2 * BLOCK)
+_POWERS = 10 ** np.arange(KEY_DIGITS - 1, -1, -1)
+_SIZE, _SIZE_SHIFTS = slice(124, 135), np.arange(30, -1, -3)  # of a tar header: eleven octal digits
+_CHECKSUM, _CHECKSUM_SHIFTS = slice(148, 154), np.arange(15, -1, -3)  # six of them
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """Where things lie in a shard of uint8 images of `image_shape` = (C, H, W); `cls`: with a label member."""
+
+    image_shape: tuple[int, int, int]
+    cls: bool
+
+    @property
+    def image_bytes(self) -> int:
+        return math.prod(self.image_shape)
+
+    @property
+    def _image_member_bytes(self) -> int:
+        return BLOCK + -(-(NPY_HEADER_BYTES + self.image_bytes) // BLOCK) * BLOCK
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one sample to the next."""
+        return self._image_member_bytes + 2 * BLOCK * self.cls
+
+    def shard_bytes(self, num_samples: int) -> int:
+        """The size of a shard's file."""
+        return num_samples * self.stride + len(TRAILER)
+
+    @cached_property
+    def npy_header(self) -> bytes:
+        """The 128 bytes that make the pixels after them a uint8 array [C, H, W]."""
+        file = io.BytesIO()
+        header = {"descr": "|u1", "fortran_order": False, "shape": self.image_shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        assert len(file.getvalue()) == NPY_HEADER_BYTES, (
+            "the npy header does not have its 128 bytes"
+        )
+        return file.getvalue()
+
+    def blank(self, keys: NDArray[np.int64], labels: NDArray[np.int32] | None) -> NDArray[np.uint8]:
+        """Samples [n, stride] with every byte in place but the pixels, which are zero."""
+        rows = np.zeros((len(keys), self.stride), np.uint8)
+        rows[:, :BLOCK] = tar_headers(keys, ".npy", NPY_HEADER_BYTES + self.image_bytes)
+        rows[:, BLOCK : BLOCK + NPY_HEADER_BYTES] = np.frombuffer(self.npy_header, np.uint8)
+        if self.cls:
+            assert labels is not None, "a layout with label members needs labels"
+            rows[:, self._image_member_bytes :] = label_members(keys, labels)
+        return rows
+
+    def pixels(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The images [n, C, H, W] of samples [n, stride], as a view."""
+        start = BLOCK + NPY_HEADER_BYTES
+        return rows[:, start : start + self.image_bytes].reshape(len(rows), *self.image_shape)
+
+    def keys(self, rows: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """The keys that samples [n, stride] bear; nonsense where the bytes are not digits."""
+        return (rows[:, :KEY_DIGITS].astype(np.int64) - ord("0")) @ _POWERS
+
+
+def npy_of_labels(labels: NDArray[np.int32]) -> bytes:
+    """The bytes of `labels.npy`: a header of NPY_HEADER_BYTES, then little-endian int32."""
+    return _npy(labels.astype("<i4"))
+
+
+def npy_of_spans(spans: NDArray[np.int64]) -> bytes:
+    """The bytes of `spans.npy`: a header of NPY_HEADER_BYTES, then little-endian int64 [n, 2]."""
+    return _npy(spans.astype("<i8"))
+
+
+def _npy(array: NDArray[np.generic]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def label_members(keys: NDArray[np.int64], labels: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """The members [n, 1024] that hold labels as text."""
+    texts = labels.astype("S")  # zero-padded ASCII
+    rows = np.zeros((len(keys), 2 * BLOCK), np.uint8)
+    rows[:, :BLOCK] = tar_headers(keys, ".cls", np.strings.str_len(texts).astype(np.int64))
+    rows[:, BLOCK : BLOCK + texts.itemsize] = texts.view(np.uint8).reshape(len(keys), -1)
+    return rows
+
+
+def tar_headers(
+    keys: NDArray[np.int64], extension: str, num_bytes: int | NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """The USTAR headers [n, 512] of members `<key><extension>` of `num_bytes`: a template of the standard library with
+    key, size and checksum put in, since `TarInfo.tobuf` for every sample would cost a quarter of the packing time."""
+    assert len(keys) == 0 or (keys.min() >= 0 and keys.max() < 10**KEY_DIGITS), (
+        "a key does not fit its digits"
+    )
+    member = tarfile.TarInfo("0" * KEY_DIGITS + extension)
+    template = np.frombuffer(member.tobuf(tarfile.USTAR_FORMAT), np.uint8)
+    rows = np.tile(template, (len(keys), 1))
+    digits = keys[:, None] // _POWERS % 10
+    rows[:, :KEY_DIGITS] += digits.astype(np.uint8)
+    sizes = np.atleast_1d(np.asarray(num_bytes, np.int64))[:, None] >> _SIZE_SHIFTS & 7
+    rows[:, _SIZE] += sizes.astype(np.uint8)
+    # the sum of all bytes of the header
+    checksums = int(template[_CHECKSUM].tobytes(), 8) + digits.sum(axis=1) + sizes.sum(axis=1)
+    rows[:, _CHECKSUM] = ord("0") + (checksums[:, None] >> _CHECKSUM_SHIFTS & 7)
+    return rows

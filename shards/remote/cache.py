@@ -1,0 +1,154 @@
+"""The node's cache of remote files: bounded, shared by all processes and runs of a node, each file fetched once.
+
+open ──there──> the file, under a shared lock for as long as it is open or mapped
+  └──not──> lock `<name>.lock`, make room, fetch to `<name>.<bytes>.part`, sync, rename, and open
+
+A file's name is its sha256: no URL is stored, and no two datasets are mixed up. The kernel drops the locks of a process
+that is killed, so a file is evicted only where nobody alive reads it, and what a dead process left half fetched goes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from shards.errors import ShardError, printable
+from shards.files import DISK_FULL, explained, locked, sync_folder
+
+_POLL_SEC = 0.1
+
+
+@dataclass(frozen=True)
+class NodeCache:
+    """Files in `folder`, of at most `max_bytes` in all, those being fetched included; None: as many as the disk takes."""
+
+    folder: Path
+    max_bytes: int | None = None
+    wait_sec: float = 60.0  # for files in use to be let go of, where there is no other room
+
+    def open(self, name: str, *, num_bytes: int, fetch: Callable[[Path], object]) -> BinaryIO:
+        """The file `name` of `num_bytes`, which is not evicted while it is open or mapped.
+
+        Where it is not there `fetch` writes it to the path it is given, or raises: then nothing is left of it. Raises
+        ShardError where there is no room.
+        """
+        path = self.folder / name
+        with explained(self.folder, doing="cannot keep shards in the cache"):
+            while (file := _open_shared(path, num_bytes)) is None:
+                lock, part = self._lock(name), self.folder / f"{name}.{num_bytes}.part"
+                with locked(lock, busy=None):
+                    try:
+                        if not path.exists():  # or else whoever had the lock before has fetched it
+                            self._fetch(part, num_bytes, fetch)
+                            os.replace(part, path)
+                            sync_folder(self.folder)
+                    finally:
+                        part.unlink(missing_ok=True)
+                        lock.unlink(missing_ok=True)
+            return file
+
+    def _fetch(self, part: Path, num_bytes: int, fetch: Callable[[Path], object]) -> None:
+        self._make_room(part, num_bytes)
+        while True:
+            try:
+                fetch(part)
+                with open(part, "rb") as file:
+                    os.fsync(file.fileno())
+                return
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                part.write_bytes(b"")
+                with locked(self.folder / "lock", busy=None):
+                    if not self._evict(
+                        num_bytes
+                    ):  # others may have filled the disk, but what we had goes first
+                        raise
+
+    def _make_room(self, part: Path, num_bytes: int) -> None:
+        """Create the empty `part`, by whose name its bytes count, once there is room for it."""
+        deadline = time.monotonic() + self.wait_sec
+        while True:
+            with locked(self.folder / "lock", busy=None):
+                self._remove_orphans()
+                if self.max_bytes is None or self._room_for(num_bytes, self.max_bytes):
+                    part.touch()
+                    return
+            if time.monotonic() > deadline:
+                raise ShardError(
+                    f"the cache {printable(str(self.folder))} of {self.max_bytes / 1e9:g} GB is full of shards in use, "
+                    f"with no room for one of {num_bytes / 1e9:.3g} GB: raise data.cache_gb, or wait for the other runs"
+                )
+            time.sleep(_POLL_SEC)
+
+    def _room_for(self, num_bytes: int, max_bytes: int) -> bool:
+        used = sum(_size(part) for part in self.folder.glob("*.part")) + sum(
+            size for _, size, _ in self._files()
+        )
+        excess = used + num_bytes - max_bytes
+        return excess <= 0 or self._evict(excess) >= excess
+
+    def _evict(self, num_bytes: int) -> int:
+        """Remove files that nobody reads, the least recently used first, and say how many bytes that freed."""
+        freed = 0
+        for _, size, path in sorted(self._files()):
+            if freed >= num_bytes:
+                break
+            with suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                freed += size
+        return freed
+
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """(time of last use in ns, bytes, path) of all whole files."""
+        found = []
+        for path in self.folder.iterdir():
+            if not path.suffix and path.name != "lock":
+                with suppress(FileNotFoundError):
+                    status = path.stat()
+                    found.append((status.st_mtime_ns, status.st_size, path))
+        return found
+
+    def _remove_orphans(self) -> None:
+        """Remove what processes that were killed left half fetched."""
+        for part in self.folder.glob("*.part"):
+            lock = self._lock(part.name.split(".")[0])
+            with suppress(ShardError), locked(lock, busy="being fetched"):
+                part.unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
+
+    def _lock(self, name: str) -> Path:
+        return self.folder / f"{name}.lock"
+
+
+def _size(part: Path) -> int:
+    """The bytes that a file being fetched will have."""
+    return int(part.name.split(".")[1])
+
+
+def _open_shared(path: Path, num_bytes: int) -> BinaryIO | None:
+    """The file under a shared lock, which a mapping of it keeps; None where it is not there."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        with suppress(FileNotFoundError):  # evicted before we had the lock
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                if os.fstat(file.fileno()).st_size == num_bytes:
+                    os.utime(file.fileno())
+                    return file
+                path.unlink()  # cut short by hand or by a broken disk
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None

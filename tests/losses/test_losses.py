@@ -1,0 +1,199 @@
+"""Losses, penalties, diversity terms and augmentations against closed forms."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from distgan.losses.adversarial import ADVERSARIAL
+from distgan.losses.augmentation import AUGMENTATIONS, adapted, augment, color, cutout, translation
+from distgan.losses.diversity import GROUP, feature_distance, mode_seeking
+from distgan.losses.penalties import gradient_penalty, r1, r2
+
+LOGITS = torch.linspace(-3, 3, 7)
+OTHERS = LOGITS.flip(0).square() - 2
+
+
+def test_bce_is_cross_entropy() -> None:
+    """Losses equal torch's on targets 1 - smoothing, 0 and 1."""
+    loss, cross_entropy = ADVERSARIAL["bce"], functional.binary_cross_entropy_with_logits
+    torch.testing.assert_close(
+        loss.real_loss(LOGITS, 0.1), cross_entropy(LOGITS, torch.full((7,), 0.9))
+    )
+    torch.testing.assert_close(loss.fake_loss(LOGITS), cross_entropy(LOGITS, torch.zeros(7)))
+    torch.testing.assert_close(loss.generator_loss(LOGITS), cross_entropy(LOGITS, torch.ones(7)))
+
+
+def test_lsgan_is_squared_error_around_zero() -> None:
+    """With y = (logit + 1) / 2: (y - (1 - s))^2, y^2 and (y - 1)^2."""
+    loss, y = ADVERSARIAL["lsgan"], (LOGITS + 1) / 2
+    torch.testing.assert_close(loss.real_loss(LOGITS, 0.2), (y - 0.8).square().mean())
+    torch.testing.assert_close(loss.fake_loss(LOGITS), y.square().mean())
+    torch.testing.assert_close(loss.generator_loss(LOGITS), (y - 1).square().mean())
+
+
+def test_hinge_stops_beyond_the_margin() -> None:
+    """max(0, 1 - x), max(0, 1 + x) and -x."""
+    loss = ADVERSARIAL["hinge"]
+    assert loss.real_loss(LOGITS, 0.0).item() == pytest.approx((4 + 3 + 2 + 1) / 7)
+    assert loss.fake_loss(LOGITS).item() == pytest.approx((1 + 2 + 3 + 4) / 7)
+    assert loss.generator_loss(LOGITS + 1).item() == pytest.approx(-1)
+
+
+def test_wasserstein_is_a_difference_of_means() -> None:
+    """Whatever constant is added to all scores, and with the gradients of the plain difference."""
+    loss, reals = ADVERSARIAL["wasserstein"], LOGITS.clone().requires_grad_()
+    real_scores, fake_scores = loss.relate(reals + 50, OTHERS + 50)
+    total = loss.real_loss(real_scores, 0.0) + loss.fake_loss(fake_scores)
+    assert total.item() == pytest.approx((OTHERS.mean() - LOGITS.mean()).item(), abs=1e-4)
+    assert (real_scores.mean() + fake_scores.mean()).item() == pytest.approx(0, abs=1e-4)
+    total.backward()
+    torch.testing.assert_close(reals.grad, torch.full((7,), -1 / 7))
+
+
+def test_relativistic_compares_pairs() -> None:
+    """D pays softplus(-(real - fake)), G softplus(real - fake), pair by pair."""
+    loss = ADVERSARIAL["relativistic"]
+    real_logits, fake_logits = loss.relate(LOGITS, OTHERS)
+    total = loss.real_loss(real_logits, 0.0) + loss.fake_loss(fake_logits)
+    torch.testing.assert_close(total, functional.softplus(OTHERS - LOGITS).mean())
+    torch.testing.assert_close(
+        loss.generator_loss(fake_logits), functional.softplus(LOGITS - OTHERS).mean()
+    )
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_equilibrium_is_the_loss_of_equal_logits(name: str) -> None:
+    """Where the discriminator says the undecided zero to everything, both pay the stated losses."""
+    loss, zero = ADVERSARIAL[name], torch.zeros(4)
+    real_logits, fake_logits = loss.relate(zero, zero)
+    total = loss.real_loss(real_logits, 0.0) + loss.fake_loss(fake_logits)
+    assert (total.item(), loss.generator_loss(fake_logits).item()) == pytest.approx(
+        loss.equilibrium
+    )
+
+
+def quadratic(images: torch.Tensor) -> torch.Tensor:
+    """A critic |x|^2, whose gradient is 2 x."""
+    return images.square().flatten(1).sum(1)
+
+
+def test_penalties_of_a_quadratic_critic() -> None:
+    """R1 and R2 are 2 E|x|^2 of reals and of fakes; the gradient penalty is E(2|x| - 1)^2 between them."""
+    reals, fakes, mixing = torch.randn(6, 3, 4, 4), torch.randn(6, 3, 4, 4), torch.rand(6)
+    torch.testing.assert_close(r1(quadratic, reals, fakes, mixing), 2 * quadratic(reals).mean())
+    torch.testing.assert_close(r2(quadratic, reals, fakes, mixing), 2 * quadratic(fakes).mean())
+    between = reals + mixing[:, None, None, None] * (fakes - reals)
+    expected = (2 * quadratic(between).sqrt() - 1).square().mean()
+    torch.testing.assert_close(gradient_penalty(quadratic, reals, fakes, mixing), expected)
+
+
+def test_penalty_reaches_the_critics_weight() -> None:
+    """For a critic w x the R1 penalty is w^2 / 2, its gradient w."""
+    weight = torch.tensor(3.0, requires_grad=True)
+    ones = torch.ones(5, 1, 1, 1)
+    penalty = r1(lambda images: weight * images.flatten(), ones, ones, torch.zeros(5))
+    penalty.backward()
+    assert (penalty.item(), weight.grad.item()) == pytest.approx((4.5, 3.0))
+
+
+def test_mode_seeking_knows_dead_latents() -> None:
+    """1 where all fakes are one, 1/2 where fakes differ as reals do per usual distance of latents, less beyond."""
+    latents = torch.zeros(2 * GROUP, 4)
+    latents[1::2] = 2 / math.sqrt(math.pi)
+    reals = torch.zeros(2 * GROUP, 1, 2, 2)
+    reals[1::2] = 0.5
+    assert mode_seeking(torch.ones_like(reals), reals, latents).item() == pytest.approx(1)
+    assert mode_seeking(reals.flip(0), reals, latents).item() == pytest.approx(0.5, abs=1e-6)
+    assert mode_seeking(3 * reals, reals, latents).item() == pytest.approx(0.25, abs=1e-6)
+    fakes = torch.full_like(reals, 0.1).requires_grad_()
+    mode_seeking(fakes, reals, latents).backward()
+    assert torch.isfinite(fakes.grad).all()
+
+
+def test_feature_distance_asks_for_no_more_than_reals_have() -> None:
+    """1 where all fakes are one, 0 where they are as far apart as reals or farther, a half in the middle."""
+    reals = torch.randn(3 * GROUP, 5)
+    assert feature_distance(torch.zeros_like(reals), reals).item() == pytest.approx(1, abs=1e-3)
+    assert feature_distance(2 * reals, reals).item() == 0
+    assert feature_distance(reals / 2, reals).item() == pytest.approx(0.5, abs=1e-3)
+
+
+def test_groups_do_not_depend_on_the_split() -> None:
+    """The mean over two halves of a batch is the term of the whole: what ranks compute, one process computes."""
+    draw = torch.Generator().manual_seed(0)
+    fakes, reals = torch.rand(2, 4 * GROUP, 3, 4, 4, generator=draw)
+    latents, half = torch.randn(4 * GROUP, 6, generator=draw), 2 * GROUP
+    for whole, parts in (
+        (
+            mode_seeking(fakes, reals, latents),
+            [
+                mode_seeking(fakes[s], reals[s], latents[s])
+                for s in (slice(half), slice(half, None))
+            ],
+        ),
+        (
+            feature_distance(fakes.flatten(1), reals.flatten(1)),
+            [
+                feature_distance(fakes[s].flatten(1), reals[s].flatten(1))
+                for s in (slice(half), slice(half, None))
+            ],
+        ),
+    ):
+        torch.testing.assert_close(whole, torch.stack(parts).mean())
+
+
+def test_translation_moves_whole_images() -> None:
+    """Rows and columns go by the drawn number of pixels, up to an eighth of the side; zeros come in."""
+    images = torch.rand(3, 2, 16, 16)
+    draws, chosen = (
+        torch.tensor([[0.0, 0.99], [0.99, 0.5], [0.0, 0.0]]),
+        torch.tensor([True, True, False]),
+    )
+    moved = translation(images, draws, chosen)
+    expected = torch.zeros(2, 16, 16)
+    expected[:, :-2, 2:] = images[0, :, 2:, :-2]
+    torch.testing.assert_close(moved[0], expected)
+    torch.testing.assert_close(moved[1, :, 2:], images[1, :, :-2])
+    torch.testing.assert_close(moved[2], images[2])
+
+
+def test_cutout_blanks_a_square_of_half_the_side() -> None:
+    """A quarter of the image is zero where the square lies inside; images that were not chosen stay."""
+    images = torch.ones(2, 1, 8, 8)
+    cut = cutout(images, torch.full((2, 2), 0.5), torch.tensor([True, False]))
+    assert cut.sum((1, 2, 3)).tolist() == [48, 64]
+    assert cut[0, 0, 2:6, 2:6].sum() == 0
+
+
+def test_color_keeps_what_was_not_chosen() -> None:
+    """Neutral draws change nothing; brightness adds up to a half."""
+    images = torch.rand(2, 3, 4, 4)
+    chosen = torch.tensor([True, False])
+    torch.testing.assert_close(color(images, torch.full((2, 3), 0.5), chosen), images)
+    brighter = color(images, torch.tensor([[1.0, 0.5, 0.5]] * 2), chosen)
+    torch.testing.assert_close(brighter, images + torch.tensor([0.5, 0.0])[:, None, None, None])
+
+
+def test_augmentation_belongs_to_positions_and_is_differentiable() -> None:
+    """The same image at the same position is augmented alike in any batch; gradients pass; nothing at probability 0."""
+    images, positions = torch.rand(6, 3, 16, 16, requires_grad=True), torch.arange(6)
+    settings = {"kinds": tuple(AUGMENTATIONS), "seed": 0, "purpose": "test"}
+    whole = augment(images, positions, probability=torch.tensor(1.0), **settings)
+    part = augment(images[2:4], positions[2:4], probability=torch.tensor(1.0), **settings)
+    torch.testing.assert_close(whole[2:4], part)
+    whole.sum().backward()
+    assert images.grad.abs().sum() > 0
+    torch.testing.assert_close(
+        augment(images, positions, probability=torch.tensor(0.0), **settings), images
+    )
+
+
+def test_probability_follows_the_discriminators_sign() -> None:
+    """It rises while reals are told too surely, falls otherwise, and stays in [0, 1]."""
+    settings = {"target": 0.6, "images": 100, "ramp_kimg": 1.0}
+    half = torch.tensor(0.5)
+    assert adapted(half, torch.tensor(0.95), **settings).item() == pytest.approx(0.6)
+    assert adapted(half, torch.tensor(0.75), **settings).item() == pytest.approx(0.4)
+    assert adapted(torch.tensor(0.0), torch.tensor(0.5), **settings).item() == 0

@@ -1,0 +1,119 @@
+"""The unrolled generator step: its gradient is that of the whole saddle through K steps, and nobody else is touched."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from distgan.config.schema import Loss, Optim
+from distgan.gan import GAN
+from distgan.losses.unrolling import DifferentiableAdam, anticipated, sgd
+from distgan.steps import discriminator_step, generator_step
+from tests.small_gan import make_gan, micro_batch, snapshot
+from tests.worlds import run_world
+
+UNROLLED = Loss(unroll_steps=3)
+
+
+class Scene:
+    """A two-dimensional discriminator, reals and fakes in float64."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+        self.reals, self.fakes = torch.randn(2, 16, 2, dtype=torch.float64)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=0.05, betas=(0.5, 0.9))
+        for _ in range(3):  # so that the moments are not new
+            self.optimizer.zero_grad()
+            self.loss(dict(self.network.named_parameters()), self.fakes).backward()
+            self.optimizer.step()
+
+    def loss(self, parameters: dict[str, torch.Tensor], fakes: torch.Tensor) -> torch.Tensor:
+        real, fake = (functional_call(self.network, parameters, (x,)) for x in (self.reals, fakes))
+        return nn.functional.softplus(-real).mean() + nn.functional.softplus(fake).mean()
+
+    def unrolled(self, fakes: torch.Tensor, kind: str) -> torch.Tensor:
+        named = dict(self.network.named_parameters())
+        step = sgd
+        if kind == "adam":
+            moments = {name: self.optimizer.state[parameter] for name, parameter in named.items()}
+            step = DifferentiableAdam(moments, betas=(0.5, 0.9))
+        copies = {
+            name: parameter.detach().clone().requires_grad_() for name, parameter in named.items()
+        }
+        return self.loss(
+            anticipated(copies, lambda p: self.loss(p, fakes), num_steps=4, lr=0.05, step=step),
+            fakes,
+        )
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_gradient_is_the_finite_difference(kind: str) -> None:
+    """Through four steps, with respect to the fakes."""
+    scene = Scene()
+    fakes = scene.fakes.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(scene.unrolled(fakes, kind), fakes)
+    assert torch.autograd.gradcheck(lambda x: scene.unrolled(x, kind), (fakes,), atol=1e-6)
+    first_order = torch.autograd.grad(
+        scene.loss(dict(scene.network.named_parameters()), fakes), fakes
+    )[0]
+    assert not torch.allclose(gradient, first_order, rtol=0.01)
+
+
+def test_steps_are_those_of_the_optimizer() -> None:
+    """K anticipated Adam steps end at the loss that K real ones reach on the same images."""
+    scene = Scene()
+    expected = copy.deepcopy(scene)
+    expected.optimizer = torch.optim.Adam(expected.network.parameters(), lr=0.05, betas=(0.5, 0.9))
+    expected.optimizer.load_state_dict(copy.deepcopy(scene.optimizer.state_dict()))
+    for _ in range(4):
+        expected.optimizer.zero_grad()
+        expected.loss(dict(expected.network.named_parameters()), scene.fakes).backward()
+        expected.optimizer.step()
+    reached = expected.loss(dict(expected.network.named_parameters()), scene.fakes)
+    torch.testing.assert_close(scene.unrolled(scene.fakes, "adam"), reached, rtol=1e-6, atol=0)
+
+
+def test_anticipation_leaves_the_discriminator_alone(gan: GAN) -> None:
+    """Its parameters, norm statistics, gradients and optimizer are bit for bit what they were."""
+    batches = [micro_batch(8)]
+    fakes, _ = discriminator_step(gan, batches, loss=UNROLLED, penalty_scale=0, keep_graph=True)
+    discriminator, optimizer = gan.raw_discriminator, gan.optimizer_d.optimizer
+    tensors = [*discriminator.state_dict().values(), *(p.grad for p in discriminator.parameters())]
+    tensors += [value for state in optimizer.state.values() for value in state.values()]
+    before, generator = [tensor.clone() for tensor in tensors], snapshot(gan.raw_generator)
+    generator_step(gan, batches, loss=UNROLLED, fakes=fakes)
+    assert all(torch.equal(now, then) for now, then in zip(tensors, before, strict=True))
+    assert any(
+        not torch.equal(p, old)
+        for p, old in zip(gan.raw_generator.parameters(), generator, strict=True)
+    )
+
+
+def test_only_the_saddle_value_goes_flat_under_a_sure_discriminator(gan: GAN) -> None:
+    """With logits far below zero for fakes its gradient is nothing, that of the non-saturating value is not."""
+    with torch.no_grad():
+        gan.raw_discriminator.judge.bias.fill_(-40)
+    norms = {}
+    for value in ("saddle", "non_saturating"):
+        loss = Loss(unroll_steps=1, unroll_optimizer="sgd", unroll_value=value)
+        norms[value] = float(generator_step(gan, [micro_batch(8)], loss=loss)["grad_norm/g"])
+    assert norms["saddle"] < 1e-6 * norms["non_saturating"]
+
+
+def anticipating_ranks() -> list[float]:
+    """The generator after one unrolled step on this rank's own images."""
+    gan = make_gan(loss=UNROLLED, optim=Optim(lr_g=0.01))
+    rank = torch.distributed.get_rank()
+    batches = [micro_batch(8, first=8 * rank)]
+    fakes, _ = discriminator_step(gan, batches, loss=UNROLLED, penalty_scale=0, keep_graph=True)
+    generator_step(gan, batches, loss=UNROLLED, fakes=fakes)
+    return [float(p.double().sum()) for p in gan.raw_generator.parameters()]
+
+
+def test_ranks_agree_after_an_unrolled_step() -> None:
+    """Each rank anticipates on its own images; the generator's gradient is the mean, so generators stay equal."""
+    first, second = run_world(2, anticipating_ranks)
+    assert first == second

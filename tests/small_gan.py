@@ -1,0 +1,43 @@
+"""Small gan and batches for tests of the step."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from distgan.config.schema import Config, Loss, Networks, Optim, Train
+from distgan.data import MicroBatch
+from distgan.gan import GAN, build_gan
+from distgan.networks.base import GeneratorSpec
+from distgan.runtime.accelerator import build_accelerator
+
+PLAIN = Config()
+
+
+def make_gan(loss: Loss = PLAIN.loss, optim: Optim = PLAIN.optim, **networks: Any) -> GAN:
+    """Small gan on the CPU."""
+    spec = GeneratorSpec("dcgan", 32, 1, width=4, latent_dim=8)
+    train = Train(cpu_threads=1, precision="launcher")
+    accelerator, _ = build_accelerator(train)
+    return build_gan(
+        accelerator,
+        spec,
+        networks=Networks(discriminator_width=4, **networks),
+        optim=optim,
+        train=train,
+        loss=loss,
+    )
+
+
+def micro_batch(size: int = 4, *, first: int = 0) -> MicroBatch:
+    """Random images and latents, the same for the same place."""
+    draw = torch.Generator().manual_seed(first)
+    reals = torch.rand(size, 1, 32, 32, generator=draw) * 2 - 1
+    return MicroBatch(
+        reals, torch.randn(size, 8, generator=draw), torch.arange(first, first + size), seed=0
+    )
+
+
+def snapshot(network: nn.Module) -> list[torch.Tensor]:
+    """Copies of all parameters."""
+    return [parameter.detach().clone() for parameter in network.parameters()]
