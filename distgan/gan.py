@@ -23,6 +23,7 @@ from distgan.runtime.compilation import EAGER, Compilation, choose_compilation
 from distgan.runtime.distributed import World, current_world
 from distgan.runtime.randomness import normal
 
+OLD_HEAD, HEAD = "discriminator.judge.", "discriminator.head."  # before and since the renaming
 NUM_NORM_LATENTS = 1024  # from which the averaged generator measures its norm statistics
 
 
@@ -92,7 +93,8 @@ class GAN:
         return tensors, plain
 
     def unpack(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-        """Undo `pack`."""
+        """Undo `pack`; also reads checkpoints in which the discriminator's head had another name."""
+        tensors = {name.replace(OLD_HEAD, HEAD, 1): tensor for name, tensor in tensors.items()}
         for prefix, network in self.networks().items():
             own = {
                 name.removeprefix(prefix): t

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from distgan.gan import GAN, HEAD, OLD_HEAD
 from distgan.run import checkpoints as checkpoint
 from distgan.run.checkpoints import CheckpointError
 
@@ -108,3 +109,13 @@ def test_optimizer_goes_on_as_if_never_stopped(layout: torch.memory_format) -> N
     step(parameter, optimizer)
     step(again, other)
     assert torch.equal(parameter, again)
+
+
+def test_checkpoint_with_the_old_name_of_the_head_is_restored(gan: GAN) -> None:
+    """Tensors named `discriminator.judge.*` become the weights of `discriminator.head`."""
+    tensors, plain = gan.pack()
+    stored = {name.replace(HEAD, OLD_HEAD): tensor.clone() for name, tensor in tensors.items()}
+    assert "discriminator.judge.weight" in stored
+    torch.nn.init.zeros_(gan.raw_discriminator.head.weight)
+    gan.unpack(stored, plain)
+    assert torch.equal(gan.raw_discriminator.head.weight, stored["discriminator.judge.weight"])

@@ -122,7 +122,7 @@ def test_packing_judges_neighbours_together() -> None:
     packed = build_discriminator(SPEC, DiscriminatorSpec(8, "none", packing=2))
     images = torch.randn(4, 3, 32, 32)
     wide = packed.layers(images.view(2, 6, 32, 32)).flatten(1)
-    torch.testing.assert_close(packed(images), packed.judge(wide).squeeze(1))
+    torch.testing.assert_close(packed(images), packed.head(wide).squeeze(1))
 
 
 def test_dcgan_has_the_textbook_size() -> None:

@@ -86,15 +86,15 @@ class MinibatchStddev(nn.Module):
 class Discriminator(nn.Module):
     """images [B, C, H, W] in [-1, 1] -> logits [B / packing], above zero where the images are held to be real.
 
-    `layers` end in feature maps of 4x4 or in features, and `judge` weighs them.
+    `layers` end in feature maps of 4x4 or in features, and `head` maps them to one logit.
     """
 
     layers: nn.Sequential
-    judge: nn.Linear
+    head: nn.Linear
     packing: int
 
     def maps(self, images: Tensor) -> Tensor:
-        """images [B, C, H, W] -> what the judge weighs, [B / packing, ...]."""
+        """images [B, C, H, W] -> what the head takes, [B / packing, ...]."""
         if (
             self.packing > 1
         ):  # consecutive images side by side, as channels (Lin et al. 2018, section 2)
@@ -107,13 +107,13 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images [B, C, H, W] in [-1, 1] -> logits [B / packing]."""
-        maps, weight = self.maps(images), self.judge.weight
+        maps, weight = self.maps(images), self.head.weight
         if (
             maps.dim() == 4
         ):  # the weight is turned to their layout, channels last: to turn the maps costs more
             weight = weight.unflatten(1, maps.shape[1:]).permute(0, 2, 3, 1).flatten(1)
             maps = maps.permute(0, 2, 3, 1).flatten(1)
-        return linear(maps, weight, self.judge.bias).squeeze(1)
+        return linear(maps, weight, self.head.bias).squeeze(1)
 
     def normalise(self, norm: str) -> None:
         """Put spectral norm on every weight where it is asked for (Miyato et al. 2018)."""

@@ -97,7 +97,7 @@ class DCGANDiscriminator(Discriminator):
                 seen = width
         self.layers = nn.Sequential(*layers)
         # A 4x4 convolution of a 4x4 map to one number is this matrix product.
-        self.judge = nn.Linear(widths[-1] * 16, 1)
+        self.head = nn.Linear(widths[-1] * 16, 1)
         self.apply(init_dcgan)
         if spec.init == "he":
             self.layers.apply(init_he)

@@ -126,6 +126,6 @@ class ResNetDiscriminator(Discriminator):
                 )
             )
         self.layers = nn.Sequential(*blocks, nn.ReLU(), nn.AvgPool2d(8, divisor_override=1))
-        self.judge = nn.Linear(width, 1)
+        self.head = nn.Linear(width, 1)
         self.apply(init_resnet)
         self.normalise(spec.norm)

@@ -83,7 +83,7 @@ class Judge(Discriminator):
         body = [*mlp(2 * networks.packing, 1)]
         if networks.minibatch_stddev:
             body.insert(5, MinibatchStddev(128, networks.minibatch_stddev))
-        self.layers, self.judge = nn.Sequential(*body[:-1]), nn.Linear(128, 1)
+        self.layers, self.head = nn.Sequential(*body[:-1]), nn.Linear(128, 1)
 
 
 def build(config: Config) -> GAN:

@@ -95,7 +95,7 @@ def test_anticipation_leaves_the_discriminator_alone(gan: GAN) -> None:
 def test_only_the_saddle_value_goes_flat_under_a_sure_discriminator(gan: GAN) -> None:
     """With logits far below zero for fakes its gradient is nothing, that of the non-saturating value is not."""
     with torch.no_grad():
-        gan.raw_discriminator.judge.bias.fill_(-40)
+        gan.raw_discriminator.head.bias.fill_(-40)
     norms = {}
     for value in ("saddle", "non_saturating"):
         loss = Loss(unroll_steps=1, unroll_optimizer="sgd", unroll_value=value)
