@@ -8,4 +8,4 @@ class UserError(ValueError):
 class RunFailed(RuntimeError):
     """The run cannot go on though nobody made a mistake in typing; shown as one line, and exits 1."""
 
-    speaks = False  # whether another process than rank zero has to show it, rank zero being gone
+    must_report = False  # True if this rank must report it because rank zero is gone

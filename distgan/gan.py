@@ -184,7 +184,7 @@ def build_gan(
         (generator.to(accelerator.device), discriminator.to(accelerator.device)),
         latent_shape=(spec.latent_dim,),
         image_shape=(spec.channels, spec.image_size, spec.image_size),
-        share=train.batch_size // accelerator.num_processes // train.accumulate,
+        micro_batch_size=train.batch_size // accelerator.num_processes // train.accumulate,
         num_processes=accelerator.num_processes,
         autocast=accelerator.autocast,
     )

@@ -162,7 +162,7 @@ class PerClass:
         only = self.config.networks.only_class
         if only is not None:
             return self.trainer(next(share for share in self.shares if share.number == only)).run()
-        self.folder: RunFolder | None = self.world.on_main(self.open_folder)
+        self.folder: RunFolder | None = self.world.run_on_main(self.open_folder)
         trained = self.world.broadcast_from_main(self.images_of_classes)
         outcome = self.train_classes(trained)
         if outcome == "done":
@@ -287,16 +287,16 @@ class PerClass:
         if self.world.broadcast_from_main(lambda: self.is_joined(images_seen)):
             reporter.already_done(images_seen=images_seen)
             return "done"
-        peers = Heartbeat(self.world)
-        peers.stuck = lambda why: reporter.close("failed", why, images_seen=images_seen)
+        heartbeat = Heartbeat(self.world)
+        heartbeat.on_hang = lambda why: reporter.close("failed", why, images_seen=images_seen)
         try:
             outcome, reason = self.join_classes(reporter, images_seen)
         except BaseException as error:
-            cause, reason = peers.explain(error)
+            cause, reason = heartbeat.find_cause(error)
             reporter.close("failed", reason, images_seen=images_seen)
             raise cause from None
         reporter.close(outcome, reason, images_seen=images_seen)
-        peers.leave()
+        heartbeat.close()
         return outcome
 
     def is_joined(self, images_seen: int) -> bool:
@@ -353,7 +353,7 @@ class PerClass:
 
     def build_mixture(self) -> tuple[Mixture, MixtureSpec]:
         """The classes' generators, read by rank zero, as one on every rank; a class weighs what it has of the images."""
-        parts = self.world.on_main(
+        parts = self.world.run_on_main(
             lambda: [load_generator(self.class_dir(share)) for share in self.shares]
         )
         part: Any = self.world.broadcast_object(parts[0][1] if parts else None)

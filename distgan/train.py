@@ -82,7 +82,7 @@ def train(
             complain(str(error))
         raise SystemExit(2) from None
     except RunFailed as error:
-        if is_main or error.speaks:
+        if is_main or error.must_report:
             complain(str(error))
         raise SystemExit(1) from None
     INTERRUPT.ignore()

@@ -32,7 +32,7 @@ from distgan.run.folder import FINISHED_STATES, RunFolder, explained, read_statu
 from distgan.run.preflight import check_agreement, check_batch, default_run_dir, start_table
 from distgan.run.schedule import due, penalty_scale
 from distgan.runtime.accelerator import COLLECTIVE_TIMEOUT, build_accelerator, die_with_launcher
-from distgan.runtime.distributed import Consensus, current_world
+from distgan.runtime.distributed import CoordinatedStop, current_world
 from distgan.runtime.heartbeat import Heartbeat
 from distgan.runtime.provenance import peak_memory_gb, provenance
 from distgan.runtime.signals import Interrupt
@@ -60,10 +60,10 @@ class Trainer:
         self.total_images = total_images(config.train, self.reader.num_samples)
         self.accelerator, self.precision_reason = build_accelerator(config.train)
         self.world, self.device = current_world(), self.accelerator.device
-        self.peers = Heartbeat(self.world)
+        self.heartbeat = Heartbeat(self.world)
         check_batch(config, self.world)
         self.run_dir = run_dir or default_run_dir(name, config, self.index.fingerprint)
-        self.folder = self.world.on_main(lambda: open_folder(self.run_dir))
+        self.folder = self.world.run_on_main(lambda: open_folder(self.run_dir))
         self.quality = Evaluator(
             self.reader, evaluation=config.evaluation, thresholds=config.collapse.thresholds,
             classes=config.data.classes, world=self.world, device=self.device, seed=config.train.seed,
@@ -84,7 +84,7 @@ class Trainer:
         self.active = self.remedied(self.state.rollbacks)
         self.means = RunningMeans()
         self.looking = dict.fromkeys(("samples", "evaluations", "checkpoints"), 0.0)  # seconds
-        self.consensus = Consensus(self.world, timeout=COLLECTIVE_TIMEOUT)
+        self.coordinated_stop = CoordinatedStop(self.world, timeout=COLLECTIVE_TIMEOUT)
 
     def build_gan(self) -> GAN:
         """Networks that fit the images."""
@@ -111,7 +111,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, where there is one."""
-        found = self.world.on_main(
+        found = self.world.run_on_main(
             lambda: find_checkpoint(self.run_dir, self.config, self.index.fingerprint)
         )
         contents = restore(
@@ -141,22 +141,22 @@ class Trainer:
         )  # fmt: skip
         self.state.wandb_id = self.reporter.wandb_id
         self.reporter.last_verdict = self.quality.verdict.name
-        self.peers.stuck = lambda why: self.reporter.close(
+        self.heartbeat.on_hang = lambda why: self.reporter.close(
             "failed", why, images_seen=self.state.images_seen
         )
         recorded = self.world.broadcast_from_main(lambda: read_status(self.run_dir)["state"])
         if self.state.images_seen >= self.total_images and recorded in FINISHED_STATES:
             self.reporter.already_done(images_seen=self.state.images_seen)
-            self.peers.leave()
+            self.heartbeat.close()
             return recorded
         self.announce()
         try:
             outcome = self.loop()
         except BaseException as error:
-            cause, reason = self.peers.explain(error)
+            cause, reason = self.heartbeat.find_cause(error)
             self.reporter.close("failed", reason, images_seen=self.state.images_seen)
             raise cause from None
-        self.peers.leave()
+        self.heartbeat.close()
         return outcome
 
     def announce(self) -> None:
@@ -197,7 +197,7 @@ class Trainer:
                 now = self.state.images_seen
                 is_new = now != before
                 done = now >= self.total_images
-                stop = self.consensus.poll(self.interrupt.raised) and not done
+                stop = self.coordinated_stop.poll(self.interrupt.raised) and not done
                 if done or stop or due(every(log.every_kimg, 400), before, now):
                     self.tick()
                 if (
@@ -223,7 +223,7 @@ class Trainer:
                     break
                 before = now
                 self.step()
-        self.consensus.close()
+        self.coordinated_stop.close()
         return self.finish(interrupted=stop, collapsed=collapsed)
 
     def every(self, kimg: float | None, parts: int) -> float:
@@ -350,7 +350,7 @@ class Trainer:
     def roll_back(self) -> None:
         """Put the last healthy checkpoint, or else the first, in place with the remedy; images seen go on forward."""
         verdict, name = self.quality.verdict, checkpoint.checkpoint_name(self.state.healthy_images)
-        found = self.world.on_main(lambda: checkpoint.load(self.folder.checkpoints / name))
+        found = self.world.run_on_main(lambda: checkpoint.load(self.folder.checkpoints / name))
         restore(found, gan=self.gan, quality=self.quality, world=self.world, device=self.device)
         self.quality.monitor.forgive()
         self.state.rollbacks += 1

@@ -14,7 +14,7 @@ from distgan.config.schema import Train
 from distgan.errors import UserError
 from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import build_discriminator, build_generator
-from distgan.runtime.compilation import Compilation, choose_compilation, ramp, try_ways
+from distgan.runtime.compilation import Compilation, choose_compilation, ramp, try_modes
 from tests.small_gan import snapshot
 from tests.worlds import rows, run_world, train_run
 
@@ -28,7 +28,7 @@ def networks() -> tuple[nn.Module, nn.Module]:
 
 @dataclass(frozen=True)
 class Compiler(Compilation):
-    """A way with a compiler of the test's own."""
+    """A mode with a compiler of the test's own."""
 
     change: Callable[[nn.Module], object]
 
@@ -36,16 +36,16 @@ class Compiler(Compilation):
         self.change(network)
 
 
-def tried(*ways: Compilation) -> Compilation:
+def tried(*modes: Compilation) -> Compilation:
     """What the trial says of them."""
     pair, device = networks(), torch.device("cpu")
     before = [snapshot(network) for network in pair]
-    decision = try_ways(
+    decision = try_modes(
         pair,
         latents=ramp((4, 8), device=device),
         reals=ramp((4, 1, 32, 32), device=device),
         autocast=nullcontext,
-        ways=ways,
+        modes=modes,
     )
     for network, weights in zip(pair, before, strict=True):
         assert all(p.grad is None for p in network.parameters())  # only copies were tried
@@ -88,23 +88,23 @@ def test_the_fastest_way_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch)
     changes = {"slow": waits, "wrong": remembers, "lost": forgets, "none": stumbles}
     found = tried(*[Compiler(name, "", change) for name, change in changes.items()])
     slow, wrong, lost, none = found.reason.split(", ")
-    assert found.way == "eager" and "slow is 0." in slow and "times as fast as eager" in slow
+    assert found.mode == "eager" and "slow is 0." in slow and "times as fast as eager" in slow
     assert "wrong fails here: its gradients differ from the eager ones by" in wrong
     assert lost == "lost fails here: its gradients differ from the eager ones by 100%"
     assert none == "none fails here: no C++ compiler found"
 
     gains = iter([1.2, 1.5, 1.52])
-    monkeypatch.setattr("distgan.runtime.compilation.gain_of", lambda *_, **__: next(gains))
+    monkeypatch.setattr("distgan.runtime.compilation.measure_speedup", lambda *_, **__: next(gains))
     found = tried(*[Compilation(name, "") for name in ("good", "best", "same within noise")])
-    assert found.way == "best" and "good is 1.20 times as fast as eager" in found.reason
+    assert found.mode == "best" and "good is 1.20 times as fast as eager" in found.reason
 
 
 @pytest.mark.parametrize(
-    ("setting", "way"), [("always", "compiled"), ("never", "eager"), ("auto", "eager")]
+    ("setting", "mode"), [("always", "compiled"), ("never", "eager"), ("auto", "eager")]
 )
-def test_settings(setting: str, way: str) -> None:
+def test_settings(setting: str, mode: str) -> None:
     """The setting decides, and on a CPU nothing is tried."""
-    assert chosen(setting, networks()).way == way
+    assert chosen(setting, networks()).mode == mode
 
 
 def test_graphs_need_a_gpu() -> None:
@@ -129,7 +129,7 @@ def chosen(setting: str, pair: tuple[nn.Module, nn.Module]) -> Compilation:
         pair,
         latent_shape=(8,),
         image_shape=(1, 32, 32),
-        share=4,
+        micro_batch_size=4,
         num_processes=1,
         autocast=nullcontext,
     )
@@ -137,7 +137,7 @@ def chosen(setting: str, pair: tuple[nn.Module, nn.Module]) -> Compilation:
 
 @pytest.mark.slow
 def test_a_compiled_run_is_the_eager_one_but_for_rounding(shards: Path, tmp_path: Path) -> None:
-    """Under a penalty, which stays eager, and taken up again half way."""
+    """Under a penalty, which stays eager, and resumed half way."""
     losses = []
     for setting, lengths in (("never", (0.06,)), ("always", (0.036, 0.06))):
         for kimg in lengths:
@@ -159,7 +159,7 @@ def test_a_compiled_run_is_the_eager_one_but_for_rounding(shards: Path, tmp_path
 
 @pytest.mark.gpu
 def test_auto_tries_on_a_gpu() -> None:
-    """Both ways are timed, and the reason says how they compare."""
+    """Both modes are timed, and the reason says how they compare."""
     generator, discriminator = networks()
     reason = chosen("auto", (generator.cuda(), discriminator.cuda())).reason
     assert (

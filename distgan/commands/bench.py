@@ -245,7 +245,7 @@ def train_trial(trial: Trial) -> Trained:
         return num * train.batch_size
 
     flops = 0.0
-    if world_size == 1 and gan.compilation.way == "eager":
+    if world_size == 1 and gan.compilation.mode == "eager":
         flops = flops_per_image(gan, config, trial.image_shape)
     steps(3)  # the first are slow, and compile
     began = time.perf_counter()

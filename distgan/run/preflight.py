@@ -121,7 +121,7 @@ def start_table(
             f"{world.size} process{'es' if world.size > 1 else ''} on {hardware(accelerator.device)}",
         ),
         ("precision", f"{accelerator.mixed_precision}: {precision_reason}"),
-        ("compilation", f"{gan.compilation.way}: {gan.compilation.reason}"),
+        ("compilation", f"{gan.compilation.mode}: {gan.compilation.reason}"),
         ("networks", f"generator {millions[0]:.2f}M, discriminator {millions[1]:.2f}M parameters"),
         ("batch", batch),
         ("quality", f"in features of {quality.extractor_phrase}"),

@@ -119,7 +119,7 @@ def check_world(num_processes: int) -> None:
         raise UserError(
             f"srun started {tasks} tasks, each a world of one; submit with launch/slurm.sbatch instead"
         )
-    asked = asked_processes(psutil.Process(os.getppid()))
+    asked = requested_processes(psutil.Process(os.getppid()))
     if num_processes == 1 and asked > 1:
         raise UserError(
             f"{asked} processes were asked for, but the launcher started one (as it does with --cpu); "
@@ -127,7 +127,7 @@ def check_world(num_processes: int) -> None:
         )
 
 
-def asked_processes(launcher: psutil.Process) -> int:
+def requested_processes(launcher: psutil.Process) -> int:
     """The number of processes in the command line, or else the configuration file, of `accelerate launch`."""
     try:
         words = launcher.cmdline()

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from distgan.config.schema import Train
 from distgan.errors import UserError
 
-INDUCTOR_MODES = {"compiled": "default", "graphs": "reduce-overhead"}  # by way; eager has none
+INDUCTOR_MODES = {"compiled": "default", "graphs": "reduce-overhead"}  # by mode; eager has none
 PASSES, ROUNDS = 10, 5
 LEAST_GAIN = 1.03  # below it noise decides
-# Between the gradients of two ways, relative to their norm. Rounding to bf16 makes up to 0.1 of it at initial weights (measured on a
+# Between the gradients of two modes, relative to their norm. Rounding to bf16 makes up to 0.1 of it at initial weights (measured on a
 # CPU); activations that were overwritten before their backward are meant to be seen.
 MOST_DIFFERENCE = 0.3
 
@@ -29,18 +29,18 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Compilation:
-    """The way the networks run, and why."""
+    """The mode the networks run, and why."""
 
-    way: str  # eager, compiled or graphs
+    mode: str  # eager, compiled or graphs
     reason: str
 
     def compile(self, network: nn.Module) -> None:
         """Compile a network in place, so that names, DDP and autocast see no difference."""
-        if self.way != "eager":
+        if self.mode != "eager":
             torch._dynamo.config.optimize_ddp = (
                 False  # it splits networks for reductions by parts, and here is but one
             )
-            network.compile(mode=INDUCTOR_MODES[self.way])
+            network.compile(mode=INDUCTOR_MODES[self.mode])
 
     def begin_step(self) -> None:
         """Let graphs write over what the last step left.
@@ -49,12 +49,12 @@ class Compilation:
         Without this call the first forward after a backward would end what is kept. Until the next call, images whose graph is
         wanted must be held.
         """
-        if self.way == "graphs":
+        if self.mode == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
 
 
 EAGER = Compilation("eager", "nothing else was tried")
-WAYS = tuple(Compilation(way, "on trial") for way in INDUCTOR_MODES)
+CANDIDATES = tuple(Compilation(mode, "on trial") for mode in INDUCTOR_MODES)
 
 
 def choose_compilation(
@@ -63,11 +63,11 @@ def choose_compilation(
     *,
     latent_shape: tuple[int, ...],
     image_shape: tuple[int, int, int],
-    share: int,
+    micro_batch_size: int,
     num_processes: int,
     autocast: Autocast,
 ) -> Compilation:
-    """The way from train.compile; `auto` tries, on a GPU, with batches of `share` images. Raises UserError.
+    """The mode from train.compile; `auto` tries, on a GPU, with batches of `micro_batch_size` images. Raises UserError.
 
     Under DDP, which the trial is without, graphs are left to those who ask for them.
     """
@@ -77,20 +77,20 @@ def choose_compilation(
             raise UserError(
                 "train.compile=graphs records work of a GPU, and there is none here; leave it at auto"
             )
-        ways = {"always": "compiled", "never": "eager", "graphs": "graphs"}
-        return Compilation(ways[train.compile], "train.compile says so")
+        modes = {"always": "compiled", "never": "eager", "graphs": "graphs"}
+        return Compilation(modes[train.compile], "train.compile says so")
     if device.type != "cuda":
         return Compilation("eager", "a CPU is faster without (docs/performance.md)")
     if train.deterministic:
         return Compilation(
             "eager", "a compiler may change the last digits from one start to the next"
         )
-    return try_ways(
+    return try_modes(
         networks,
-        latents=ramp((share, *latent_shape), device=device),
-        reals=ramp((share, *image_shape), device=device),
+        latents=ramp((micro_batch_size, *latent_shape), device=device),
+        reals=ramp((micro_batch_size, *image_shape), device=device),
         autocast=autocast,
-        ways=WAYS if num_processes == 1 else WAYS[:1],
+        modes=CANDIDATES if num_processes == 1 else CANDIDATES[:1],
     )
 
 
@@ -99,22 +99,22 @@ def ramp(shape: tuple[int, ...], *, device: torch.device) -> Tensor:
     return torch.linspace(-1, 1, math.prod(shape), device=device).view(shape)
 
 
-def try_ways(
+def try_modes(
     networks: Networks,
     *,
     latents: Tensor,
     reals: Tensor,
     autocast: Autocast,
-    ways: tuple[Compilation, ...] = WAYS,
+    modes: tuple[Compilation, ...] = CANDIDATES,
 ) -> Compilation:
-    """The fastest of eager and the other ways, each on copies of the networks; one that fails or errs is out."""
+    """The fastest of eager and the other modes, each on copies of the networks; one that fails or errs is out."""
     best, most, told = "eager", 1.0, []
-    for way in ways:
+    for mode in modes:
         try:
-            gain = gain_of(way, networks, latents=latents, reals=reals, autocast=autocast)
+            gain = measure_speedup(mode, networks, latents=latents, reals=reals, autocast=autocast)
         except Exception as error:  # whatever a compiler stumbles over, the run can do without it
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            told.append(f"{way.way} fails here: {reason[:100]}")
+            told.append(f"{mode.mode} fails here: {reason[:100]}")
             continue
         finally:
             torch.compiler.reset()  # it keeps only a few compiled networks, and the run's own are still to come
@@ -122,38 +122,38 @@ def try_ways(
             if latents.device.type == "cuda":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()  # the run reports its own
-        told.append(f"{way.way} is {gain:.2f} times as fast as eager")
+        told.append(f"{mode.mode} is {gain:.2f} times as fast as eager")
         if gain >= most * LEAST_GAIN:
-            best, most = way.way, gain
+            best, most = mode.mode, gain
     return Compilation(best, ", ".join(told))
 
 
-def gain_of(
-    way: Compilation, networks: Networks, *, latents: Tensor, reals: Tensor, autocast: Autocast
+def measure_speedup(
+    mode: Compilation, networks: Networks, *, latents: Tensor, reals: Tensor, autocast: Autocast
 ) -> float:
-    """How many times as fast as eager a way is; raises RuntimeError where it computes something else."""
-    pairs = {"eager": copy.deepcopy(networks), way.way: copy.deepcopy(networks)}
-    for network in pairs[way.way]:
-        way.compile(network)
+    """How many times as fast as eager a mode is; raises RuntimeError where it computes something else."""
+    pairs = {"eager": copy.deepcopy(networks), mode.mode: copy.deepcopy(networks)}
+    for network in pairs[mode.mode]:
+        mode.compile(network)
 
     def seconds(name: str) -> float:
         began = time.perf_counter()
         for _ in range(PASSES):
-            way.begin_step()
+            mode.begin_step()
             train_pass(*pairs[name], latents=latents, reals=reals, autocast=autocast)
         if latents.device.type == "cuda":
             torch.cuda.synchronize(latents.device)
         return time.perf_counter() - began
 
     seconds("eager")
-    seconds(way.way)  # compiles and records
-    gain = statistics.median(seconds("eager") / seconds(way.way) for _ in range(ROUNDS))
+    seconds(mode.mode)  # compiles and records
+    gain = statistics.median(seconds("eager") / seconds(mode.mode) for _ in range(ROUNDS))
     for name in pairs:
-        way.begin_step()
+        mode.begin_step()
         train_pass(
             *pairs[name], latents=latents.flip(0), reals=reals.flip(0), autocast=autocast
         )  # nothing seen before
-    for expected, found in zip(pairs["eager"], pairs[way.way], strict=True):
+    for expected, found in zip(pairs["eager"], pairs[mode.mode], strict=True):
         difference = relative_difference(expected, found)
         if not difference <= MOST_DIFFERENCE:  # NaN too
             raise RuntimeError(f"its gradients differ from the eager ones by {difference:.0%}")

@@ -58,7 +58,7 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def on_main(self, action: Callable[[], Any]) -> Any:
+    def run_on_main(self, action: Callable[[], Any]) -> Any:
         """Do something on rank zero only; a user's mistake there ends all ranks together. Others get None."""
         result, mistake = None, None
         if self.is_main:
@@ -73,7 +73,7 @@ class World:
 
     def broadcast_from_main(self, action: Callable[[], T]) -> T:
         """Likewise, with rank zero's plain result for all."""
-        return self.broadcast_object(self.on_main(action))
+        return self.broadcast_object(self.run_on_main(action))
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -94,7 +94,7 @@ def leave_world() -> None:
         dist.destroy_process_group()
 
 
-class Consensus:
+class CoordinatedStop:
     """A flag that all ranks see raised at the same step, without the device ever waiting for the host.
 
     The vote of one step travels while the step is computed and is read at the next, over a gloo group of its own.

@@ -31,15 +31,15 @@ class PeerLost(RunFailed):
 
     def __init__(self, line: str, *, rank: int) -> None:
         super().__init__(line)
-        self.speaks = rank == 0 and os.environ.get("LOCAL_RANK", "0") == "0"
+        self.must_report = rank == 0 and os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 class Heartbeat:
-    """The other ranks, watched from threads; collective to build. `stuck` is told why before a hung process is ended."""
+    """The other ranks, watched from threads; collective to build. `on_hang` is told why before a hung process is ended."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.stuck: Callable[[str], None] = lambda why: None
+        self.on_hang: Callable[[str], None] = lambda why: None
         self.loss: PeerLost | None = None
         self.noticed, self.taken, self.closing = (
             threading.Event(),
@@ -91,9 +91,9 @@ class Heartbeat:
     def beat(self) -> None:
         """Say "here" to every peer once a second."""
         while not self.closing.wait(BEAT_SEC):
-            self.tell("here")
+            self.send("here")
 
-    def tell(self, text: str, *, but: int | None = None) -> None:
+    def send(self, text: str, *, but: int | None = None) -> None:
         """A line to every peer; one that cannot be told will be found missing by whoever listens to it."""
         for rank, link in list(self.links.items()):
             if rank != but:
@@ -112,39 +112,41 @@ class Heartbeat:
                 silent += 1
                 if silent * BEAT_SEC < SILENCE_SEC:
                     continue
-                return self.lose(rank, f"lost {name}: no sign of life for {SILENCE_SEC:g} s")
+                return self.peer_lost(rank, f"lost {name}: no sign of life for {SILENCE_SEC:g} s")
             except OSError:
                 data = b""
             if not data:
-                return self.lose(rank, f"lost {name}: its process has ended (connection closed)")
+                return self.peer_lost(
+                    rank, f"lost {name}: its process has ended (connection closed)"
+                )
             silent, heard = 0, heard + data
             *lines, heard = heard.split(b"\n")
             for word, _, rest in (line.decode(errors="replace").partition(" ") for line in lines):
                 if word == "bye":
                     return None
                 if word == "failed":
-                    return self.lose(rank, f"{name} failed: {rest}")
+                    return self.peer_lost(rank, f"{name} failed: {rest}")
                 if word == "lost":
                     number, _, line = rest.partition(" ")
-                    return self.lose(int(number), line)
+                    return self.peer_lost(int(number), line)
 
-    def lose(self, rank: int, line: str) -> None:
+    def peer_lost(self, rank: int, line: str) -> None:
         """Note the first loss, pass it on, and see that this process ends."""
         with self.deciding:
             if self.loss is not None or self.closing.is_set():
                 return
             self.loss = PeerLost(line, rank=rank)
         self.noticed.set()
-        self.tell(f"lost {rank} {line}", but=rank)
+        self.send(f"lost {rank} {line}", but=rank)
         if self.taken.wait(GRACE_SEC):
             time.sleep(CLOSING_SEC)
         else:
-            self.stuck(line)
-            if self.loss.speaks or self.world.is_main:
+            self.on_hang(line)
+            if self.loss.must_report or self.world.is_main:
                 print(f"error: {line}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    def explain(self, error: BaseException) -> tuple[BaseException, str]:
+    def find_cause(self, error: BaseException) -> tuple[BaseException, str]:
         """What ended the run, and one line of it: the lost peer behind a failed collective, or the error, told to others."""
         collective = isinstance(error, RuntimeError) and not isinstance(error, RunFailed)
         if collective and self.links and self.noticed.wait(3 * BEAT_SEC):
@@ -153,10 +155,10 @@ class Heartbeat:
         self.taken.set()
         line = next(iter(str(error).splitlines()), type(error).__name__)
         if self.loss is None:
-            self.leave(f"failed {line}")
+            self.close(f"failed {line}")
         return error, line
 
-    def leave(self, last_words: str = "bye") -> None:
+    def close(self, last_words: str = "bye") -> None:
         """Go without being missed."""
         self.closing.set()
-        self.tell(last_words)
+        self.send(last_words)
