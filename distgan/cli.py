@@ -381,7 +381,7 @@ def sweep(
     """Train many runs and rank them. A stopped sweep goes on when called again."""
     from distgan.commands import sweep as job
     from distgan.reporting import leaderboard
-    from distgan.run.folder import read_status
+    from distgan.run.files import read_status
     from distgan.runtime.signals import Interrupt
 
     asked = job.read_sweep(file)

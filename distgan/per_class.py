@@ -31,14 +31,8 @@ from distgan.networks.mixture import Mixture, MixtureSpec, mixture_spec, of_clas
 from distgan.reporting.console import say, show_table
 from distgan.reporting.run_logger import RunLogger
 from distgan.run.checkpointer import find_checkpoint
-from distgan.run.folder import (
-    FINISHED_STATES,
-    RunFolder,
-    explained,
-    read_rows,
-    read_status,
-    write_atomically,
-)
+from distgan.run.files import read_rows, read_status
+from distgan.run.folder import FINISHED_STATES, RunFolder, explained, write_atomically
 from distgan.run.preflight import check_agreement, default_run_dir
 from distgan.runtime.accelerator import build_accelerator, die_with_launcher
 from distgan.runtime.distributed import current_world

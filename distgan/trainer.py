@@ -28,7 +28,8 @@ from distgan.reporting.metrics import RunningMeans
 from distgan.reporting.run_logger import RunLogger
 from distgan.run import checkpoints as checkpoint
 from distgan.run.checkpointer import RunState, find_checkpoint, restore, write_checkpoint
-from distgan.run.folder import FINISHED_STATES, RunFolder, explained, read_status
+from distgan.run.files import read_status
+from distgan.run.folder import FINISHED_STATES, RunFolder, explained
 from distgan.run.preflight import check_agreement, check_batch, default_run_dir, start_table
 from distgan.run.schedule import due, penalty_scale
 from distgan.runtime.accelerator import COLLECTIVE_TIMEOUT, build_accelerator, die_with_launcher

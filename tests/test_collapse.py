@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from distgan.run.folder import read_rows
+from distgan.run.files import read_rows
 from shards.pack import pack
 from tests.worlds import run_world, train_run
 

@@ -19,7 +19,7 @@ LAYERS = [  # top to bottom; a module imports from its own layer and those below
     {"networks", "losses", "optimizers", "images"},
     {"runtime"},
     {"config"},
-    {"errors"},
+    {"errors", "text"},
 ]
 LIBRARY_OWNERS = {  # the modules that may import a library
     "accelerate": {"runtime", "steps", "gan", "commands/bench"},

@@ -21,7 +21,7 @@ from distgan.reporting.nearest import nearest_ids
 from distgan.reporting.page import NO_TIME, write_report
 from distgan.reporting.rendering import data_uri
 from distgan.reporting.run_record import VERDICTS, figures, find_runs, read_story
-from distgan.run.folder import read_rows
+from distgan.run.files import read_rows
 from shards.reader import ShardReader
 from tests.browser import chromium
 from tests.test_commands import call

@@ -13,7 +13,8 @@ from distgan.errors import UserError
 from distgan.images import save_grid, save_losses_plot, to_uint8
 from distgan.reporting import console
 from distgan.reporting.metrics import METRICS, RunningMeans
-from distgan.run.folder import RunFolder, read_rows
+from distgan.run.files import read_rows
+from distgan.run.folder import RunFolder
 from distgan.runtime.distributed import World
 from tests.worlds import REMEDIES, run_world, train_run
 

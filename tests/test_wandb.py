@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from distgan.reporting.wandb_sink import default_group
-from distgan.run.folder import read_rows
+from distgan.run.files import read_rows
 from tests.wandb_server import WandbServer
 from tests.worlds import rows, run_world, train_run
 

@@ -32,7 +32,8 @@ from distgan.errors import UserError
 from distgan.evaluation.metrics import METRICS
 from distgan.reporting.console import say
 from distgan.reporting.leaderboard import Entry
-from distgan.run.folder import FINISHED_STATES, read_status
+from distgan.run.files import read_status
+from distgan.run.folder import FINISHED_STATES
 from distgan.runtime.signals import Interrupt
 
 DOOR = Path(__file__).parents[1] / "train.py"

@@ -13,7 +13,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from distgan.evaluation.metrics import METRICS, PUBLISHED_NAMES
-from distgan.run.folder import read_rows, read_status, write_atomically
+from distgan.run.files import read_rows, read_status
+from distgan.run.folder import write_atomically
 
 SHOWN = ("quality/frechet", "quality/coverage", "diversity/modes")  # beside the metric that ranks
 TILE, CAPTION_LINES, LINE, MARGIN = 264, 4, 15, 8  # pixels

@@ -15,7 +15,8 @@ from distgan.evaluation.verdict import Verdict
 from distgan.images import save_grid, save_losses_plot
 from distgan.reporting import console
 from distgan.reporting.wandb_sink import WandbSink, default_group, new_run_id
-from distgan.run.folder import RunFolder, explained, read_rows, write_atomically
+from distgan.run.files import read_rows
+from distgan.run.folder import RunFolder, explained, write_atomically
 
 
 class RunLogger:

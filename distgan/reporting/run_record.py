@@ -13,7 +13,7 @@ from distgan.config.schema import Config
 from distgan.config.values import flat_values
 from distgan.errors import UserError
 from distgan.evaluation.metrics import METRICS, PUBLISHED_NAMES
-from distgan.run.folder import read_rows
+from distgan.run.files import read_rows
 
 VERDICTS = {
     "healthy": "No trouble was found: the fakes lie among the reals and cover enough of them. The figures and your eyes say how well.",

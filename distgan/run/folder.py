@@ -18,6 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from distgan.errors import RunFailed, UserError
+from distgan.run.files import append_row, read_rows
 
 FINISHED_STATES = ("done", "collapsed")  # states of a run that has nothing left to do
 
@@ -59,26 +60,6 @@ def write_json(path: Path, values: Any) -> None:
         path.write_text(json.dumps(values, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; a torn last line, left by a killed process, is dropped."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def read_status(folder: Path) -> dict[str, Any]:
-    """state, verdict and images seen of a run folder; `not started` where there is no status."""
-    try:
-        status = json.loads((folder / "status.json").read_text())
-        return {name: status[name] for name in ("state", "verdict", "images_seen", "time")}
-    except (OSError, ValueError, KeyError):
-        return {"state": "not started", "verdict": "", "images_seen": 0, "time": ""}
 
 
 class RunFolder:
@@ -163,8 +144,8 @@ class RunFolder:
 
     def append(self, name: str, row: dict[str, Any]) -> None:
         """One line, whole or not at all."""
-        with explained(self.path), (self.path / name).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with explained(self.path):
+            append_row(self.path / name, row)
 
     def truncate_after(self, images_seen: int) -> None:
         """Drop rows of steps that a resumed run takes again, so that each stands once."""

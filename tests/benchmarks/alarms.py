@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distgan.evaluation.probe import probe_path
-from distgan.run.folder import read_rows
+from distgan.run.files import read_rows
 from shards.format.index import read_index
 from tests.benchmarks.stacked import DOOR, distgan
 

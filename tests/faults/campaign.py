@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distgan.run.folder import read_rows
+from distgan.run.files import read_rows
 from shards.pack import pack
 from tests.faults.ledger import PAGE, ROWS, count_images, note, page
 from tests.worlds import CONTEXT, SMALL, _child, checkpoint_digest, free_port, train_run

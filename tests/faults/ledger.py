@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from distgan.run.folder import read_rows
+from distgan.run.files import read_rows
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS = ROOT / "tests" / "faults" / "rows.jsonl"

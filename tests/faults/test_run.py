@@ -19,7 +19,7 @@ from distgan.config.load import load_config
 from distgan.errors import UserError
 from distgan.run import checkpoints as checkpoint
 from distgan.run.checkpoints import CheckpointError
-from distgan.run.folder import read_rows
+from distgan.run.files import read_rows
 from tests.worlds import checkpoint_digest, rows, run_world, train_run
 
 WORDS = ["train.kimg=0.072", "checkpoint.every_kimg=0.024", "checkpoint.keep=1"]
