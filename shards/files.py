@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,20 +80,28 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds either what it held before or all of `data`."""
-    temporary = path.with_name(path.name + ".tmp")
+def write_atomic(path: Path, data: str | bytes, *, sync: bool = True, shared: bool = False) -> None:
+    """Replace the file `path` in one move: a reader sees all of the old content or all of `data`.
+
+    A failed write leaves no temporary file behind. With `sync` the file survives a power cut once
+    this returns. Set `shared` if other processes may write the same file at the same time, so that
+    each writes to a temporary file of its own.
+    """
+    suffix = f".{os.getpid()}.{threading.get_ident()}.tmp" if shared else ".tmp"
+    temporary = path.with_name(f".{path.name}{suffix}")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            file.write(data.encode() if isinstance(data, str) else data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
 def sha256_of_file(path: Path) -> str:
