@@ -17,7 +17,7 @@ from tests.test_commands import call
 from tests.worlds import SMALL
 
 DOCS = ROOT / "docs"
-TEXTS = sorted([*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "launch" / "README.md"])
+TEXTS = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "launch" / "README.md"])
 NEEDS_NETWORK = ("pip ", "hf ")
 
 
@@ -27,7 +27,7 @@ def test_tables_are_those_of_the_code(name: str) -> None:
     assert (ROOT / name).read_text() == PAGES[name]()
 
 
-@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link and picture is a file."""
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())

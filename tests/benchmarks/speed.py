@@ -1,4 +1,4 @@
-"""distgan beside the usual way, each pair interleaved in one run; writes what it found into docs/performance.md.
+"""distgan beside the usual way, each pair interleaved in one run; writes what it found into docs/lab/speed.md.
 
     python -m tests.benchmarks.speed [--images32 SOURCE] [--images64 SOURCE] [--only WORD ...] [--write]
 
@@ -40,7 +40,7 @@ from shards.sources.open import open_source
 from shards.stream import BatchStream
 from tests.benchmarks import textbook
 
-DOC = Path(__file__).parents[2] / "docs" / "performance.md"
+DOC = Path(__file__).parents[2] / "docs" / "lab" / "speed.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 BATCH = 128
 
@@ -323,7 +323,7 @@ def machine() -> str:
 
 
 def write_page(lines: list[str]) -> None:
-    """Put the lines between the marks of docs/performance.md."""
+    """Put the lines between the marks of docs/lab/speed.md."""
     head, rest = DOC.read_text().split(BEGIN)
     DOC.write_text("\n".join([head + BEGIN, *lines, END]) + rest.split(END)[1])
 
@@ -342,7 +342,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=10_000, help="images")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=psutil.cpu_count())
-    parser.add_argument("--write", action="store_true", help="write docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="write docs/lab/speed.md")
     arguments = parser.parse_args()
     lines = [
         f"`python -m tests.benchmarks.speed {' '.join(Path(word).name for word in sys.argv[1:])}`, {machine()}. Medians of "
