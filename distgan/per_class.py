@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distgan.config.load import to_toml
+from distgan.config.flat import to_toml
 from distgan.config.schema import Config, total_images
 from distgan.data import open_dataset
 from distgan.errors import UserError

@@ -26,8 +26,8 @@ from typing import Annotated
 
 import typer
 
+from distgan.config.flat import changed_from_defaults
 from distgan.config.load import load_config, preset_names
-from distgan.config.values import changed_from_defaults
 from distgan.errors import RunFailed, UserError
 from distgan.reporting.console import complain, show_table
 from shards.errors import ShardError
@@ -53,13 +53,12 @@ def train(
     dry_run: Annotated[bool, typer.Option(help="Show the settings and stop.")] = False,
 ) -> None:
     """Train a DCGAN. Settings: default < preset < command line."""
-    words = list(overrides or []) + ([f"data.shards={data!r}"] if data else [])
     if preset is None and data is None:
         preset = "digits"
     is_main = os.environ.get("RANK", "0") == "0"
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # a mistake may lie in one node's files only
     try:
-        config = load_config(preset, words)
+        config = load_config(preset, overrides or (), data=data or None)
         if dry_run:
             if is_main:
                 show_table(

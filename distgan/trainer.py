@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distgan.config.load import to_toml, with_overrides
+from distgan.config.flat import to_toml
+from distgan.config.load import with_overrides
 from distgan.config.schema import Config, total_images
 from distgan.data import Batches, open_dataset
 from distgan.errors import RunFailed, UserError

@@ -1,15 +1,16 @@
-"""Write the pages of docs/ that are made from the code: settings and metrics.
+"""Write the pages of docs/ that are generated from the code: settings and metrics.
 
 python -m tests.docs
 """
 
+import inspect
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+from distgan.config.flat import flat_fields
 from distgan.config.schema import Config
-from distgan.config.values import flat_fields
 from distgan.evaluation import metrics as evaluation
 from distgan.reporting import metrics as training
 
@@ -17,14 +18,21 @@ ROOT = Path(__file__).parent.parent
 
 
 def settings_page() -> str:
-    """docs/settings.md from distgan/config/schema.py."""
+    """Return docs/settings.md, made from distgan/config/schema.py."""
     lines = [
         "# Settings",
         "",
-        "Each is set on the command line as `section.field=value`, or in a preset. Default < preset < command line.",
-        "A default of `none` is had by leaving the setting out; lists and texts are written as in TOML, in quotes for the shell.",
-        "Those marked **\\*** change what is learned: a run with other values of them is another run, in another folder.",
-        "Written from `distgan/config/schema.py` and `distgan/config/thresholds.py` by `python -m tests.docs`.",
+        "All settings of a run. Set them on the command line as `section.field=value`, or in a",
+        "preset, which is a TOML file. The command line overrides the preset, and the preset",
+        "overrides the defaults.",
+        "",
+        "- Lists and texts are written as in TOML. Quote them for the shell, as in",
+        "  `'optim.betas=[0.0,0.99]'`.",
+        "- `none` means that the setting has no value. To get it, leave the setting out.",
+        "- Settings marked **\\*** change the trained weights: a run with other values of them is",
+        "  another run, in another folder.",
+        "",
+        "This page is generated from `distgan/config/` by `python -m tests.docs`.",
     ]
     section = ""
     for name, field in flat_fields():
@@ -47,18 +55,18 @@ def settings_page() -> str:
 
 
 def sentence_of(place: str) -> str:
-    """The docstring of a section."""
+    """Return the docstring of a section."""
     section: Any = Config
     for part in place.split("."):
         section = section.model_fields[part].annotation
-    return (section.__doc__ or "").strip()
+    return inspect.getdoc(section) or ""
 
 
 def values_of(field: Any) -> str:
-    """What a setting takes, in words."""
+    """Return what a setting takes, in words."""
     bounds = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     limits = [
-        f"{sign} {getattr(bound, name):g}"
+        f"{sign} {number(getattr(bound, name))}"
         for bound in field.metadata
         for name, sign in bounds.items()
         if hasattr(bound, name)
@@ -66,22 +74,25 @@ def values_of(field: Any) -> str:
     return ", ".join([type_name(field.annotation), *limits])
 
 
+def number(value: float) -> str:
+    """Return a number without trailing zeros or exponent."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
 def type_name(annotation: Any) -> str:
-    """A type in words."""
+    """Return a type in words."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if annotation is type(None):
         return "none"
     if origin is None:
-        return {int: "whole number", float: "number", str: "text", bool: "true or false"}[
-            annotation
-        ]
+        return {int: "integer", float: "number", str: "text", bool: "true or false"}[annotation]
     if origin is Annotated:
         return type_name(parts[0])
     if origin is tuple:
         return (
             f"list of {type_name(parts[0])}"
             if parts[1] is ...
-            else f"{len(parts)} of {type_name(parts[0])}"
+            else f"list of {len(parts)} {type_name(parts[0])}s"
         )
     if all(isinstance(part, str) for part in parts):
         return ", ".join(f"`{part}`" for part in parts)
@@ -89,16 +100,20 @@ def type_name(annotation: Any) -> str:
 
 
 def metrics_page() -> str:
-    """docs/metrics.md from the two tables of metrics."""
+    """Return docs/metrics.md, made from the two tables of metrics."""
     lines = [
         "# Metrics",
         "",
-        "Written from the tables in `distgan/reporting/metrics.py` and `distgan/evaluation/metrics.py` by `python -m tests.docs`.",
+        "All numbers that a run and an evaluation report.",
+        "",
+        "This page is generated from `distgan/reporting/metrics.py` and `distgan/evaluation/metrics.py`",
+        "by `python -m tests.docs`.",
         "",
         "## While training",
         "",
-        "In `metrics.jsonl`, one row a report, means over the steps and processes since the last one; in Weights & Biases a panel",
-        "for each prefix, over `progress/kimg`.",
+        "Written to `metrics.jsonl`, one row per report. Each value is a mean over all processes and",
+        "all steps since the previous report. Weights & Biases shows them over `progress/kimg`, with",
+        "one panel per prefix.",
         "",
         "| metric | unit | |",
         "| --- | --- | --- |",
@@ -109,9 +124,10 @@ def metrics_page() -> str:
         "",
         "## In an evaluation",
         "",
-        "In `evaluations.jsonl`, each beside its value for real images, which is what a perfect generator would show. Two numbers",
-        "can be compared where their protocols are equal: features, dataset, and how many of both. Only `quality/fid`, `quality/kid`",
-        "and `quality/inception_score` are in Inception's features, those of published tables.",
+        "Written to `evaluations.jsonl`, each beside the value of real images, which is what a perfect",
+        "generator would reach. Two numbers can be compared if their protocols are equal: the features,",
+        "the dataset, and the numbers of real and generated images. Only `quality/fid`, `quality/kid`",
+        "and `quality/inception_score` use Inception's features, as published tables do.",
         "",
         "| metric | unit | better | |",
         "| --- | --- | --- | --- |",
@@ -124,7 +140,7 @@ def metrics_page() -> str:
 
 
 def row(*cells: str) -> str:
-    """One row of a Markdown table."""
+    """Return one row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -132,7 +148,7 @@ PAGES = {"docs/settings.md": settings_page, "docs/metrics.md": metrics_page}
 
 
 def main(names: Iterable[str] = PAGES) -> None:
-    """Write them all."""
+    """Write the named pages."""
     for name in names:
         (ROOT / name).write_text(PAGES[name]())
 

@@ -1,13 +1,23 @@
-"""Settings: precedence, errors for people, registries, round trips."""
+"""Settings: which layer wins, errors, registries, round trips through TOML."""
 
+import tomllib
 import typing
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from distgan.config.load import load_config, preset_names, to_toml
+from distgan.config.flat import (
+    flat_fields,
+    flat_values,
+    identity_hash,
+    to_overrides,
+    to_toml,
+    toml_value,
+)
+from distgan.config.load import load_config, preset_names, with_overrides
 from distgan.config.schema import Config, Loss, Networks, Optim, total_images
-from distgan.config.values import flat_fields, flat_values, identity_hash
 from distgan.errors import UserError
 from distgan.losses.adversarial import ADVERSARIAL
 from distgan.losses.augmentation import AUGMENTATIONS
@@ -19,15 +29,57 @@ from distgan.runtime.distributed import World
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_presets_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
-    """Every shipped preset is valid and its TOML reads back to itself."""
+def test_every_preset_is_read_back_from_its_config_file(name: str, tmp_path: Path) -> None:
+    """A shipped preset is valid, and the TOML written for it gives the same settings."""
     config = load_config(name)
     (tmp_path / "config.toml").write_text(to_toml(config))
     assert load_config(str(tmp_path / "config.toml")) == config
 
 
+@given(text=st.text(), classes=st.lists(st.text(), max_size=3))
+def test_any_text_is_read_back_from_the_config_file(text: str, classes: list[str]) -> None:
+    """Emoji, quotes, backslashes, control characters and line ends survive TOML and overrides."""
+    config = Config.model_validate(
+        {
+            "data": {"shards": text, "classes": classes},
+            "log": {"project": text + ".", "group": text},
+        }
+    )
+    shown = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"shards": flat_values(config)["data.shards"]})
+        }
+    )
+    assert Config.model_validate(tomllib.loads(to_toml(config))) == shown
+    values = {"log.group": text, "log.project": text + ".", "data.classes": classes}
+    written = flat_values(load_config(None, to_overrides(values)))
+    assert {name: written[name] for name in values} == values
+
+
+@pytest.mark.parametrize(
+    "text", ["a\u00a0b", "\u202f", "a\\b", "two\nlines", "'\"", "\U0001f98a", "\x7f"]
+)
+def test_the_folder_of_the_data_is_taken_literally(text: str) -> None:
+    """`--data` is a path, not TOML."""
+    assert load_config(None, ["data.shards=other"], data=text).data.shards == text
+    assert tomllib.loads(f"x = {toml_value(text)}") == {"x": text}
+
+
+def test_an_override_is_one_value(tmp_path: Path) -> None:
+    """A text that happens to be TOML of several lines is a text."""
+    assert load_config(None, ["log.group='a'\nb = 1"]).log.group == "'a'\nb = 1"
+
+
+def test_the_password_of_a_url_is_used_but_not_stored() -> None:
+    """A remedy changes settings and keeps the URL; the config file has no secrets."""
+    config = load_config(None, data="https://user:secret@host/shards")
+    assert with_overrides(config, ["loss.label_smoothing=0.1"]).data == config.data
+    assert "secret" in str(config.data.shards)
+    assert "secret" not in to_toml(config)
+
+
 def test_later_layers_win_and_lengths_replace_each_other() -> None:
-    """Default < preset < command line; kimg on the command line replaces the preset's epochs and the reverse."""
+    """Default < preset < command line; `train.kimg` replaces the preset's epochs and vice versa."""
     config = load_config(
         "cifar10", ["train.kimg=5", "optim.betas=[0.0, 0.99]", "data.shards=some/where"]
     )
@@ -41,7 +93,7 @@ def test_later_layers_win_and_lengths_replace_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "expected"),
+    ("override", "expected"),
     [
         ("train.bach_size=3", "unknown setting 'train.bach_size'; did you mean train.batch_size?"),
         ("trian.batch_size=2", "unknown setting 'trian'; did you mean train?"),
@@ -59,16 +111,16 @@ def test_later_layers_win_and_lengths_replace_each_other() -> None:
         ("nonsense", "settings are written section.field=value"),
     ],
 )
-def test_mistakes_are_one_line_with_the_value_and_the_remedy(word: str, expected: str) -> None:
-    """What is wrong, the value, and what to type."""
+def test_mistakes_are_one_line_with_value_and_remedy(override: str, expected: str) -> None:
+    """The error says what is wrong, the value, and what to type."""
     with pytest.raises(UserError) as caught:
-        load_config(None, [word])
+        load_config(None, [override])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_presets_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    """Unknown names list the choices; broken and missing files are named."""
+def test_a_preset_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """The error for an unknown name lists the presets; broken and missing files are named."""
     (tmp_path / "broken.toml").write_text("[train")
     for preset, expected in (
         ("cifr10", "choose from"),
@@ -79,8 +131,8 @@ def test_presets_that_cannot_be_read_are_named(tmp_path: Path) -> None:
             load_config(preset)
 
 
-def test_words_of_registries_are_the_words_of_the_settings() -> None:
-    """Each choice in a setting has its entry in the registry, and the reverse."""
+def test_choices_of_settings_are_the_keys_of_registries() -> None:
+    """Each choice has an entry in its registry, and each entry is a choice."""
     for section, field, registry in (
         (Networks, "architecture", NETWORKS),
         (Loss, "adversarial", ADVERSARIAL),
@@ -94,7 +146,7 @@ def test_words_of_registries_are_the_words_of_the_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("overrides", "expected"),
     [
         (["loss.r1=1"], "add networks.discriminator_norm=none"),
         (["loss.label_smoothing=0.1", "loss.adversarial=hinge"], "use it with bce or lsgan"),
@@ -107,25 +159,25 @@ def test_words_of_registries_are_the_words_of_the_settings() -> None:
         (["collapse.remedy=['loss.r1=1']"], "collapse.remedy: loss.r1, loss.r2 and"),
         (
             ["networks.discriminator_init=he", "networks.architecture=resnet"],
-            "discriminator_init=he is of",
+            "discriminator_init=he works with networks.architecture=dcgan only",
         ),
         (["networks.discriminator_init=he"], "add networks.discriminator_norm=none"),
         (
             ["networks.discriminator_refinements=1", "networks.architecture=resnet"],
-            "resnet has its own",
+            "not with resnet",
         ),
         (["loss.diversity.mode_seking=1"], "did you mean loss.diversity.mode_seeking?"),
     ],
 )
-def test_what_does_not_go_together_is_refused(words: list[str], expected: str) -> None:
-    """Before anything starts, with what to type instead."""
+def test_contradicting_settings_are_refused(overrides: list[str], expected: str) -> None:
+    """The error comes with the settings, before anything starts, and says what to type instead."""
     with pytest.raises(UserError) as caught:
-        load_config(None, words)
+        load_config(None, overrides)
     assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("words", "fitting"),
+    ("overrides", "fitting"),
     [
         (
             ["networks.minibatch_stddev=4", "train.batch_size=6"],
@@ -138,27 +190,27 @@ def test_what_does_not_go_together_is_refused(words: list[str], expected: str) -
         (["loss.diversity.mode_seeking=1", "train.batch_size=36"], "groups of 8 .*use 32 or 48"),
     ],
 )
-def test_batches_hold_whole_groups(words: list[str], fitting: str) -> None:
-    """Over two processes; the message names batches that fit, and they do."""
+def test_a_batch_must_hold_whole_groups(overrides: list[str], fitting: str) -> None:
+    """With two processes. The error names batch sizes that fit."""
     with pytest.raises(UserError, match=fitting.replace("(", r"\(").replace(")", r"\)")):
-        check_batch(load_config(None, words), World(0, 2))
-    check_batch(load_config(None, [*words, "train.batch_size=64"]), World(0, 2))
+        check_batch(load_config(None, overrides), World(0, 2))
+    check_batch(load_config(None, [*overrides, "train.batch_size=64"]), World(0, 2))
 
 
-def test_identity_is_what_changes_the_weights() -> None:
-    """Length, logging and checkpoints leave a run what it is; seed, batch and dataset do not."""
+def test_identity_depends_on_what_changes_the_weights() -> None:
+    """Seed, batch size and dataset change it; length, logging and checkpoints do not."""
     plain = identity_hash(Config(), "fingerprint")
     same = load_config(
         None, ["train.kimg=9", "log.every_kimg=1", "checkpoint.keep=9", "data.shards=elsewhere"]
     )
     assert identity_hash(same, "fingerprint") == plain
-    for word in ("train.seed=1", "train.batch_size=64", "optim.lr_g=1e-3", "data.flip=true"):
-        assert identity_hash(load_config(None, [word]), "fingerprint") != plain
+    for override in ("train.seed=1", "train.batch_size=64", "optim.lr_g=1e-3", "data.flip=true"):
+        assert identity_hash(load_config(None, [override]), "fingerprint") != plain
     assert identity_hash(Config(), "other") != plain
 
 
 def test_every_setting_has_a_sentence() -> None:
-    """Descriptions end with a full stop; names are those of the values."""
+    """Each ends with a full stop; the documented names are those of the values."""
     fields = dict(flat_fields())
     assert list(fields) == list(flat_values(Config()))
     assert all(field.description.endswith(".") for field in fields.values())

@@ -15,8 +15,7 @@ from PIL import Image
 
 import distgan.evaluation.evaluator
 from distgan.config.load import load_config
-from distgan.config.schema import Evaluation
-from distgan.config.thresholds import Thresholds
+from distgan.config.schema import Evaluation, Thresholds
 from distgan.data import open_dataset
 from distgan.errors import UserError
 from distgan.evaluation.evaluator import Evaluator, real_images

@@ -12,8 +12,8 @@ import torch
 import yaml
 from torch import nn
 
+from distgan.config.flat import identity_values
 from distgan.config.schema import Config
-from distgan.config.values import identity_values
 from distgan.errors import UserError
 from distgan.images import save_grid, to_uint8
 from distgan.networks.base import GeneratorSpec

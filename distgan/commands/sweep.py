@@ -23,10 +23,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from distgan.config.flat import identity_hash
 from distgan.config.load import load_config
 from distgan.config.schema import Config, total_images
 from distgan.config.section import Section, setting
-from distgan.config.values import identity_hash
 from distgan.data import open_dataset
 from distgan.errors import UserError
 from distgan.evaluation.metrics import METRICS

@@ -1,10 +1,9 @@
-"""Settings from their layers, and mistakes in them explained.
+"""Settings from presets and the command line, with suggestions for misspelt names.
 
-default < preset (TOML) < command line      the later layer wins; `train.epochs` and `train.kimg` replace each other
+Default < preset < command line. `train.epochs` and `train.kimg` replace each other.
 """
 
 import difflib
-import json
 import tomllib
 from collections.abc import Sequence
 from importlib.resources import files
@@ -12,21 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
+from distgan.config.flat import flat_fields
 from distgan.config.schema import Config
-from distgan.config.values import flat_fields, flat_values
 from distgan.errors import UserError
 
 PRESETS = files("distgan.config") / "presets"
 
 
-def load_config(preset: str | None, overrides: Sequence[str] = ()) -> Config:
-    """Settings from a preset's name or TOML file and `section.field=value` words; raises UserError."""
+def load_config(
+    preset: str | None, overrides: Sequence[str] = (), *, data: str | None = None
+) -> Config:
+    """Return the settings of a preset (its name or TOML file), changed by overrides.
+
+    Overrides are written `section.field=value`; `data` is the value of `data.shards`, taken
+    literally. Raises UserError.
+    """
     tree: dict[str, Any] = {}
     if preset is not None:
         merge(tree, read_preset(preset))
-    for word in overrides:
-        merge(tree, parse_override(word))
+    for override in overrides:
+        merge(tree, parse_override(override))
+    if data is not None:
+        merge(tree, {"data": {"shards": data}})
     config = validate(tree)
     try:
         with_overrides(config, config.collapse.remedy)
@@ -35,34 +43,31 @@ def load_config(preset: str | None, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
-def with_overrides(config: Config, words: Sequence[str]) -> Config:
-    """The settings with `section.field=value` words laid over them; raises UserError."""
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """Return the settings changed by `section.field=value` overrides; raises UserError."""
     tree = config.model_dump()
-    for word in words:
-        merge(tree, parse_override(word))
+    for override in overrides:
+        merge(tree, parse_override(override))
     return validate(tree)
 
 
 def preset_names() -> list[str]:
-    """The presets that come with distgan."""
-    return sorted(
-        entry.name.removesuffix(".toml")
-        for entry in PRESETS.iterdir()
-        if entry.name.endswith(".toml")
-    )
+    """Return the names of the presets that come with distgan."""
+    names = [entry.name for entry in PRESETS.iterdir()]
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 def read_preset(preset: str) -> dict[str, Any]:
-    """The tree of a shipped preset or of a TOML file."""
+    """Return the tables of a shipped preset or of a TOML file; raises UserError."""
     if preset in preset_names():
-        text = (PRESETS / f"{preset}.toml").read_text()
+        text = (PRESETS / f"{preset}.toml").read_text(encoding="utf-8")
     elif not preset.endswith(".toml"):
         raise UserError(
             f"no preset {preset!r}; choose from {', '.join(preset_names())}, or give a .toml file"
         )
     else:
         try:
-            text = Path(preset).read_text()
+            text = Path(preset).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the preset {preset}: {error}") from None
     try:
@@ -71,25 +76,31 @@ def read_preset(preset: str) -> dict[str, Any]:
         raise UserError(f"the preset {preset} is not valid TOML: {error}") from None
 
 
-def parse_override(word: str) -> dict[str, Any]:
-    """`section.field=value` as a tree; the value is TOML, or a bare word taken as a string."""
-    name, equals, text = word.partition("=")
+def parse_override(override: str) -> dict[str, Any]:
+    """Return `section.field=value` as nested tables. A value that is not TOML is a string."""
+    name, equals, text = override.partition("=")
     if not equals or "." not in name:
         raise UserError(
-            f"cannot read {word!r}; settings are written section.field=value, as in train.batch_size=64"
+            f"cannot read {override!r}; "
+            "settings are written section.field=value, as in train.batch_size=64"
         )
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    tree: Any = value
+    tree: Any = parse_value(text)
     for part in reversed(name.split(".")):
         tree = {part: tree}
     return tree
 
 
+def parse_value(text: str) -> Any:
+    """Return the TOML value that is the whole text, or else the text itself."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if len(parsed) == 1 else text
+
+
 def merge(tree: dict[str, Any], layer: dict[str, Any]) -> None:
-    """Lay `layer` over `tree` in place."""
+    """Put the values of `layer` into `tree`, in place."""
     train = layer.get("train")
     for name, other in (("epochs", "kimg"), ("kimg", "epochs")):
         if isinstance(train, dict) and name in train and isinstance(tree.get("train"), dict):
@@ -102,7 +113,7 @@ def merge(tree: dict[str, Any], layer: dict[str, Any]) -> None:
 
 
 def validate(tree: dict[str, Any]) -> Config:
-    """The tree as a Config; raises UserError with one line a mistake."""
+    """Return nested tables as a Config; raises UserError with one line per mistake."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -111,36 +122,31 @@ def validate(tree: dict[str, Any]) -> Config:
         ) from None
 
 
-def explain(mistake: Any) -> str:
-    """One pydantic mistake as a line for a person."""
-    names = [name for name, _ in flat_fields()]
-    place = ".".join(str(part) for part in mistake["loc"])
+def explain(mistake: ErrorDetails) -> str:
+    """Return one line that says what is wrong and what to type instead."""
+    name = ".".join(str(part) for part in mistake["loc"])
     if mistake["type"] == "extra_forbidden":
-        known = names if "." in place else list(Config.model_fields)
-        same_field = [name for name in names if name.rpartition(".")[2] == place.rpartition(".")[2]]
-        guess = next(
-            iter(same_field + difflib.get_close_matches(place, known, n=1, cutoff=0.75)), None
-        )
-        if guess:
-            return f"unknown setting {place!r}; did you mean {guess}?"
-        neighbours = [name for name in names if name.startswith(place.rpartition(".")[0] + ".")]
-        return f"unknown setting {place!r}; settings: {', '.join(neighbours or names)}"
+        return explain_unknown(name)
     if mistake["type"] == "value_error":
         return str(mistake["ctx"]["error"])
-    if place in Config.model_fields:
-        return f"{place!r} is a section; set one of its fields: {', '.join(n for n in names if n.startswith(place + '.'))}"
-    return f"{place}={mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+    if name in Config.model_fields:
+        return f"{name!r} is a section; set one of its fields: {', '.join(names_in(name))}"
+    return f"{name}={mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
 
 
-def to_toml(config: Config) -> str:
-    """All settings as TOML that `load_config` reads back; settings without a value are left out."""
-    lines: list[str] = []
-    section = None
-    for name, value in flat_values(config).items():
-        place, _, field = name.rpartition(".")
-        if place != section:
-            section = place
-            lines += ["", f"[{section}]"]
-        if value is not None:
-            lines.append(f"{field} = {json.dumps(value)}")
-    return "\n".join(lines).strip() + "\n"
+def explain_unknown(name: str) -> str:
+    """Return the line about an unknown name, with the most similar name or all of its section."""
+    names = names_in()
+    section, _, field = name.rpartition(".")
+    same_field = [known for known in names if known.rpartition(".")[2] == field]
+    candidates = names if section else list(Config.model_fields)
+    similar = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
+    if guesses := [*same_field, *similar]:
+        return f"unknown setting {name!r}; did you mean {guesses[0]}?"
+    return f"unknown setting {name!r}; settings: {', '.join(names_in(section) or names)}"
+
+
+def names_in(section: str = "") -> list[str]:
+    """Return the names of all settings, or of those in a section."""
+    names = [name for name, _ in flat_fields()]
+    return [name for name in names if name.startswith(f"{section}.")] if section else names

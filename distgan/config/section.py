@@ -1,4 +1,4 @@
-"""What all sections of settings have in common."""
+"""What every section of settings has in common."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 def setting(default: Any, sentence: str, *, identity: bool = True, **bounds: Any) -> Any:
-    """A field with its sentence; `identity` is False for what does not change the weights."""
+    """Return a pydantic field; `identity` is False if the setting does not change the weights."""
     return Field(default, description=sentence, json_schema_extra={"identity": identity}, **bounds)
 
 
 class Section(BaseModel):
-    """Settings that belong together; unknown names are errors, values never change."""
+    """Settings that belong together. They are immutable, and unknown names are errors."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False

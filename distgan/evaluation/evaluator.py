@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan.config.schema import Evaluation
-from distgan.config.thresholds import Thresholds
+from distgan.config.schema import Evaluation, Thresholds
 from distgan.errors import UserError
 from distgan.evaluation.evaluate import Result, evaluate
 from distgan.evaluation.extractors import Extractor, Inception, RandomConv

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from distgan.config.thresholds import Thresholds
+from distgan.config.schema import Thresholds
 from distgan.evaluation.evaluate import Result
 
 NAMES = (

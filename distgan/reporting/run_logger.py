@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from distgan.config.flat import flat_values
 from distgan.config.schema import Config
-from distgan.config.values import flat_values
 from distgan.errors import RunFailed
 from distgan.evaluation.evaluate import Result
 from distgan.evaluation.verdict import Verdict

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from distgan.config.flat import flat_values
 from distgan.config.schema import Config
-from distgan.config.values import flat_values
 from distgan.errors import UserError
 from distgan.evaluation.metrics import METRICS, PUBLISHED_NAMES
 from distgan.run.files import read_rows

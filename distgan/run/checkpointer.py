@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from distgan.config.flat import flat_values, identity_values
 from distgan.config.schema import Config
-from distgan.config.values import flat_values, identity_values
 from distgan.errors import UserError
 from distgan.evaluation.evaluator import Evaluator
 from distgan.gan import GAN

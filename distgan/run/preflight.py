@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from distgan.config.flat import changed_from_defaults, flat_values, identity_hash
 from distgan.config.load import with_overrides
 from distgan.config.schema import Config
-from distgan.config.values import changed_from_defaults, flat_values, identity_hash
 from distgan.errors import UserError
 from distgan.evaluation.evaluator import Evaluator
 from distgan.gan import GAN
