@@ -210,18 +210,18 @@ def sample(
         )
     if len(sources) > 1 and any(kinds):
         raise UserError("only a grid can show several generators; give one of them")
-    choice = job.Choice(num, seed, truncation, class_name)
+    selection = job.Selection(num, seed, truncation, class_name)
     if files:
-        say(f"wrote {job.sample_files(sources[0], files, choice)} images to {files}")
+        say(f"wrote {job.sample_files(sources[0], files, selection)} images to {files}")
     elif interpolate:
-        say(f"wrote {job.interpolate(sources[0], choice, out=out)}")
+        say(f"wrote {job.interpolate(sources[0], selection, out=out)}")
     elif video:
-        say(f"wrote {job.video(sources[0], choice, out=video)}")
+        say(f"wrote {job.video(sources[0], selection, out=video)}")
     elif progress:
-        path, kimg = job.progress(sources[0], choice, out=out)
+        path, kimg = job.progress(sources[0], selection, out=out)
         say(f"wrote {path}; columns: {', '.join(kimg)} kimg")
     else:
-        say(f"wrote {job.sample(sources, choice, out=out)}")
+        say(f"wrote {job.sample(sources, selection, out=out)}")
 
 
 @command

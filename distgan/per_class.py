@@ -25,9 +25,10 @@ from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.verdict import judge
 from distgan.images import save_grid, to_uint8
 from distgan.losses.adversarial import equilibrium
+from distgan.networks.build import build_generator
 from distgan.networks.generator_file import load_generator, save_generator
 from distgan.networks.latents import generate, sample_latents
-from distgan.networks.mixture import Mixture, MixtureSpec, mixture_spec, of_class
+from distgan.networks.mixture import Mixture, MixtureSpec, choose_class, mixture_spec
 from distgan.reporting.console import say, show_table
 from distgan.reporting.run_logger import RunLogger
 from distgan.run.checkpointer import find_checkpoint
@@ -350,15 +351,15 @@ class PerClass:
         parts = self.world.run_on_main(
             lambda: [load_generator(self.class_dir(share)) for share in self.shares]
         )
-        part: Any = self.world.broadcast_object(parts[0][1] if parts else None)
+        part: Any = self.world.broadcast_object(parts[0].spec if parts else None)
         total = sum(share.num_samples for share in self.shares)
         names = tuple(share.name for share in self.shares)
         spec = mixture_spec(
             part, classes=names, weights=tuple(share.num_samples / total for share in self.shares)
         )
-        mixture = Mixture(spec).to(self.device).eval().requires_grad_(False)
-        for own, (trained, _) in zip(mixture.parts, parts or (), strict=parts is not None):
-            own.load_state_dict(trained.state_dict())
+        mixture: Any = build_generator(spec).to(self.device).eval().requires_grad_(False)
+        for own, trained in zip(mixture.parts, parts or (), strict=parts is not None):
+            own.load_state_dict(trained.network.state_dict())
         self.world.broadcast_(list(mixture.parts.state_dict().values()))
         return mixture, spec
 
@@ -388,7 +389,7 @@ class PerClass:
         )
         reporter.samples(to_uint8(generate(mixture, latents)), reals, images_seen=images_seen)
         rows = [
-            to_uint8(generate(mixture, of_class(latents[:COLUMNS], spec, name)))
+            to_uint8(generate(mixture, choose_class(latents[:COLUMNS], spec, name)))
             for name in spec.classes
         ]
         with explained(self.folder.path):

@@ -93,7 +93,11 @@ class Trainer:
         config, networks = self.config, self.config.networks
         channels, size, _ = self.index.image_shape
         spec = GeneratorSpec(
-            networks.architecture, size, channels, networks.generator_width, networks.latent_dim
+            architecture=networks.architecture,
+            image_size=size,
+            channels=channels,
+            width=networks.generator_width,
+            latent_dim=networks.latent_dim,
         )
         try:
             return build_gan(

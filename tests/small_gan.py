@@ -16,7 +16,7 @@ PLAIN = Config()
 
 def make_gan(loss: Loss = PLAIN.loss, optim: Optim = PLAIN.optim, **networks: Any) -> GAN:
     """Small gan on the CPU."""
-    spec = GeneratorSpec("dcgan", 32, 1, width=4, latent_dim=8)
+    spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=8)
     train = Train(cpu_threads=1, precision="launcher")
     accelerator, _ = build_accelerator(train)
     return build_gan(

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from distgan.cli import app
 from distgan.networks.generator_file import load_generator
-from distgan.networks.latents import generate, sample_latents
+from distgan.networks.latents import generate
 from tests.worlds import run_world, train_run
 
 
@@ -74,13 +74,12 @@ def test_samples_from_run_checkpoint_and_file_agree(shards: Path, tmp_path: Path
     run_world(1, train_run, shards, run, ["train.kimg=0.024"])
     newest = sorted((run / "checkpoints").iterdir())[-1]
     generators = [load_generator(path) for path in (run, newest, run / "generator.safetensors")]
-    images = [generate(network, sample_latents(4, spec, seed=3)) for network, spec in generators]
+    images = [generate(g.network, g.latents(4, seed=3)) for g in generators]
     torch.testing.assert_close(images[0], images[1], rtol=0, atol=0)
     torch.testing.assert_close(images[0], images[2], rtol=0, atol=0)
-    network, spec = generators[0]
-    torch.testing.assert_close(
-        images[0][:2], generate(network, sample_latents(2, spec, seed=3)), rtol=0, atol=1e-6
-    )
+    latents = generators[0].latents(2, seed=3)
+    two_images = generate(generators[0].network, latents)
+    torch.testing.assert_close(images[0][:2], two_images, rtol=0, atol=1e-6)
     code, said = call(
         "sample", run, "--num", 9, "--seed", 3, "--out", tmp_path / "some" / "grid.png"
     )

@@ -18,7 +18,7 @@ from distgan.runtime.compilation import Compilation, choose_compilation, ramp, t
 from tests.small_gan import snapshot
 from tests.worlds import rows, run_world, train_run
 
-SPEC = GeneratorSpec("dcgan", 32, 1, width=4, latent_dim=8)
+SPEC = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=8)
 
 
 def networks() -> tuple[nn.Module, nn.Module]:

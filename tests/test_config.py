@@ -22,7 +22,7 @@ from distgan.errors import UserError
 from distgan.losses.adversarial import ADVERSARIAL
 from distgan.losses.augmentation import AUGMENTATIONS
 from distgan.losses.penalties import PENALTIES
-from distgan.networks.build import NETWORKS
+from distgan.networks.build import DISCRIMINATORS, GENERATORS
 from distgan.optimizers import OPTIMIZERS, SCHEDULES
 from distgan.run.preflight import check_batch
 from distgan.runtime.distributed import World
@@ -134,7 +134,8 @@ def test_a_preset_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_choices_of_settings_are_the_keys_of_registries() -> None:
     """Each choice has an entry in its registry, and each entry is a choice."""
     for section, field, registry in (
-        (Networks, "architecture", NETWORKS),
+        (Networks, "architecture", GENERATORS),
+        (Networks, "architecture", DISCRIMINATORS),
         (Loss, "adversarial", ADVERSARIAL),
         (Optim, "name", OPTIMIZERS),
         (Optim, "schedule", SCHEDULES),

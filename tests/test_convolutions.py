@@ -11,11 +11,20 @@ from distgan.losses.adversarial import ADVERSARIAL
 from distgan.networks import convolutions
 from distgan.networks.base import DiscriminatorSpec, GeneratorSpec
 from distgan.networks.build import build_discriminator, build_generator
-from distgan.networks.convolutions import Col2Im, DownConv, Im2Col, UpConv, as_matrix
+from distgan.networks.convolutions import (
+    Col2Im,
+    DownConv,
+    Im2Col,
+    UpConv,
+    as_matrix,
+    use_fast_convolutions,
+)
+from distgan.networks.dcgan import DCGANDiscriminator
 from distgan.runtime.accelerator import keep_freed_memory
 
 DOUBLE = torch.float64
 NUM_STEPS = 3
+SPEC = GeneratorSpec(architecture="dcgan", image_size=32, channels=3, width=4, latent_dim=8)
 
 
 def randn(*shape: int) -> Tensor:
@@ -69,7 +78,7 @@ def run_steps(
     """Losses and all gradients of three alternating steps in fp32 (None) or autocast to a dtype, on the same draws."""
     monkeypatch.setattr(convolutions, "MOST_PIXELS", most_pixels)
     loss, draws = ADVERSARIAL["bce"], torch.Generator().manual_seed(3)
-    spec = GeneratorSpec("dcgan", 32, 3, width=16, latent_dim=16)
+    spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=3, width=16, latent_dim=16)
     generator, discriminator = (
         build_generator(spec),
         build_discriminator(spec, DiscriminatorSpec(width=16)),
@@ -143,16 +152,33 @@ def test_fp32_steps_use_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(seen, expected)
 
 
-def test_names_and_shapes_are_the_librarys() -> None:
-    """Weights saved from the library's layers fit, and the layers are found as what they are."""
-    for ours, theirs in (
-        (DownConv(3, 5), nn.Conv2d(3, 5, 4, stride=2, padding=1)),
-        (UpConv(5, 3), nn.ConvTranspose2d(5, 3, 4, stride=2, padding=1)),
+@pytest.mark.parametrize("norm", ["batch", "spectral", "none"])
+def test_only_matching_convolutions_become_fast_ones(norm: str) -> None:
+    """Every 4x4 convolution of stride 2 is swapped, 3x3 ones and a transposed one with bias are not."""
+    discriminator = build_discriminator(SPEC, DiscriminatorSpec(norm=norm, width=4, refinements=2))
+    generator = build_generator(SPEC)
+    for network, plain, fast in (
+        (discriminator, nn.Conv2d, DownConv),
+        (generator, nn.ConvTranspose2d, UpConv),
     ):
-        ours.load_state_dict(theirs.state_dict())
-        assert isinstance(ours, type(theirs))
-        images = torch.randn(2, ours.in_channels, 8, 8)
-        assert torch.equal(ours(images), copy.deepcopy(theirs)(images))
+        layers = [layer for layer in network.layers if isinstance(layer, plain)]
+        strided = [layer for layer in layers if layer.stride == (2, 2)]
+        assert [layer for layer in layers if isinstance(layer, fast)] == [
+            layer for layer in strided if fast is DownConv or layer.bias is None
+        ]
+        assert len(strided) == 3
+
+
+def test_swapping_changes_neither_names_nor_weights() -> None:
+    """A network of plain convolutions and its swapped copy have one state and, in fp32, one output."""
+    plain = DCGANDiscriminator(DiscriminatorSpec(width=4), image_size=32, channels=3)
+    fast = copy.deepcopy(plain)
+    use_fast_convolutions(fast)
+    before, after = plain.state_dict(), fast.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(plain(images), fast(images))
 
 
 def test_freed_memory_is_used_again() -> None:

@@ -14,10 +14,10 @@ import yaml
 
 from distgan.commands.export import CARD_MARK, LOADING
 from distgan.networks.base import GeneratorSpec
-from distgan.networks.build import NETWORKS, build_generator
+from distgan.networks.build import GENERATORS, build_generator
 from distgan.networks.generator_file import load_generator, save_generator
 from distgan.networks.latents import generate, sample_latents
-from distgan.networks.mixture import build_from, mixture_spec
+from distgan.networks.mixture import mixture_spec
 from tests.test_commands import call
 from tests.worlds import run_world, train_run
 
@@ -47,7 +47,8 @@ def test_safetensors_load_with_torch_alone(run: Path, tmp_path: Path) -> None:
     code, said = call("export", run, "--out", tmp_path / "out", "--license", "mit")
     assert code == 0, said
     block = "import sys; sys.modules |= dict.fromkeys(('distgan', 'shards', 'safetensors', 'accelerate'))\n"
-    network, spec = load_generator(run)
+    generator = load_generator(run)
+    network, spec = generator.network, generator.spec
     latents = sample_latents(3, spec, seed=0)
     np.save(tmp_path / "latents.npy", latents.numpy())
     after = "\nimport numpy; latents = torch.from_numpy(numpy.load(sys.argv[1]))\nnumpy.save(sys.argv[2], generate(latents).numpy())"
@@ -70,12 +71,14 @@ def test_safetensors_load_with_torch_alone(run: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(images, generate(network, latents), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", NETWORKS)
+@pytest.mark.parametrize("architecture", GENERATORS)
 def test_every_architecture_says_how_to_load_it(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In ten lines, or fifteen, that give the network's own images."""
-    spec = GeneratorSpec(architecture, image_size=64, channels=3, width=4, latent_dim=8)
+    spec = GeneratorSpec(
+        architecture=architecture, image_size=64, channels=3, width=4, latent_dim=8
+    )
     network = build_generator(spec)
     network(sample_latents(16, spec, seed=0))  # norm statistics that are not those of the start
     save_generator(network.eval(), spec, tmp_path, facts={})
@@ -95,9 +98,9 @@ def test_a_generator_of_classes_is_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its card says how many classes there are, and its lines make images."""
-    part = GeneratorSpec("dcgan", image_size=32, channels=1, width=4, latent_dim=8)
+    part = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=8)
     spec = mixture_spec(part, classes=("cat", "dog"), weights=(0.5, 0.5))
-    save_generator(build_from(spec).eval(), spec, tmp_path, facts={})
+    save_generator(build_generator(spec).eval(), spec, tmp_path, facts={})
     assert call("export", tmp_path, "--out", tmp_path / "out")[0] == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "DCGAN for each of 2 classes" in card
@@ -110,12 +113,13 @@ def test_a_generator_of_classes_is_exported(
 def test_what_was_exported_is_sampled_again(run: Path, tmp_path: Path) -> None:
     """Folder and file alike give the run's images."""
     assert call("export", run, "--out", tmp_path / "out")[0] == 0
-    network, spec = load_generator(run)
+    generator = load_generator(run)
+    network, spec = generator.network, generator.spec
     latents = sample_latents(2, spec, seed=1)
     for path in (tmp_path / "out", tmp_path / "out" / "generator.safetensors"):
-        again, same = load_generator(path)
-        assert same == spec
-        assert torch.equal(generate(again, latents), generate(network, latents))
+        again = load_generator(path)
+        assert again.spec == spec
+        assert torch.equal(generate(again.network, latents), generate(network, latents))
 
 
 def test_onnx_takes_batches_of_any_size(run: Path, tmp_path: Path) -> None:
@@ -127,7 +131,8 @@ def test_onnx_takes_batches_of_any_size(run: Path, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(
         tmp_path / "out" / "generator.onnx", providers=["CPUExecutionProvider"]
     )
-    network, spec = load_generator(run)
+    generator = load_generator(run)
+    network, spec = generator.network, generator.spec
     for num in (1, 5, 33):
         latents = sample_latents(num, spec, seed=2)
         (images,) = session.run(None, {"latents": latents.numpy()})

@@ -4,18 +4,20 @@ import pytest
 import torch
 
 from distgan.networks.base import DiscriminatorSpec, GeneratorSpec, MinibatchStddev
-from distgan.networks.build import NETWORKS, build_discriminator, build_generator
+from distgan.networks.build import GENERATORS, build_discriminator, build_generator
 from distgan.networks.ema import GeneratorEma, recalibrate_batch_norm
 from distgan.runtime.randomness import normal, uniform
 
-SPEC = GeneratorSpec("dcgan", 32, 3, width=8, latent_dim=7)
+SPEC = GeneratorSpec(architecture="dcgan", image_size=32, channels=3, width=8, latent_dim=7)
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_shapes_and_ranges(size: int, channels: int) -> None:
     """Latents become images in [-1, 1], images become one logit each, and every parameter gets a gradient."""
-    spec = GeneratorSpec("dcgan", size, channels, width=4, latent_dim=7)
+    spec = GeneratorSpec(
+        architecture="dcgan", image_size=size, channels=channels, width=4, latent_dim=7
+    )
     generator, discriminator = (
         build_generator(spec),
         build_discriminator(spec, DiscriminatorSpec(width=4)),
@@ -31,14 +33,16 @@ def test_shapes_and_ranges(size: int, channels: int) -> None:
     )
 
 
-@pytest.mark.parametrize("architecture", NETWORKS)
+@pytest.mark.parametrize("architecture", GENERATORS)
 @pytest.mark.parametrize("norm", ["batch", "spectral", "none"])
 @pytest.mark.parametrize("size", [32, 64])
 def test_discriminators_have_every_variant(architecture: str, norm: str, size: int) -> None:
     """With each norm, spread of groups and packing there is a logit a pack, and a gradient for every parameter."""
-    spec = GeneratorSpec(architecture, size, 3, width=4, latent_dim=7)
+    spec = GeneratorSpec(
+        architecture=architecture, image_size=size, channels=3, width=4, latent_dim=7
+    )
     discriminator = build_discriminator(
-        spec, DiscriminatorSpec(4, norm, minibatch_stddev=2, packing=2)
+        spec, DiscriminatorSpec(width=4, norm=norm, minibatch_stddev=2, packing=2)
     )
     logits = discriminator(build_generator(spec)(torch.randn(8, 7)))
     assert logits.shape == (4,)
@@ -49,7 +53,9 @@ def test_discriminators_have_every_variant(architecture: str, norm: str, size: i
 def test_resnet_has_a_dcgans_size() -> None:
     """At width 64 no more than 4.3M parameters, at 32 and at 64 pixels."""
     for size in (32, 64):
-        spec = GeneratorSpec("resnet", size, 3, width=64, latent_dim=128)
+        spec = GeneratorSpec(
+            architecture="resnet", image_size=size, channels=3, width=64, latent_dim=128
+        )
         for network in (build_generator(spec), build_discriminator(spec)):
             assert 1e6 < sum(p.numel() for p in network.parameters()) < 4.3e6
 
@@ -58,7 +64,7 @@ def test_resnet_has_a_dcgans_size() -> None:
 def test_refinements_see_each_resolution(norm: str) -> None:
     """3x3, the first to half the width; the rest stays as it is, and every parameter has a gradient."""
     refined = build_discriminator(
-        SPEC, DiscriminatorSpec(8, norm, minibatch_stddev=2, packing=2, refinements=4)
+        SPEC, DiscriminatorSpec(width=8, norm=norm, minibatch_stddev=2, packing=2, refinements=4)
     )
     shapes: list[tuple[int, ...]] = []
     for layer in refined.layers:
@@ -73,7 +79,9 @@ def test_refinements_see_each_resolution(norm: str) -> None:
     ] and logits.shape == (4,)
     logits.sum().backward()
     assert all(p.grad is not None for p in refined.parameters())
-    plain = build_discriminator(SPEC, DiscriminatorSpec(8, norm, minibatch_stddev=2, packing=2))
+    plain = build_discriminator(
+        SPEC, DiscriminatorSpec(width=8, norm=norm, minibatch_stddev=2, packing=2)
+    )
     # The first halving convolution sees 4 channels now, where it saw two images of 3.
     of_plain = {tuple(p.shape) for p in plain.parameters()} - {(8, 6, 4, 4)}
     assert of_plain < {tuple(p.shape) for p in refined.parameters()}
@@ -82,7 +90,7 @@ def test_refinements_see_each_resolution(norm: str) -> None:
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_he_weights_do_without_a_norm(size: int) -> None:
     """Every layer keeps the mean square of its maps, where N(0, 0.02) takes nearly all of it away."""
-    spec = GeneratorSpec("dcgan", size, 3, width=64, latent_dim=7)
+    spec = GeneratorSpec(architecture="dcgan", image_size=size, channels=3, width=64, latent_dim=7)
     images = torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(0))
     powers = {}
     for init in ("normal", "he"):
@@ -95,7 +103,7 @@ def test_he_weights_do_without_a_norm(size: int) -> None:
 
 def test_spectral_norm_bounds_every_layer() -> None:
     """After some forwards the largest singular value of each weight is 1."""
-    discriminator = build_discriminator(SPEC, DiscriminatorSpec(8, "spectral"))
+    discriminator = build_discriminator(SPEC, DiscriminatorSpec(width=8, norm="spectral"))
     for _ in range(50):
         discriminator(torch.randn(4, 3, 32, 32))
     discriminator.eval()
@@ -119,7 +127,7 @@ def test_minibatch_stddev_sees_groups() -> None:
 
 def test_packing_judges_neighbours_together() -> None:
     """The logit of a pack is that of its images side by side as channels."""
-    packed = build_discriminator(SPEC, DiscriminatorSpec(8, "none", packing=2))
+    packed = build_discriminator(SPEC, DiscriminatorSpec(width=8, norm="none", packing=2))
     images = torch.randn(4, 3, 32, 32)
     wide = packed.layers(images.view(2, 6, 32, 32)).flatten(1)
     torch.testing.assert_close(packed(images), packed.head(wide).squeeze(1))
@@ -127,7 +135,7 @@ def test_packing_judges_neighbours_together() -> None:
 
 def test_dcgan_has_the_textbook_size() -> None:
     """At 32 pixels and width 64: 1.07M and 0.66M parameters, weights from N(0, 0.02)."""
-    spec = GeneratorSpec("dcgan", 32, 3, width=64, latent_dim=100)
+    spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=3, width=64, latent_dim=100)
     generator, discriminator = build_generator(spec), build_discriminator(spec)
     sizes = [sum(p.numel() for p in network.parameters()) for network in (generator, discriminator)]
     assert [round(size / 1e6, 2) for size in sizes] == [1.07, 0.66]
@@ -136,7 +144,7 @@ def test_dcgan_has_the_textbook_size() -> None:
 
 def test_weights_come_from_the_seed_alone() -> None:
     """Same seed same weights, whatever the global generator has done; another seed, other weights."""
-    spec = GeneratorSpec("dcgan", 32, 1, width=4, latent_dim=7)
+    spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=7)
     first = build_generator(spec, seed=1).project.weight
     torch.rand(5)
     assert torch.equal(first, build_generator(spec, seed=1).project.weight)
@@ -146,7 +154,9 @@ def test_weights_come_from_the_seed_alone() -> None:
 def test_unknown_image_size_names_the_choices() -> None:
     """48 pixels are refused with the sizes on offer."""
     with pytest.raises(ValueError, match="48 pixels; the networks are built for 32, 64, 128"):
-        build_generator(GeneratorSpec("dcgan", 48, 3, width=4, latent_dim=7))
+        build_generator(
+            GeneratorSpec(architecture="dcgan", image_size=48, channels=3, width=4, latent_dim=7)
+        )
 
 
 def test_draws_belong_to_positions() -> None:
@@ -167,7 +177,7 @@ def test_draws_belong_to_positions() -> None:
 
 def test_ema_halves_in_its_halflife() -> None:
     """After one half-life of images the average has moved half the way; early on the half-life is 1/20 of the images."""
-    spec = GeneratorSpec("dcgan", 32, 1, width=4, latent_dim=7)
+    spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=7)
     raw = build_generator(spec, seed=0)
     ema = GeneratorEma(raw, halflife_kimg=1.0)
     start = ema.generator.project.weight.clone()
@@ -182,7 +192,9 @@ def test_ema_halves_in_its_halflife() -> None:
 
 def test_norm_statistics_are_those_of_the_batches() -> None:
     """Running statistics become the plain means over the given latents, and momentum is left as it was."""
-    generator = build_generator(GeneratorSpec("dcgan", 32, 1, width=4, latent_dim=7)).eval()
+    generator = build_generator(
+        GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=7)
+    ).eval()
     latents = torch.randn(64, 7)
     recalibrate_batch_norm(generator, latents, num_batches=1)
     maps = generator.project(latents).unflatten(1, (-1, 4, 4))

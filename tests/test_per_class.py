@@ -15,9 +15,10 @@ from distgan.config.schema import Data
 from distgan.data import open_dataset
 from distgan.errors import UserError
 from distgan.networks.base import GeneratorSpec
+from distgan.networks.build import build_generator
 from distgan.networks.generator_file import load_generator, save_generator
 from distgan.networks.latents import generate, sample_latents
-from distgan.networks.mixture import Mixture, MixtureSpec, build_from, mixture_spec, of_class
+from distgan.networks.mixture import Mixture, MixtureSpec, choose_class, mixture_spec
 from distgan.per_class import class_shares, share_out
 from shards.pack import pack
 from tests.conftest import NUM_IMAGES
@@ -25,7 +26,7 @@ from tests.test_commands import call
 from tests.worlds import SMALL, checkpoint_digest, image_id, run_world, train_run
 
 WORDS = ("networks.per_class=true", "train.epochs=2")  # 60 images: 5 batches of 12
-PART = GeneratorSpec("dcgan", 32, 1, 4, 8)
+PART = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=8)
 
 
 def train_classes(
@@ -169,7 +170,7 @@ def test_commands_take_it_for_one_generator(
 def mixture() -> tuple[Mixture, MixtureSpec]:
     """Three classes of 50, 30 and 20 per cent, whose generators differ."""
     spec = mixture_spec(PART, classes=("a", "b", "c"), weights=(0.5, 0.3, 0.2))
-    built = Mixture(spec).eval().requires_grad_(False)
+    built = build_generator(spec).eval().requires_grad_(False)
     for number, part in enumerate(built.parts):
         for parameter in part.parameters():
             parameter.mul_(1 + number)
@@ -196,20 +197,21 @@ def test_one_class_can_be_asked_for(mixture: tuple[Mixture, MixtureSpec]) -> Non
     built, spec = mixture
     latents = sample_latents(9, spec, seed=0)
     for number, name in enumerate(spec.classes):
-        moved = of_class(latents, spec, name)
+        moved = choose_class(latents, spec, name)
         assert built.classes_of(moved).tolist() == [number] * 9
         assert torch.equal(moved[:, 1:], latents[:, 1:])
     with pytest.raises(UserError, match="no class 'd'; choose from a, b, c"):
-        of_class(latents, spec, "d")
-    with pytest.raises(UserError, match="knows no classes"):
-        of_class(latents, PART, "a")
+        choose_class(latents, spec, "d")
+    with pytest.raises(UserError, match="has no classes"):
+        choose_class(latents, PART, "a")
 
 
 def test_a_mixture_is_a_file_like_any(mixture: tuple[Mixture, MixtureSpec], tmp_path: Path) -> None:
     """Saved and loaded it makes the same images; image i is the same however many are drawn; torch.export keeps it."""
     built, spec = mixture
     save_generator(built, spec, tmp_path, facts={})
-    loaded, read = load_generator(tmp_path)
+    generator = load_generator(tmp_path)
+    loaded, read = generator.network, generator.spec
     assert read == spec
     latents = sample_latents(20, spec, seed=1)
     images = generate(loaded, latents)
@@ -223,7 +225,7 @@ def test_a_mixture_is_a_file_like_any(mixture: tuple[Mixture, MixtureSpec], tmp_
 
 def test_other_generators_are_built_as_before() -> None:
     """A spec that is no mixture gives the bare network."""
-    assert not isinstance(build_from(PART), Mixture)
+    assert not isinstance(build_generator(PART), Mixture)
 
 
 # ------------------------------------------------------------------------------------------------ shares and mistakes

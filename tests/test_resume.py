@@ -158,11 +158,11 @@ def test_the_newest_generator_of_a_run_is_found(tmp_path: Path) -> None:
     newest = checkpoint.save(
         tmp_path / "checkpoints", images_seen=2000, tensors={"a": torch.zeros(1)}, state={}
     )
-    assert find_generator(tmp_path)[0].name == "generator.safetensors"
+    assert find_generator(tmp_path).weights.name == "generator.safetensors"
     newest = checkpoint.save(
         tmp_path / "checkpoints", images_seen=3000, tensors={"a": torch.zeros(1)}, state={}
     )
-    assert find_generator(tmp_path)[0] == newest / "tensors.safetensors"
+    assert find_generator(tmp_path).weights == newest / "tensors.safetensors"
 
 
 def test_a_file_system_without_locks_is_warned_of(

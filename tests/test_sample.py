@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from distgan.commands.sample import FRAMES_PER_LEG, KEYS
+from distgan.commands.sample import FRAMES_PER_LEG, NUM_KEYS
 from distgan.networks.base import GeneratorSpec
+from distgan.networks.build import build_generator
 from distgan.networks.generator_file import load_generator, save_generator
-from distgan.networks.latents import sample_latents, slerp, truncate, walk
-from distgan.networks.mixture import build_from, mixture_spec
+from distgan.networks.latents import slerp, truncate, walk
+from distgan.networks.mixture import mixture_spec
 from tests.test_commands import call
 from tests.worlds import run_world, train_run
 
@@ -91,9 +92,9 @@ def test_grids(run: Path, tmp_path: Path, words: list[str], size: tuple[int, int
 )
 def test_a_class_stays_that_class(tmp_path: Path, words: list[str]) -> None:
     """Of a generator of two classes, one black and one white, only white is sampled, cut, between and on a walk."""
-    part = GeneratorSpec("dcgan", image_size=32, channels=1, width=1, latent_dim=4)
+    part = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=1, latent_dim=4)
     spec = mixture_spec(part, classes=("black", "white"), weights=(0.5, 0.5))
-    mixture = build_from(spec).eval()
+    mixture = build_generator(spec).eval()
     for network, shade in zip(mixture.parts, (-1.0, 1.0), strict=True):
         torch.nn.init.constant_(network.layers[-2].bias, 20 * shade)  # before the tanh
     save_generator(mixture, spec, tmp_path, facts={})
@@ -149,8 +150,8 @@ def test_files_are_the_images_of_the_grid(run: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "many").iterdir()) == [
         f"{i:06d}.png" for i in range(3)
     ]
-    network, spec = load_generator(run)
-    wanted = network(sample_latents(3, spec, seed=5))[2, 0]
+    generator = load_generator(run)
+    wanted = generator.network(generator.latents(3, seed=5))[2, 0]
     with Image.open(tmp_path / "many" / "000002.png") as picture:
         assert (picture.mode, picture.size) == ("L", (32, 32))
         found = torch.tensor(list(picture.tobytes())).view(32, 32)
@@ -164,10 +165,10 @@ def test_videos_play(run: Path, tmp_path: Path) -> None:
         code, said = call("sample", run, "--video", tmp_path / name, "--num", 4)
         assert code == 0, said
     with Image.open(tmp_path / "walk.gif") as film:
-        assert film.n_frames == KEYS * FRAMES_PER_LEG
+        assert film.n_frames == NUM_KEYS * FRAMES_PER_LEG
         assert film.info["loop"] == 0
     assert imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "walk.mp4")) == (
-        KEYS * FRAMES_PER_LEG,
+        NUM_KEYS * FRAMES_PER_LEG,
         4.8,
     )
 

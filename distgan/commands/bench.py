@@ -158,7 +158,11 @@ def make_gan(config: Config, image_shape: tuple[int, int, int]) -> GAN:
     accelerator, _ = build_accelerator(config.train)
     networks, (channels, size, _) = config.networks, image_shape
     spec = GeneratorSpec(
-        networks.architecture, size, channels, networks.generator_width, networks.latent_dim
+        architecture=networks.architecture,
+        image_size=size,
+        channels=channels,
+        width=networks.generator_width,
+        latent_dim=networks.latent_dim,
     )
     return build_gan(
         accelerator,

@@ -14,9 +14,7 @@ from distgan.evaluation.evaluate import Fakes, Result, evaluate
 from distgan.evaluation.evaluator import choose_extractor, real_images
 from distgan.evaluation.reference import prepare_reference
 from distgan.evaluation.verdict import Verdict, judge
-from distgan.images import to_uint8
 from distgan.networks.generator_file import load_generator
-from distgan.networks.latents import generate
 from distgan.run.folder import check_writable, write_json
 from distgan.runtime.distributed import World
 from distgan.runtime.randomness import normal
@@ -115,18 +113,20 @@ def open_fakes(
             return torch.from_numpy(np.stack(images))
 
         return read, "images", len(source)
-    generator, spec = load_generator(path)
-    made = (spec.channels, spec.image_size, spec.image_size)
-    if made != image_shape:
+    generator = load_generator(path)
+    if generator.image_shape != image_shape:
         raise UserError(
-            f"{path} makes images {list(made)}, the data are {list(image_shape)}; give the data it learned"
+            f"{path} makes images {list(generator.image_shape)}, the data are {list(image_shape)}; give the data it learned"
         )
 
     def make(start: int, stop: int) -> Tensor:
         latents = normal(
-            (spec.latent_dim,), torch.arange(start, stop), seed=seed, purpose="evaluation"
+            (generator.spec.latent_dim,),
+            torch.arange(start, stop),
+            seed=seed,
+            purpose="evaluation",
         )
-        return to_uint8(generate(generator, latents))
+        return generator.images(latents)
 
     return make, "ema", 2**62
 

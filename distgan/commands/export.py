@@ -58,7 +58,8 @@ def generate(latents):  # [B, latent_dim] from N(0, 1) -> images [B, C, H, W] in
 
 def export(source: Path, out: Path, *, format: str, license: str) -> list[str]:
     """Write a generator with its card to a folder; returns what was written, a sentence each. Raises UserError."""
-    generator, spec = load_generator(source)
+    loaded = load_generator(source)
+    generator, spec = loaded.network, loaded.spec
     told = read_facts(source)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ def export(source: Path, out: Path, *, format: str, license: str) -> list[str]:
 
 def read_facts(source: Path) -> dict[str, Any]:
     """What the generator's JSON tells beside its shape."""
-    told = json.loads(find_generator(source)[1].read_text())
+    told = json.loads(find_generator(source).description.read_text())
     facts = {
         "images_seen": told.get("images_seen"),
         "dataset": told.get("dataset") or told.get("fingerprint"),
@@ -185,11 +186,17 @@ def model_card(
             "",
         ]
     if (out / "generator.safetensors").exists() and isinstance(spec, MixtureSpec):
-        loading = ('generator, spec = load_generator(Path("generator.safetensors"))',
-                   "images = generate(generator, sample_latents(16, spec, seed=0))")  # fmt: skip
-        lines += ["With distgan; the first value of a latent chooses the class:", "", "```python", "from pathlib import Path",
-                  "from distgan.networks.generator_file import load_generator",
-                  "from distgan.networks.latents import generate, sample_latents", *loading, "```", ""]  # fmt: skip
+        lines += [
+            "With distgan; the first value of a latent chooses the class:",
+            "",
+            "```python",
+            "from distgan.networks.generator_file import load_generator",
+            "",
+            'generator = load_generator("generator.safetensors")',
+            "images = generator.sample(16)",
+            "```",
+            "",
+        ]
     if (out / "generator.onnx").exists():
         lines += ["With onnxruntime:", "", "```python", "import numpy as np, onnxruntime",
                   'session = onnxruntime.InferenceSession("generator.onnx")',

@@ -1,194 +1,182 @@
-"""`distgan sample`: grids, single files, interpolations, videos and the progress of a trained generator.
+"""`distgan sample`: images, interpolations, videos and the training progress of generators.
 
-latents of a seed -> [truncate] -> [interpolate | walk] -> generator -> PNG grid, PNG files, GIF or MP4
+latents of a seed -> [truncate] -> [interpolate | walk] -> generator -> PNG grid, PNG files, GIF, MP4
 
-Needs neither accelerate nor webdataset nor wandb: a trained generator is used where nothing is trained.
+Imports neither accelerate nor webdataset nor wandb, because sampling does not train.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from distgan.errors import UserError
-from distgan.images import grid_pixels, save_grid, to_uint8
+from distgan.images import grid_pixels, save_grid
+from distgan.networks.generator import Generator
 from distgan.networks.generator_file import checkpoint_folders, load_generator
-from distgan.networks.latents import generate, sample_latents, slerp, truncate, walk
-from distgan.networks.mixture import MixtureSpec, of_class
+from distgan.networks.latents import slerp, walk
+from distgan.networks.mixture import join_class, split_class
 
-STEPS = 8  # images of a row from one latent to another
-KEYS, FRAMES_PER_LEG, FRAMES_PER_SEC = 4, 24, 20  # of a walk
+NUM_IMAGES = 64
+NUM_IN_VIDEO = 16
+NUM_COLUMNS = 8  # in a row of one generator, or from one image to another
+NUM_KEYS, FRAMES_PER_LEG, FRAMES_PER_SEC = 4, 24, 20  # of a video
 VIDEO_SUFFIXES = (".gif", ".mp4")
+BATCH_SIZE = 256  # images that are in memory together
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Which images: how many, None for what suits; of which seed; how typical; of which class, None for all."""
+class Selection:
+    """Which images to draw; `num` None means the default of the command."""
 
     num: int | None = None
     seed: int = 0
     truncation: float | None = None
     class_name: str | None = None
 
-
-class Sampler:
-    """A trained generator with the latents of a choice."""
-
-    def __init__(self, source: Path, choice: Choice) -> None:
-        self.generator, self.spec = load_generator(source)
-        self.choice = choice
-        self.num_choosing = int(
-            isinstance(self.spec, MixtureSpec)
-        )  # first values of a latent, which choose its class
-
-    def latents(self, num: int, *, first: int = 0) -> Tensor:
-        """Latents [num, Z]; number i is the same however many are drawn."""
-        drawn = sample_latents(num, self.spec, seed=self.choice.seed, first=first)
-        if self.choice.class_name is not None:
-            drawn = of_class(drawn, self.spec, self.choice.class_name)
-        if self.choice.truncation is not None:
-            drawn = self.like(drawn, truncate(self.free(drawn), self.choice.truncation))
-        return drawn
-
-    def free(self, latents: Tensor) -> Tensor:
-        """What of latents [..., Z] may move without another class being chosen."""
-        return latents[..., self.num_choosing :]
-
-    def like(self, chosen: Tensor, free: Tensor) -> Tensor:
-        """Latents [..., Z] of the classes that `chosen` [..., Z] choose, with `free` as the rest; shapes are expanded."""
-        choosing = chosen[..., : self.num_choosing].expand(*free.shape[:-1], self.num_choosing)
-        return torch.cat([choosing, free], -1)
-
-    def images(self, latents: Tensor) -> Tensor:
-        """uint8 [N, C, H, W]."""
-        return to_uint8(generate(self.generator, latents))
+    def latents(self, generator: Generator, num: int, *, first: int = 0) -> Tensor:
+        """Return `num` of the selected latents, beginning with number `first`."""
+        return generator.latents(
+            num,
+            self.seed,
+            first=first,
+            truncation=self.truncation,
+            class_name=self.class_name,
+        )
 
 
-def sample(sources: Sequence[Path], choice: Choice, *, out: Path) -> Path:
-    """Write a grid of `num` images, 64 by default; of several generators, one a class perhaps, a row of 8 each."""
-    samplers = [Sampler(source, choice) for source in sources]
-    if len({(each.spec.image_size, each.spec.channels) for each in samplers}) > 1:
+def sample(sources: Sequence[Path], selection: Selection, *, out: Path) -> Path:
+    """Write a grid of 64 images of one generator, or one row of 8 for each of several."""
+    generators = [load_generator(source) for source in sources]
+    if len({generator.image_shape for generator in generators}) > 1:
         raise UserError("these generators make images of different shapes; sample them one by one")
-    count = choice.num or (64 if len(samplers) == 1 else STEPS)
-    images = torch.cat([each.images(each.latents(count)) for each in samplers])
-    return write_grid(images, out, columns=None if len(samplers) == 1 else count)
+    num = selection.num or (NUM_IMAGES if len(generators) == 1 else NUM_COLUMNS)
+    images = torch.cat([each.images(selection.latents(each, num)) for each in generators])
+    return write_grid(images, out, columns=None if len(generators) == 1 else num)
 
 
-def sample_files(source: Path, folder: Path, choice: Choice) -> int:
-    """Write `num` images, 64 by default, as single PNG files 000000.png and on; returns how many."""
-    sampler, count = Sampler(source, choice), choice.num or 64
-    try:
+def sample_files(source: Path, folder: Path, selection: Selection) -> int:
+    """Write 64 images as PNG files 000000.png, 000001.png, ...; return their number."""
+    generator, count = load_generator(source), selection.num or NUM_IMAGES
+    with explained(folder, "--files"):
         folder.mkdir(parents=True, exist_ok=True)
-        for first in range(0, count, 256):
-            images = sampler.images(sampler.latents(min(256, count - first), first=first))
+        for first in range(0, count, BATCH_SIZE):
+            num = min(BATCH_SIZE, count - first)
+            images = generator.images(selection.latents(generator, num, first=first))
             for number, image in enumerate(images, start=first):
-                to_picture(image).save(folder / f"{number:06d}.png")
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror}; choose another place with --files"
-        ) from None
+                to_pil_image(image).save(folder / f"{number:06d}.png")
     return count
 
 
-def interpolate(source: Path, choice: Choice, *, out: Path) -> Path:
-    """Write a grid of `num` images, 64 by default; each row of 8 goes over from one image to another."""
-    sampler = Sampler(source, choice)
-    rows = max(1, (choice.num or 64) // STEPS)
-    starts, ends = sampler.latents(2 * rows).view(rows, 2, -1).unbind(1)
-    between = slerp(sampler.free(starts), sampler.free(ends), torch.linspace(0, 1, STEPS))
-    between = sampler.like(starts[:, None], between)
-    return write_grid(sampler.images(between.flatten(0, 1)), out, columns=STEPS)
+def interpolate(source: Path, selection: Selection, *, out: Path) -> Path:
+    """Write a grid of 64 images, in which each row of 8 leads from one image to another.
+
+    The images of a row belong to the class of the first, if the generator has classes.
+    """
+    generator = load_generator(source)
+    num_rows = max(1, (selection.num or NUM_IMAGES) // NUM_COLUMNS)
+    latents = selection.latents(generator, 2 * num_rows).view(num_rows, 2, -1)
+    class_values, others = split_class(latents, generator.spec)
+    between = slerp(others[:, 0], others[:, 1], torch.linspace(0, 1, NUM_COLUMNS))
+    rows = join_class(class_values[:, :1], between)
+    return write_grid(generator.images(rows.flatten(0, 1)), out, columns=NUM_COLUMNS)
 
 
-def progress(run: Path, choice: Choice, *, out: Path) -> tuple[Path, tuple[str, ...]]:
-    """Write `num` latents, 8 by default, a row each, through all checkpoints of a run; the file, and kimg by column."""
-    folders, columns = checkpoint_folders(run), []
-    for folder in folders:
-        sampler = Sampler(folder, choice)
-        columns.append(sampler.images(sampler.latents(choice.num or STEPS)))
+def progress(run: Path, selection: Selection, *, out: Path) -> tuple[Path, tuple[str, ...]]:
+    """Write a grid of 8 rows, each the same latent in all checkpoints of a run, oldest first.
+
+    Returns the file, and the thousands of images seen (kimg) by each column.
+    """
+    folders = checkpoint_folders(run)
+    if not folders:
+        raise UserError(f"{run} holds no checkpoints; give a run folder, or leave --progress out")
+    generators = map(load_generator, folders)
+    num = selection.num or NUM_COLUMNS
+    columns = [generator.images(selection.latents(generator, num)) for generator in generators]
     images = torch.stack(columns, 1).flatten(0, 1)
-    return write_grid(images, out, columns=len(folders)), tuple(
-        f"{float(folder.name):g}" for folder in folders
-    )
+    kimg = tuple(f"{float(folder.name):g}" for folder in folders)
+    return write_grid(images, out, columns=len(folders)), kimg
 
 
-def video(source: Path, choice: Choice, *, out: Path) -> Path:
-    """Write a closed walk of `num` images side by side, 16 by default, as .gif or .mp4."""
-    if out.suffix.lower() not in VIDEO_SUFFIXES:
+def video(source: Path, selection: Selection, *, out: Path) -> Path:
+    """Write a .gif or .mp4 of 16 images side by side, each on a closed walk through its class."""
+    suffix = out.suffix.lower()
+    if suffix not in VIDEO_SUFFIXES:
         raise UserError(f"--video {out}: name a file that ends in .gif or .mp4")
-    write = write_gif if out.suffix.lower() == ".gif" else write_mp4
-    sampler, count = Sampler(source, choice), choice.num or 16
-    keys = sampler.latents(KEYS * count).view(KEYS, count, -1)
-    path = sampler.like(keys[:1], walk(sampler.free(keys), frames_per_leg=FRAMES_PER_LEG))
-    images = sampler.images(path.flatten(0, 1))
-    frames = [to_picture(grid_pixels(of_frame)) for of_frame in images.split(count)]
-    try:
+    generator, num = load_generator(source), selection.num or NUM_IN_VIDEO
+    keys = selection.latents(generator, NUM_KEYS * num).view(NUM_KEYS, num, -1)
+    class_values, others = split_class(keys, generator.spec)
+    latents = join_class(class_values[:1], walk(others, frames_per_leg=FRAMES_PER_LEG))
+    images = generator.images(latents.flatten(0, 1))
+    frames = [to_pil_image(grid_pixels(side_by_side)) for side_by_side in images.split(num)]
+    with explained(out, "--video"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write(frames, out)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {out}: {error.strerror or error}; choose another place with --video"
-        ) from None
+        write_gif(frames, out) if suffix == ".gif" else write_mp4(frames, out)
     return out
 
 
 def write_gif(frames: list[Image.Image], out: Path) -> None:
-    """An endless GIF. All frames share one palette, so that what stands still does not flicker."""
-    side = 64  # of each frame that has a part in the palette, so that choosing it takes no time
-    few = [
-        frame.convert("RGB").resize((side, side), Image.Resampling.NEAREST)
+    """Write an endless GIF. All frames share one palette, so that still parts do not flicker."""
+    side = 64  # frames are reduced to this size to choose the palette, which is slow otherwise
+    small = [
+        frame.resize((side, side), Image.Resampling.NEAREST)
         for frame in frames[:: FRAMES_PER_LEG // 2]
     ]
-    together = Image.new("RGB", (side, side * len(few)))
-    for place, frame in enumerate(few):
-        together.paste(frame, (0, place * side))
-    palette = together.quantize(256, method=Image.Quantize.MEDIANCUT)
-    reduced = [
-        frame.convert("RGB").quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
-        for frame in frames
+    stacked = Image.new("RGB", (side, side * len(small)))
+    for number, frame in enumerate(small):
+        stacked.paste(frame, (0, number * side))
+    palette = stacked.quantize(256, method=Image.Quantize.MEDIANCUT)
+    first, *others = [
+        frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames
     ]
     duration_ms = 1000 // FRAMES_PER_SEC
-    reduced[0].save(
-        out, format="GIF", save_all=True, append_images=reduced[1:], duration=duration_ms, loop=0
-    )
+    first.save(out, format="GIF", save_all=True, append_images=others, duration=duration_ms, loop=0)
 
 
 def write_mp4(frames: list[Image.Image], out: Path) -> None:
-    """H.264 that every player reads, by the encoder that imageio-ffmpeg brings along."""
+    """Write H.264 in a form that every player reads, with the encoder of imageio-ffmpeg."""
     try:
         import imageio_ffmpeg
     except ImportError:
         raise UserError(
             "an .mp4 needs an encoder; type: pip install 'distgan[video]', or name a .gif"
         ) from None
-    width, height = (side - side % 2 for side in frames[0].size)  # the encoder wants even sides
+    width, height = (side - side % 2 for side in frames[0].size)  # the encoder needs even sides
     writer = imageio_ffmpeg.write_frames(
-        str(out), (width, height), fps=FRAMES_PER_SEC, codec="libx264", macro_block_size=2,
+        str(out),
+        (width, height),
+        fps=FRAMES_PER_SEC,
+        codec="libx264",
+        macro_block_size=2,
         output_params=["-crf", "18", "-movflags", "+faststart"],
-    )  # fmt: skip
+    )
     writer.send(None)
     try:
         for frame in frames:
-            writer.send(frame.convert("RGB").crop((0, 0, width, height)).tobytes())
+            writer.send(frame.crop((0, 0, width, height)).tobytes())
     finally:
         writer.close()
 
 
-def to_picture(image: Tensor) -> Image.Image:
-    """uint8 [C, H, W] as a picture, grey for one channel."""
-    pixels = image.permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-
-
 def write_grid(images: Tensor, out: Path, *, columns: int | None) -> Path:
-    """Write a PNG grid; raises UserError where that cannot be."""
-    try:
+    """Write uint8 images [B, C, H, W] as a PNG grid; raises UserError."""
+    with explained(out, "--out"):
         out.parent.mkdir(parents=True, exist_ok=True)
         return save_grid(images, out, columns=columns)
+
+
+@contextmanager
+def explained(path: Path, option: str) -> Iterator[None]:
+    """Turn an OSError of the block into a UserError that names the option to change."""
+    try:
+        yield
     except OSError as error:
+        reason = error.strerror or error
         raise UserError(
-            f"cannot write {out}: {error.strerror}; choose another place with --out"
+            f"cannot write {path}: {reason}; choose another place with {option}"
         ) from None

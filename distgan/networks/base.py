@@ -1,4 +1,4 @@
-"""What all networks share: their specs, minibatch standard deviation, the discriminator's interface."""
+"""What all networks share: their specs, the discriminator's interface, minibatch standard deviation."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from distgan.config.schema import Networks
+
 IMAGE_SIZES = (32, 64, 128)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GeneratorSpec:
-    """All that is needed to build a generator again."""
+    """Everything needed to rebuild a generator."""
 
     architecture: str
     image_size: int
@@ -22,51 +24,52 @@ class GeneratorSpec:
     latent_dim: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return the spec as plain values for JSON."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DiscriminatorSpec:
-    """All that is needed to build a discriminator, beside the images' size and channels."""
+    """Everything needed to build a discriminator, except the size and channels of the images."""
 
     width: int = 64
     norm: str = "batch"  # batch, spectral or none
-    minibatch_stddev: int = 0  # images of a group; 0 for no such feature
-    packing: int = 1  # images that are judged together
-    init: str = "normal"  # or he: of a DCGAN's convolutions
-    refinements: int = (
-        0  # of a DCGAN's resolutions, from the full one down, that get a 3x3 convolution
-    )
+    minibatch_stddev: int = 0  # images per group; 0 disables the feature
+    packing: int = 1  # images per logit
+    init: str = "normal"  # or he; of a DCGAN's convolutions
+    refinements: int = 0  # resolutions of a DCGAN, from the full one down, with a 3x3 convolution
 
     @classmethod
-    def from_settings(cls, networks: Any) -> "DiscriminatorSpec":
-        """What the settings `networks.*` say of it."""
+    def from_settings(cls, networks: Networks) -> "DiscriminatorSpec":
+        """Return the discriminator that the settings `networks.*` describe."""
         return cls(
-            networks.discriminator_width,
-            networks.discriminator_norm,
-            networks.minibatch_stddev,
-            networks.packing,
-            networks.discriminator_init,
-            networks.discriminator_refinements,
+            width=networks.discriminator_width,
+            norm=networks.discriminator_norm,
+            minibatch_stddev=networks.minibatch_stddev,
+            packing=networks.packing,
+            init=networks.discriminator_init,
+            refinements=networks.discriminator_refinements,
         )
 
 
 def num_doublings(image_size: int) -> int:
-    """How often 4 pixels double to the image size; raises ValueError for a size that is not offered."""
+    """Return how many doublings lead from 4 pixels to the image size.
+
+    Raises ValueError for a size that the networks do not support.
+    """
     if image_size not in IMAGE_SIZES:
-        raise ValueError(
-            f"images of {image_size} pixels; the networks are built for {', '.join(map(str, IMAGE_SIZES))}"
-        )
+        sizes = ", ".join(map(str, IMAGE_SIZES))
+        raise ValueError(f"images of {image_size} pixels; the networks are built for {sizes}")
     return int(math.log2(image_size)) - 2
 
 
 class MinibatchStddev(nn.Module):
-    """Shows the discriminator how much each group of consecutive samples varies (Karras et al. 2018, section 3).
+    """A feature that tells the discriminator how much consecutive samples vary.
 
-    maps [B, F, ...] -> the same shape, B a multiple of the group. The published form appends the spread as a constant
-    map for the next convolution; what that makes of it, the spread times a weight for each feature, is added here
-    directly, for a channel more than a round number of them slows the convolution down.
+    Karras et al. 2018, section 3. Maps [B, F, ...] to the same shape; B is a multiple of `group`.
+    The paper appends the mean standard deviation of each group as a constant channel, which the
+    next convolution multiplies by one weight per feature. This module adds that product directly,
+    because an odd number of channels slows the convolution down.
     """
 
     def __init__(self, features: int, group: int) -> None:
@@ -75,8 +78,9 @@ class MinibatchStddev(nn.Module):
         self.weight = nn.Parameter(torch.randn(features) * 0.1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Adds weight x standard deviation over the group, averaged over features and places."""
-        # Features last, as they lie in memory, and no `var`, whose backward is six times as slow.
+        """Add weight x standard deviation over the group, averaged over features and pixels."""
+        # Features go last, as they are stored in memory. `var` is avoided, because its backward
+        # takes six times as long.
         groups = maps.movedim(1, -1).float().flatten(1).unflatten(0, (-1, self.group))
         deviations = (groups - groups.mean(1, keepdim=True)).square().mean(1).add(1e-8).sqrt()
         added = deviations.mean(1).repeat_interleave(self.group)[:, None] * self.weight
@@ -84,9 +88,10 @@ class MinibatchStddev(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """images [B, C, H, W] in [-1, 1] -> logits [B / packing], above zero where the images are held to be real.
+    """The base class of discriminators: images [B, C, H, W] in [-1, 1] to logits [B / packing].
 
-    `layers` end in feature maps of 4x4 or in features, and `head` maps them to one logit.
+    A logit above zero means real. `layers` end in feature maps of 4x4 pixels or in feature
+    vectors, and `head` maps those to one logit.
     """
 
     layers: nn.Sequential
@@ -94,30 +99,21 @@ class Discriminator(nn.Module):
     packing: int
 
     def maps(self, images: Tensor) -> Tensor:
-        """images [B, C, H, W] -> what the head takes, [B / packing, ...]."""
-        if (
-            self.packing > 1
-        ):  # consecutive images side by side, as channels (Lin et al. 2018, section 2)
+        """Return the output of `layers`, [B / packing, ...], for images [B, C, H, W]."""
+        if self.packing > 1:  # stack consecutive images as channels (Lin et al. 2018, section 2)
             images = images.unflatten(0, (-1, self.packing)).flatten(1, 2)
         return self.layers(images)
 
     def features(self, images: Tensor) -> Tensor:
-        """images [B, C, H, W] -> features [B / packing, F]."""
+        """Return features [B / packing, F] for images [B, C, H, W]."""
         return self.maps(images).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [B, C, H, W] in [-1, 1] -> logits [B / packing]."""
+        """Return logits [B / packing] for images [B, C, H, W] in [-1, 1]."""
         maps, weight = self.maps(images), self.head.weight
-        if (
-            maps.dim() == 4
-        ):  # the weight is turned to their layout, channels last: to turn the maps costs more
+        if maps.dim() == 4:
+            # Flatten channels-last maps in memory order: reordering the weight costs less than
+            # reordering the maps.
             weight = weight.unflatten(1, maps.shape[1:]).permute(0, 2, 3, 1).flatten(1)
             maps = maps.permute(0, 2, 3, 1).flatten(1)
         return linear(maps, weight, self.head.bias).squeeze(1)
-
-    def normalise(self, norm: str) -> None:
-        """Put spectral norm on every weight where it is asked for (Miyato et al. 2018)."""
-        if norm == "spectral":
-            for module in [*self.modules()]:
-                if isinstance(module, nn.Conv2d | nn.Linear):
-                    nn.utils.parametrizations.spectral_norm(module)

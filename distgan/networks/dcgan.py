@@ -1,10 +1,12 @@
-"""DCGAN generator and discriminator (Radford et al. 2016) for 32, 64 and 128 pixels, and residual ones.
+"""DCGAN (Radford et al. 2016) for images of 32, 64 and 128 pixels.
 
-generator      latents [B, Z] -> project to 4x4 -> (transposed convolution, norm, ReLU) x k -> tanh -> [B, C, H, W]
-discriminator  images [B, C, H, W] -> (strided convolution, norm, leaky ReLU) x k -> 4x4 -> one logit [B],
-               and before each step, where asked for, a 3x3 convolution and a leaky ReLU
+generator      latents [B, Z] -> linear -> 4x4 maps -> (norm, ReLU, transposed convolution) x k
+               -> tanh -> images [B, C, H, W]
+discriminator  images [B, C, H, W] -> (strided convolution, norm, leaky ReLU) x k
+               -> 4x4 maps -> linear -> logits [B]
 
-Needs torch alone, so that an exported generator loads anywhere.
+All these convolutions have a 4x4 kernel, stride 2 and padding 1. `build.py` replaces them by forms
+of `convolutions.py` that compute the same faster on a CPU.
 """
 
 import itertools
@@ -19,11 +21,13 @@ from distgan.networks.base import (
     MinibatchStddev,
     num_doublings,
 )
-from distgan.networks.convolutions import DownConv, UpConv
 
 
 def init_dcgan(module: nn.Module) -> None:
-    """Weights from N(0, 0.02), norm scales from N(1, 0.02), biases zero (Radford et al. 2016, section 4)."""
+    """Draw weights from N(0, 0.02) and norm scales from N(1, 0.02), and set biases to zero.
+
+    Radford et al. 2016, section 4.
+    """
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
@@ -34,71 +38,79 @@ def init_dcgan(module: nn.Module) -> None:
 
 
 def init_he(module: nn.Module) -> None:
-    """Weights that keep the spread of maps through leaky ReLUs of slope 0.2 (He et al. 2015, equation 15).
+    """Draw weights that preserve the variance of maps through leaky ReLUs of slope 0.2.
 
-    Those of N(0, 0.02) leave it to a norm layer to make up for what they take away.
+    He et al. 2015, equation 15. Weights from N(0, 0.02) shrink the maps in every layer, which only
+    a norm layer makes up for.
     """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, 0.2)
 
 
 class DCGANGenerator(nn.Module):
-    """latents [B, latent_dim] -> images [B, C, H, W] in [-1, 1]."""
+    """The generator: latents [B, latent_dim] to images [B, C, H, W] in [-1, 1]."""
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
-        doublings = num_doublings(spec.image_size)
-        widths = [spec.width * 2 ** (doublings - 1 - i) for i in range(doublings)]
-        self.latent_dim = spec.latent_dim
-        # A 4x4 transposed convolution of a 1x1 input is this matrix product.
+        widths = [spec.width * 2**i for i in reversed(range(num_doublings(spec.image_size)))]
+        # A 4x4 transposed convolution of a 1x1 map is this matrix product.
         self.project = nn.Linear(spec.latent_dim, widths[0] * 16, bias=False)
         layers: list[nn.Module] = [nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
         for before, after in itertools.pairwise(widths):
             layers += [
-                UpConv(before, after, bias=False),
+                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(after),
                 nn.ReLU(inplace=True),
             ]
-        layers += [UpConv(widths[-1], spec.channels), nn.Tanh()]
+        layers += [
+            nn.ConvTranspose2d(widths[-1], spec.channels, 4, stride=2, padding=1),
+            nn.Tanh(),
+        ]
         self.layers = nn.Sequential(*layers)
         self.apply(init_dcgan)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """latents [B, latent_dim] -> images [B, C, H, W] in [-1, 1]."""
-        seed_map = self.project(latents).unflatten(1, (-1, 4, 4))
-        return self.layers(seed_map.contiguous(memory_format=torch.channels_last))
+        """Return images [B, C, H, W] in [-1, 1] for latents [B, latent_dim]."""
+        maps = self.project(latents).unflatten(1, (-1, 4, 4))
+        return self.layers(maps.contiguous(memory_format=torch.channels_last))
 
 
 class DCGANDiscriminator(Discriminator):
-    """Strided convolutions, the first and the last without norm, and where asked for 3x3 ones in turn with them.
+    """The discriminator: strided convolutions, of which the first has no batch norm.
 
-    Those begin at full resolution (Miyato et al. 2018, table 3), there with half the width, and have no norm.
+    `refinements` adds 3x3 convolutions without norm, one per resolution from the full one down
+    (Miyato et al. 2018, table 3). The first of them has half the width.
     """
 
     def __init__(self, spec: DiscriminatorSpec, *, image_size: int, channels: int) -> None:
         super().__init__()
         self.packing = spec.packing
         widths = [spec.width * 2**i for i in range(num_doublings(image_size))]
-        seen = channels * spec.packing
         layers: list[nn.Module] = []
-        for number, width in enumerate(
-            [max(1, spec.width // 2), *widths]
-        ):  # 0 is the full resolution
-            if number > 0:
-                is_normed = spec.norm == "batch" and number > 1
-                layers.append(DownConv(seen, width, bias=not is_normed))
-                if spec.minibatch_stddev and number == len(widths):
-                    layers.append(MinibatchStddev(width, spec.minibatch_stddev))
-                layers += [nn.BatchNorm2d(width)] if is_normed else []
-                layers.append(nn.LeakyReLU(0.2, inplace=True))
-                seen = width
+        before = channels * spec.packing
+        if spec.refinements > 0:
+            half_width = max(1, spec.width // 2)
+            layers += refinement(before, half_width)
+            before = half_width
+        for number, width in enumerate(widths, start=1):
+            has_norm = spec.norm == "batch" and number > 1
+            layers.append(nn.Conv2d(before, width, 4, stride=2, padding=1, bias=not has_norm))
+            if spec.minibatch_stddev and number == len(widths):
+                layers.append(MinibatchStddev(width, spec.minibatch_stddev))
+            if has_norm:
+                layers.append(nn.BatchNorm2d(width))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
             if number < spec.refinements:
-                layers += [nn.Conv2d(seen, width, 3, padding=1), nn.LeakyReLU(0.2, inplace=True)]
-                seen = width
+                layers += refinement(width, width)
+            before = width
         self.layers = nn.Sequential(*layers)
         # A 4x4 convolution of a 4x4 map to one number is this matrix product.
         self.head = nn.Linear(widths[-1] * 16, 1)
         self.apply(init_dcgan)
         if spec.init == "he":
             self.layers.apply(init_he)
-        self.normalise(spec.norm)
+
+
+def refinement(before: int, after: int) -> list[nn.Module]:
+    """Return a 3x3 convolution that keeps the resolution, and its activation."""
+    return [nn.Conv2d(before, after, 3, padding=1), nn.LeakyReLU(0.2, inplace=True)]

@@ -1,7 +1,8 @@
-"""Moving average of the generator's weights, its half-life counted in images.
+"""Exponential moving average of the generator's weights, with its half-life counted in images.
 
-Only weights are averaged. The norm layers' running statistics belong to the raw weights, so the averaged generator
-measures its own before it is used: copying the raw ones makes its images far worse than the raw generator's.
+Only weights are averaged. The running statistics of batch norm belong to the raw weights: copied to
+the averaged generator, they make its images far worse than those of the raw one. So the averaged
+generator measures its own statistics before it is used.
 """
 
 import copy
@@ -9,7 +10,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-RAMP_UP = 0.05  # the half-life is at most this share of the images seen (Karras et al. 2020, StyleGAN2-ADA)
+# The half-life is at most this fraction of the images seen (Karras et al. 2020, StyleGAN2-ADA).
+RAMP_UP = 0.05
 
 
 class GeneratorEma:
@@ -31,12 +33,15 @@ class GeneratorEma:
 
 @torch.no_grad()
 def recalibrate_batch_norm(generator: nn.Module, latents: Tensor, *, num_batches: int = 4) -> None:
-    """Set the running statistics of every BatchNorm layer to their means over batches of the latents [N, Z]."""
+    """Set the running statistics of every BatchNorm layer to their means over the latents [N, Z].
+
+    The latents are split into `num_batches` batches. The layers end in eval mode.
+    """
     norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
+        norm.momentum = None  # the plain mean over batches
         norm.train()
     for batch in latents.chunk(num_batches):
         generator(batch)

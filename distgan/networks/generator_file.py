@@ -1,6 +1,11 @@
-"""A trained generator as a file: `generator.safetensors` beside `generator.json`; needs torch and safetensors alone."""
+"""Trained generators on disk: `generator.safetensors`, described by `generator.json`.
+
+A run folder holds both files once its run has ended. A checkpoint holds the averaged generator
+among its other tensors. This module is the one place that knows where to look.
+"""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,78 +15,98 @@ from torch import nn
 
 from distgan.errors import UserError
 from distgan.networks.base import GeneratorSpec
-from distgan.networks.mixture import build_from, read_spec
+from distgan.networks.build import build_generator
+from distgan.networks.generator import Generator
+from distgan.networks.mixture import spec_from_dict
+from distgan.text import first_line
+from shards.files import write_atomic
 
+FORMAT = "distgan-generator/1"
 EMA_PREFIX = "ema."  # of the averaged generator's tensors in a checkpoint
+
+
+@dataclass(frozen=True)
+class GeneratorFiles:
+    """Where a generator is stored: its weights, its description, and how its tensors are named."""
+
+    weights: Path
+    description: Path
+    prefix: str = ""
 
 
 def save_generator(
     generator: nn.Module, spec: GeneratorSpec, folder: Path, *, facts: dict[str, Any]
 ) -> None:
-    """Write weights and what is needed to build the network again; `facts` are told in the JSON and not needed."""
+    """Write generator.safetensors and generator.json to a folder; raises OSError.
+
+    `facts` are added to the JSON for readers; loading does not need them.
+    """
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()
     }
-    temporary = folder / ".generator.safetensors.tmp"
-    temporary.write_bytes(save(tensors))  # `save_file` would leave it to its owner alone
-    temporary.replace(folder / "generator.safetensors")
-    text = json.dumps(
-        {"format": "distgan-generator/1", "generator": spec.to_dict()} | facts, indent=1
-    )
-    (folder / "generator.json").write_text(text + "\n")
+    write_atomic(folder / "generator.safetensors", save(tensors), sync=False)
+    description = {"format": FORMAT, "generator": spec.to_dict()} | facts
+    text = json.dumps(description, indent=1) + "\n"
+    write_atomic(folder / "generator.json", text, sync=False)
 
 
-def load_generator(path: Path) -> tuple[nn.Module, GeneratorSpec]:
-    """The averaged generator, in eval mode, of a run folder, a checkpoint folder or a generator file; raises UserError."""
-    weights, description, prefix = find_generator(path)
+def load_generator(path: str | Path) -> Generator:
+    """Return the trained generator of a run folder, a checkpoint folder or a generator.safetensors.
+
+    These are the averaged weights (the moving average of training). While a run goes on, its newest
+    checkpoint counts. Raises UserError if there is no generator or it cannot be read.
+    """
+    files = find_generator(Path(path))
     try:
-        spec = read_spec(json.loads(description.read_text())["generator"])
-        tensors = load_file(weights)
-        generator = build_from(spec).eval().requires_grad_(False)
-        generator.load_state_dict(
-            {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        spec = spec_from_dict(read_description(files)["generator"])
+        network = build_generator(spec)
+        network.load_state_dict(
+            {
+                name.removeprefix(files.prefix): tensor
+                for name, tensor in load_file(files.weights).items()
+                if name.startswith(files.prefix)
+            }
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"cannot read a generator from {path}: {str(error).splitlines()[0]}"
-        ) from None
-    return generator, spec
+        raise UserError(f"cannot read a generator from {path}: {first_line(error)}") from None
+    return Generator(network, spec)
 
 
-def find_generator(path: Path) -> tuple[Path, Path, str]:
-    """(weights file, JSON file, prefix of the tensors' names)."""
+def find_generator(path: Path) -> GeneratorFiles:
+    """Return the files of the newest generator of a path that `load_generator` takes."""
     if not path.exists():
         raise UserError(f"no such file or folder: {path}")
     if path.is_file():
-        return path, path.with_suffix(".json"), ""
-    newest = next(iter(sorted((path / "checkpoints").glob("[0-9]*"), reverse=True)), path)
-    is_checkpoint = (newest / "tensors.safetensors").exists()
-    if (path / "generator.safetensors").exists() and not (
-        is_checkpoint and is_older(path / "generator.json", newest)
-    ):
-        return path / "generator.safetensors", path / "generator.json", ""
-    if is_checkpoint:
-        return newest / "tensors.safetensors", newest / "state.json", EMA_PREFIX
+        return GeneratorFiles(path, path.with_suffix(".json"))
+    final = GeneratorFiles(path / "generator.safetensors", path / "generator.json")
+    newest = next(iter(reversed(checkpoint_folders(path))), path)
+    in_checkpoint = GeneratorFiles(
+        newest / "tensors.safetensors", newest / "state.json", EMA_PREFIX
+    )
+    has_checkpoint = in_checkpoint.weights.exists()
+    if final.weights.exists() and not (has_checkpoint and is_older(final, newest)):
+        return final
+    if has_checkpoint:
+        return in_checkpoint
     raise UserError(
-        f"{path} holds no generator; give a run folder, a checkpoint folder or a generator.safetensors"
+        f"{path} holds no generator; "
+        "give a run folder, a checkpoint folder or a generator.safetensors"
     )
 
 
-def is_older(description: Path, checkpoint: Path) -> bool:
-    """Whether a generator was written before a checkpoint, as that of a run which was stopped and has gone on."""
+def checkpoint_folders(run: Path) -> list[Path]:
+    """Return the checkpoints of a run folder, oldest first."""
+    return [path.parent for path in sorted(run.glob("checkpoints/[0-9]*/tensors.safetensors"))]
+
+
+def is_older(final: GeneratorFiles, checkpoint: Path) -> bool:
+    """Return whether a generator file precedes a checkpoint, as in a run that was resumed."""
     try:
-        return (
-            json.loads(description.read_text())["images_seen"] < float(checkpoint.name) * 1000 - 0.5
-        )
+        return read_description(final)["images_seen"] < float(checkpoint.name) * 1000 - 0.5
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def checkpoint_folders(run: Path) -> list[Path]:
-    """The checkpoints of a run folder in the order of training; raises UserError where there is none."""
-    found = [
-        path.parent for path in sorted((run / "checkpoints").glob("[0-9]*/tensors.safetensors"))
-    ]
-    if not found:
-        raise UserError(f"{run} holds no checkpoints; give a run folder, or leave --progress out")
-    return found
+def read_description(files: GeneratorFiles) -> dict[str, Any]:
+    """Return what the JSON file says of a generator; raises OSError or ValueError."""
+    return json.loads(files.description.read_text())

@@ -11,9 +11,7 @@ from distgan.config.schema import Data
 from distgan.data import open_dataset
 from distgan.errors import UserError
 from distgan.evaluation.neighbours import squared_distances
-from distgan.images import to_uint8
 from distgan.networks.generator_file import load_generator
-from distgan.networks.latents import generate, sample_latents
 from shards.errors import ShardError
 from shards.reader import ShardReader
 
@@ -45,12 +43,12 @@ def find_nearest(run: Path, data: Data, *, seed: int, fingerprint: str) -> Neare
         index, reader = open_dataset(data)
         if fingerprint and index.fingerprint != fingerprint:
             return f"{index.path} no longer holds the images that this run learned."
-        generator, spec = load_generator(run)
+        generator = load_generator(run)
     except (UserError, ShardError) as error:
         return f"They could not be looked for: {error}."
-    if (spec.channels, spec.image_size, spec.image_size) != reader.image_shape:
+    if generator.image_shape != reader.image_shape:
         return f"{index.path} no longer holds the images that this run learned."
-    fakes = to_uint8(generate(generator, sample_latents(NUM_FAKES, spec, seed=seed)))
+    fakes = generator.sample(NUM_FAKES, seed)
     ids, searched = nearest_ids(fakes, reader, most=MOST_REALS)
     reals = torch.from_numpy(reader.gather(ids.T.flatten().numpy())).unflatten(0, (-1, NUM_FAKES))
     return Nearest(fakes, reals, searched, reader.num_samples)

@@ -17,7 +17,7 @@ from distgan.images import grid_pixels
 from distgan.losses.adversarial import equilibrium
 from distgan.networks.base import DiscriminatorSpec
 from distgan.networks.build import build_discriminator, build_generator
-from distgan.networks.mixture import MixtureSpec, read_spec
+from distgan.networks.mixture import MixtureSpec, spec_from_dict
 from distgan.reporting.curves import Chart, Curve, Mark, draw
 from distgan.reporting.nearest import Nearest, find_nearest
 from distgan.reporting.rendering import data_uri, duration, picture, thinned, write_page
@@ -226,7 +226,7 @@ def network_size(story: RunRecord) -> str:
         return ""
     judge = DiscriminatorSpec.from_settings(story.config.networks)
     try:
-        spec = read_spec(story.generator["generator"])
+        spec = spec_from_dict(story.generator["generator"])
         part = spec.part if isinstance(spec, MixtureSpec) else spec
         with torch.device("meta"):
             networks = build_generator(part), build_discriminator(part, judge)

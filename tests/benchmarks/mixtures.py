@@ -92,7 +92,9 @@ def build(config: Config) -> GAN:
     accelerator, _ = build_accelerator(config.train)
     return prepare_gan(
         accelerator,
-        GeneratorSpec("mlp", 0, 2, 128, LATENT_DIM),
+        GeneratorSpec(
+            architecture="mlp", image_size=0, channels=2, width=128, latent_dim=LATENT_DIM
+        ),
         generator=mlp(LATENT_DIM, 2),
         discriminator=Judge(config.networks),
         optim=config.optim,
