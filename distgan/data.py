@@ -1,4 +1,10 @@
-"""Shards to micro-batches: the dataset of a run, a stream of its images on the device, and the latents that go with them."""
+"""From packed shards to micro-batches on the device: normalised images and their latents.
+
+shards -> ShardReader -> stream of uint8 batches on the device -> TrainingBatches -> MicroBatch
+
+A stream reads the images of this rank in the global order, either from shards in a thread that
+reads ahead, or from the device's own memory if all images fit. Both give the same batches.
+"""
 
 import fcntl
 import time
@@ -23,9 +29,26 @@ from shards.remote.urls import open_shards
 from shards.sources.open import cache_folder
 from shards.stream import BatchStream
 
+CHUNK = 4096  # images per copy when all are loaded into the device's memory
+
+
+# ---------------------------------------------------------------------------------------- dataset
+
+
+def open_dataset(data: Data) -> tuple[ShardIndex, ShardReader]:
+    """Open the shards of `data.shards`, or the digits if it is not set.
+
+    Raises UserError or ShardError if anything is missing or damaged.
+    """
+    max_bytes = None if data.cache_gb is None else int(data.cache_gb * 1e9)
+    source, cache = data.shards or packed_digits(), cache_folder() / "shards"
+    index, files = open_shards(source, cache=cache, max_bytes=max_bytes)
+    ordering = Ordering(data.order, data.lanes, data.window_shards)
+    return index, ShardReader(index, classes=data.classes, files=files, ordering=ordering)
+
 
 def packed_digits() -> Path:
-    """The digits as 32x32 shards in the cache, packed by the first process that asks."""
+    """Return the folder of scikit-learn's digits as 32x32 shards; the first process packs them."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,37 +60,101 @@ def packed_digits() -> Path:
                 pack("digits", folder / "digits-32", workers=1)
     except OSError as error:
         raise UserError(
-            f"cannot write to the cache {folder}: {error.strerror}; set DISTGAN_CACHE to another folder"
+            f"cannot write to the cache {folder}: {error.strerror}; "
+            "set DISTGAN_CACHE to another folder"
         ) from None
     return folder / "digits-32"
 
 
-def open_dataset(data: Data) -> tuple[ShardIndex, ShardReader]:
-    """Index and reader of the shards; raises UserError or ShardError for what is missing or damaged."""
-    max_bytes = None if data.cache_gb is None else int(data.cache_gb * 1e9)
-    index, files = open_shards(
-        data.shards or packed_digits(), cache=cache_folder() / "shards", max_bytes=max_bytes
-    )
-    ordering = Ordering(data.order, data.lanes, data.window_shards)
-    return index, ShardReader(index, classes=data.classes, files=files, ordering=ordering)
+# ---------------------------------------------------------------------------------- micro-batches
 
 
-CHUNK = 4096  # images on their way to the device at a time
+@dataclass(frozen=True)
+class MicroBatch:
+    """Part of a batch that passes through the networks at once.
+
+    reals [b, C, H, W] in [-1, 1], latents [b, Z], and positions int64 [b]: how many images of the
+    run precede each real. Every other random draw for these images is made from seed and positions.
+    """
+
+    reals: Tensor
+    latents: Tensor
+    positions: Tensor
+    seed: int
+
+
+class TrainingBatches:
+    """This rank's part of one global batch after another, in micro-batches."""
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        config: Config,
+        *,
+        start: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+    ) -> None:
+        train = config.train
+        self.config, self.device = config, device
+        self.batch_size_per_rank = train.batch_size // world_size
+        self.offset = rank * self.batch_size_per_rank  # of this rank's part in a global batch
+        self.micro_batch_size = self.batch_size_per_rank // train.accumulate
+        self.wait_seconds = 0.0  # spent waiting for images
+        self.stream = open_stream(
+            reader,
+            key=order_key(reader.index.fingerprint, train.seed),
+            start=start,
+            batch_size=train.batch_size,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+            resident_share=config.data.resident_share,
+            workers=config.data.workers,
+        )
+
+    def __enter__(self) -> "TrainingBatches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+    def next(self, position: int, *, rollbacks: int) -> list[MicroBatch]:
+        """Return the next batch, whose first image over all ranks has this position.
+
+        After a rollback the latents differ from those that led to the collapse.
+        """
+        first, seed = position + self.offset, self.config.train.seed
+        positions = torch.arange(first, first + self.batch_size_per_rank, device=self.device)
+        reals = self.next_reals(positions)
+        purpose = f"latents/{rollbacks}" if rollbacks else "latents"
+        latents = normal((self.config.networks.latent_dim,), positions, seed=seed, purpose=purpose)
+        parts = (tensor.split(self.micro_batch_size) for tensor in (reals, latents, positions))
+        return [MicroBatch(r, z, p, seed) for r, z, p in zip(*parts, strict=True)]
+
+    def next_reals(self, positions: Tensor) -> Tensor:
+        """Return the next images [b, C, H, W] in [-1, 1], channels last, mirrored if so drawn."""
+        began = time.monotonic()
+        pixels = next(self.stream)
+        self.wait_seconds += time.monotonic() - began
+        images = pixels.to(memory_format=torch.channels_last).float() / 127.5 - 1.0
+        if self.config.data.flip:
+            drawn = uniform((), positions, seed=self.config.train.seed, purpose="flip")
+            images = torch.where((drawn < 0.5)[:, None, None, None], images.flip(3), images)
+        return images
+
+
+# ---------------------------------------------------------------------------------------- streams
 
 
 class ImageStream(Protocol):
-    """Endless batches uint8 [share, C, H, W]; close it."""
+    """Endless batches uint8 [b, C, H, W] on the device."""
 
-    def __next__(self) -> Tensor:
-        """The next one, on the device."""
+    def __next__(self) -> Tensor: ...
 
     def close(self) -> None:
-        """End it."""
-
-
-def free_bytes(device: torch.device) -> int:
-    """What is free on a GPU; none anywhere else, for there the shards' memory map is as good as a copy."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        """Stop reading ahead."""
 
 
 def open_stream(
@@ -82,38 +169,53 @@ def open_stream(
     resident_share: float,
     workers: int | None = None,
 ) -> ImageStream:
-    """The stream that suits the device: from its memory where the images take at most `resident_share` of what is free.
+    """Open this rank's stream from the global batch at position `start` on.
 
-    `workers` processes decode where shards are encoded; None: as many as are fair.
+    Images are kept in the device's memory if they take at most `resident_share` of what is free.
+    `workers` decode compressed shards; None chooses a number for this machine.
     """
     num_bytes = reader.num_samples * int(np.prod(reader.image_shape))
-    if reader.ordering.kind == "permutation" and num_bytes <= resident_share * free_bytes(device):
-        order = reader.order(key, batch_size=batch_size)
-        share = batch_size // world_size
-        first = start + rank * share
-        block = batch_size * np.arange(max(1, order.block // share))[:, None] + np.arange(share)
+    fits = num_bytes <= resident_share * free_bytes(device)
+    if reader.ordering.kind == "permutation" and fits:
+        ids = ids_of_rank(
+            reader, key=key, start=start, batch_size=batch_size, rank=rank, world_size=world_size
+        )
+        return ResidentStream(resident_images(reader, device), ids)
+    stream = BatchStream(
+        reader,
+        key=key,
+        start=start,
+        batch_size=batch_size,
+        rank=rank,
+        world=world_size,
+        workers=fair_workers() if workers is None else workers,
+    )
+    if device.type == "cpu":
+        return stream
+    return CopiedAhead(stream, device) if device.type == "cuda" else Copied(stream, device)
 
-        def all_ids() -> Iterator[np.ndarray]:
-            position = first
-            while True:
-                yield from order.ids(position + block)
-                position += batch_size * len(block)
 
-        return ResidentStream(resident_images(reader, device), all_ids())
-    workers = fair_workers() if workers is None else workers
-    options = {
-        "start": start,
-        "batch_size": batch_size,
-        "rank": rank,
-        "world": world_size,
-        "workers": workers,
-    }
-    read_ahead = BatchStream(reader, key=key, **options)
-    return CopiedAhead(read_ahead, device) if device.type == "cuda" else read_ahead
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a GPU; 0 elsewhere, where the memory map is as good as a copy."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def ids_of_rank(
+    reader: ShardReader, *, key: int, start: int, batch_size: int, rank: int, world_size: int
+) -> Iterator[np.ndarray]:
+    """Yield the ids int64 [b] of this rank's images in one global batch after another."""
+    order, per_rank = reader.order(key, batch_size=batch_size), batch_size // world_size
+    position = start + rank * per_rank
+    # The order is cheaper to compute for a block of batches than for each batch alone.
+    num_batches = max(1, order.block // per_rank)
+    block = batch_size * np.arange(num_batches)[:, None] + np.arange(per_rank)
+    while True:
+        yield from order.ids(position + block)
+        position += batch_size * num_batches
 
 
 def resident_images(reader: ShardReader, device: torch.device) -> Tensor:
-    """All images uint8 [N, C, H, W] in the device's memory, channels last."""
+    """Load all images uint8 [N, C, H, W] into the device's memory, channels last."""
     images = torch.empty(
         (reader.num_samples, *reader.image_shape),
         dtype=torch.uint8,
@@ -127,118 +229,54 @@ def resident_images(reader: ShardReader, device: torch.device) -> Tensor:
 
 
 class ResidentStream:
-    """Batches of images that lie on the device, by the ids of an order."""
+    """Batches of images that are all in the device's memory."""
 
-    def __init__(self, images: Tensor, all_ids: Iterator[np.ndarray]) -> None:
-        self.images, self.all_ids = images, all_ids
+    def __init__(self, images: Tensor, ids: Iterator[np.ndarray]) -> None:
+        self.images, self.ids = images, ids
 
     def __next__(self) -> Tensor:
-        return self.images[
-            torch.from_numpy(next(self.all_ids)).to(self.images.device, non_blocking=True)
-        ]
+        ids = torch.from_numpy(next(self.ids))
+        return self.images[ids.to(self.images.device, non_blocking=True)]
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: no thread reads ahead."""
+
+
+class Copied:
+    """Batches of another stream, copied to a device when they are asked for."""
+
+    def __init__(self, stream: BatchStream, device: torch.device) -> None:
+        self.stream, self.device = stream, device
+
+    def __next__(self) -> Tensor:
+        return next(self.stream).to(self.device)
+
+    def close(self) -> None:
+        """Close the stream that is copied."""
+        self.stream.close()
 
 
 class CopiedAhead:
-    """Batches of another stream, each on its way to a GPU while the one before is used."""
+    """Batches of another stream, each copied to a GPU on a side stream while the last one is used."""
 
-    def __init__(self, read_ahead: BatchStream, device: torch.device) -> None:
-        self.read_ahead, self.device = read_ahead, device
-        self.copies = torch.cuda.Stream(device)
-        self.ahead = self.copy()
+    def __init__(self, stream: BatchStream, device: torch.device) -> None:
+        self.stream, self.device = stream, device
+        self.side_stream = torch.cuda.Stream(device)
+        self.ahead = self.start_copy()
 
-    def copy(self) -> Tensor:
+    def start_copy(self) -> Tensor:
         """Start the copy of the next batch."""
-        with torch.cuda.stream(self.copies):
-            return next(self.read_ahead).to(self.device, non_blocking=True)
+        with torch.cuda.stream(self.side_stream):
+            return next(self.stream).to(self.device, non_blocking=True)
 
     def __next__(self) -> Tensor:
         user = torch.cuda.current_stream(self.device)
-        user.wait_stream(self.copies)
+        user.wait_stream(self.side_stream)
         batch = self.ahead
-        batch.record_stream(user)  # its memory is not given to a later copy before the user is done
-        self.ahead = self.copy()
+        batch.record_stream(user)  # so that a later copy does not reuse the memory too early
+        self.ahead = self.start_copy()
         return batch
 
     def close(self) -> None:
-        """End the stream behind it."""
-        self.read_ahead.close()
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """reals [b, C, H, W] in [-1, 1], latents [b, Z], and the numbers of the reals in the run, int64 [b]."""
-
-    reals: Tensor
-    latents: Tensor
-    positions: Tensor
-    seed: int  # of every other draw that belongs to these positions
-
-
-class Batches:
-    """This rank's share of one global batch after another, in micro-batches, from a position in the order on."""
-
-    def __init__(
-        self,
-        reader: ShardReader,
-        config: Config,
-        *,
-        start: int,
-        rank: int,
-        world_size: int,
-        device: torch.device,
-    ) -> None:
-        train = config.train
-        self.config, self.device = config, device
-        self.share = train.batch_size // world_size
-        self.offset = rank * self.share  # of this rank's first image in a global batch
-        self.micro_batch = self.share // train.accumulate
-        self.wait_seconds = 0.0  # spent waiting for images
-        key = order_key(reader.index.fingerprint, train.seed)
-        self.stream = open_stream(
-            reader,
-            key=key,
-            start=start,
-            batch_size=train.batch_size,
-            rank=rank,
-            world_size=world_size,
-            device=device,
-            resident_share=config.data.resident_share,
-            workers=config.data.workers,
-        )
-
-    def __enter__(self) -> "Batches":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+        """Close the stream that is copied."""
         self.stream.close()
-
-    def positions(self, batch_start: int) -> Tensor:
-        """Numbers of this rank's images of the global batch that begins at `batch_start`, int64 [share]."""
-        first = batch_start + self.offset
-        return torch.arange(first, first + self.share, device=self.device)
-
-    def next(self, batch_start: int, *, rollbacks: int) -> list[MicroBatch]:
-        """The next batch; after a rollback with other latents than those that led to the collapse."""
-        positions, seed = self.positions(batch_start), self.config.train.seed
-        reals = self.next_reals(positions)
-        purpose = f"latents/{rollbacks}" if rollbacks else "latents"
-        latents = normal((self.config.networks.latent_dim,), positions, seed=seed, purpose=purpose)
-        parts = zip(
-            *(tensor.split(self.micro_batch) for tensor in (reals, latents, positions)), strict=True
-        )
-        return [MicroBatch(reals, latents, positions, seed) for reals, latents, positions in parts]
-
-    def next_reals(self, positions: Tensor) -> Tensor:
-        """The next images [share, C, H, W] in [-1, 1], channels last, mirrored where so drawn."""
-        began = time.monotonic()
-        pixels = next(self.stream)
-        self.wait_seconds += time.monotonic() - began
-        pixels = pixels.to(memory_format=torch.channels_last)
-        images = pixels.float() / 127.5 - 1.0
-        if self.config.data.flip:
-            drawn = uniform((), positions, seed=self.config.train.seed, purpose="flip")
-            images = torch.where((drawn < 0.5)[:, None, None, None], images.flip(3), images)
-        return images

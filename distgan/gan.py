@@ -1,4 +1,4 @@
-"""Generator, discriminator, their optimizers and the moving average: built together, saved together, equal on all ranks."""
+"""A GAN: both networks, their optimizers and the moving average, built, saved and restored together."""
 
 import copy
 from collections.abc import Callable
@@ -11,56 +11,96 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from distgan.config.schema import Loss, Networks, Optim, Train
+from distgan.config.schema import Config, Loss, Networks, Optim, Train
 from distgan.losses.augmentation import adapted
 from distgan.networks.base import DiscriminatorSpec, GeneratorSpec
 from distgan.networks.build import build_discriminator, build_generator
 from distgan.networks.ema import GeneratorEma, recalibrate_batch_norm
 from distgan.networks.generator_file import EMA_PREFIX
 from distgan.optimizers import OPTIMIZERS, Lookahead
-from distgan.run import checkpoints as checkpoint
+from distgan.run.checkpoints import pack_optimizer, unpack_optimizer
 from distgan.runtime.compilation import EAGER, Compilation, choose_compilation
 from distgan.runtime.distributed import World, current_world
 from distgan.runtime.randomness import normal
 
-OLD_HEAD, HEAD = "discriminator.judge.", "discriminator.head."  # before and since the renaming
-NUM_NORM_LATENTS = 1024  # from which the averaged generator measures its norm statistics
+OLD_HEAD, HEAD = "discriminator.judge.", "discriminator.head."
+NUM_CALIBRATION_LATENTS = 1024  # for the batch norm statistics of the averaged generator
 
 
-@dataclass(frozen=True)
+@dataclass
 class GAN:
-    """Both networks as prepared by Accelerate, and the bare ones inside the wrappers."""
+    """A generator and a discriminator in training, equal on all ranks.
+
+    `generator` and `discriminator` are what Accelerate prepared: they cast under autocast, and their
+    backward reduces gradients over all ranks. `raw_generator` and `raw_discriminator` are the modules
+    inside, which share their weights. `float32_skeleton` is the discriminator without weights.
+    """
 
     accelerator: Accelerator
+    world: World
+    spec: GeneratorSpec
     generator: nn.Module
     discriminator: nn.Module
-    optimizer_g: AcceleratedOptimizer
-    optimizer_d: AcceleratedOptimizer
     raw_generator: nn.Module
     raw_discriminator: nn.Module
-    discriminator_skeleton: (
-        nn.Module
-    )  # without weights, and without what Accelerate does to a forward
+    float32_skeleton: nn.Module
+    optimizer_g: AcceleratedOptimizer
+    optimizer_d: AcceleratedOptimizer
     ema: GeneratorEma
-    spec: GeneratorSpec
     lookahead: Lookahead | None
-    augment_probability: Tensor  # a scalar, adapted in place where so wished
+    augment_probability: Tensor  # scalar; `loss.augment_target` adapts it in place
     compilation: Compilation
+    is_calibrated: bool = False  # whether batch norm statistics are those of the present weights
 
     def float32_discriminator(self, parameters: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
-        """images -> logits with the given parameters in full precision; the discriminator's own buffers stay as they are."""
-        buffers = {name: buffer.clone() for name, buffer in self.raw_discriminator.named_buffers()}
+        """Return a function from images to logits that uses these parameters in full precision.
 
-        def judge(images: Tensor) -> Tensor:
+        It can be differentiated twice, and it leaves the discriminator's buffers unchanged.
+        """
+        buffers = {n: buffer.clone() for n, buffer in self.raw_discriminator.named_buffers()}
+
+        def discriminate(images: Tensor) -> Tensor:
             with torch.autocast(images.device.type, enabled=False):
-                return functional_call(
-                    self.discriminator_skeleton, {**parameters, **buffers}, (images.float(),)
-                )
+                state = {**parameters, **buffers}
+                return functional_call(self.float32_skeleton, state, (images.float(),))
 
-        return judge
+        return discriminate
+
+    # ---------------------------------------------------------------------------------- training
+
+    def set_optimizers(self, optim: Optim, *, lr_factor: float) -> None:
+        """Set learning rates (times the factor) and betas."""
+        for optimizer, lr in ((self.optimizer_g, optim.lr_g), (self.optimizer_d, optim.lr_d)):
+            for group in optimizer.optimizer.param_groups:
+                group["lr"] = lr * lr_factor
+                if "betas" in group:
+                    group["betas"] = tuple(optim.betas)
+
+    def adapt_augmentation(self, real_accuracy: Tensor, loss: Loss, *, num_images: int) -> None:
+        """Move the augmentations' probability toward `loss.augment_target`. Collective; no host sync."""
+        assert loss.augment_target is not None, "loss.augment_target is not set"
+        mean = self.world.all_reduce_sum(real_accuracy) / self.world.size
+        probability = adapted(
+            self.augment_probability,
+            mean,
+            target=loss.augment_target,
+            images=num_images,
+            ramp_kimg=loss.augment_ramp_kimg,
+        )
+        self.augment_probability.copy_(probability)
+
+    def after_step(self, optim: Optim, *, num_images: int, images_seen: int) -> None:
+        """Apply lookahead, if it is due, and update the moving average, after a step of so many images."""
+        self.is_calibrated = False
+        if self.lookahead is not None and images_seen // num_images % optim.lookahead_steps == 0:
+            self.lookahead.step(optim.lookahead_alpha)
+        if not self.optimizer_g.step_was_skipped:
+            self.ema.update(self.raw_generator, batch_size=num_images, images_seen=images_seen)
+
+    # ------------------------------------------------------------------------------------- state
 
     def networks(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds, by the prefix of its tensors."""
+        """Return the networks by the prefix of their tensors in a checkpoint."""
         return {
             "generator.": self.raw_generator,
             "discriminator.": self.raw_discriminator,
@@ -68,22 +108,22 @@ class GAN:
         }
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Likewise, the optimizers by name."""
+        """Return the optimizers by their names in a checkpoint."""
         return {
             "optimizer_g": self.optimizer_g.optimizer,
             "optimizer_d": self.optimizer_d.optimizer,
         }
 
-    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The whole state as named tensors and plain values."""
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the whole state as named tensors and plain values."""
         tensors = {
-            prefix + name: t
-            for prefix, net in self.networks().items()
-            for name, t in net.state_dict().items()
+            prefix + name: tensor
+            for prefix, network in self.networks().items()
+            for name, tensor in network.state_dict().items()
         }
         plain: dict[str, Any] = {}
         for name, optimizer in self.optimizers().items():
-            optimizer_tensors, plain[name] = checkpoint.pack_optimizer(name, optimizer)
+            optimizer_tensors, plain[name] = pack_optimizer(name, optimizer)
             tensors |= optimizer_tensors
         if self.lookahead is not None:
             tensors |= self.lookahead.pack()
@@ -92,93 +132,68 @@ class GAN:
         plain["scaler"] = scaler.state_dict() if scaler is not None else None
         return tensors, plain
 
-    def unpack(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-        """Undo `pack`; also reads checkpoints in which the discriminator's head had another name."""
+    def load_state(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+        """Restore what `state` returned, also in checkpoints with the discriminator head's old name."""
         tensors = {name.replace(OLD_HEAD, HEAD, 1): tensor for name, tensor in tensors.items()}
         for prefix, network in self.networks().items():
-            own = {
-                name.removeprefix(prefix): t
-                for name, t in tensors.items()
-                if name.startswith(prefix)
-            }
+            own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             network.load_state_dict(own)
         for name, optimizer in self.optimizers().items():
-            checkpoint.unpack_optimizer(name, optimizer, tensors, plain[name])
+            unpack_optimizer(name, optimizer, tensors, plain[name])
         if self.lookahead is not None:
             self.lookahead.unpack(tensors)
         self.augment_probability.copy_(tensors["augment_probability"])
         if self.accelerator.scaler is not None and plain["scaler"]:
             self.accelerator.scaler.load_state_dict(plain["scaler"])
+        self.is_calibrated = False
 
-    def set_optimizers(self, optim: Optim, *, lr_factor: float) -> None:
-        """Change learning rates and betas of running optimizers."""
-        for optimizer, lr in ((self.optimizer_g, optim.lr_g), (self.optimizer_d, optim.lr_d)):
-            for group in optimizer.optimizer.param_groups:
-                group["lr"] = lr * lr_factor
-                if "betas" in group:
-                    group["betas"] = tuple(optim.betas)
-
-    def settle(self, optim: Optim, *, num_images: int, images_seen: int) -> None:
-        """What follows a generator step over `num_images`: lookahead where it is due, and the moving average."""
-        if self.lookahead is not None and images_seen // num_images % optim.lookahead_steps == 0:
-            self.lookahead.step(optim.lookahead_alpha)
-        if not self.optimizer_g.step_was_skipped:
-            self.ema.update(self.raw_generator, batch_size=num_images, images_seen=images_seen)
-
-    def adapt_augmentation(
-        self, real_accuracy: Tensor, loss: Loss, *, images: int, world: World
-    ) -> None:
-        """Move the augmentations' probability toward `loss.augment_target` after a step. Collective; nothing waits."""
-        assert loss.augment_target is not None, "there is nothing to adapt to"
-        mean = world.all_reduce_sum(real_accuracy) / world.size
-        self.augment_probability.copy_(
-            adapted(
-                self.augment_probability,
-                mean,
-                target=loss.augment_target,
-                images=images,
-                ramp_kimg=loss.augment_ramp_kimg,
-            )
-        )
-
-    def check_replicas(self, world: World) -> None:
-        """Fail rather than go on with networks that have drifted apart. Collective."""
+    def check_replicas(self) -> None:
+        """Raise RuntimeError if the weights differ between ranks. Collective."""
         weights = [*self.raw_generator.parameters(), *self.raw_discriminator.parameters()]
-        checksums = torch.stack(
-            [w.detach().view(torch.int32).sum(dtype=torch.int64) for w in weights]
-        )
-        all_checksums = world.all_gather(checksums[None])
+        checksums = [w.detach().view(torch.int32).sum(dtype=torch.int64) for w in weights]
+        all_checksums = self.world.all_gather(torch.stack(checksums)[None])
         if not bool((all_checksums == all_checksums[0]).all()):
             raise RuntimeError(
                 "the networks differ between ranks; nothing was saved; please report this"
             )
 
-    def refresh_statistics(self, world: World, *, seed: int) -> None:
-        """Let the averaged generator measure its norm statistics, and make all buffers rank zero's. Collective."""
-        positions = torch.arange(NUM_NORM_LATENTS, device=self.accelerator.device)
-        latents = normal((self.spec.latent_dim,), positions, seed=seed, purpose="norm statistics")
+    def recalibrate_batch_norm(self, *, seed: int) -> None:
+        """Measure the averaged generator's batch norm statistics and give all ranks rank zero's buffers.
+
+        Collective. Does nothing if no weight has changed since the last call.
+        """
+        if self.is_calibrated:
+            return
+        positions = torch.arange(NUM_CALIBRATION_LATENTS, device=self.accelerator.device)
+        shape = (self.spec.latent_dim,)
+        latents = normal(shape, positions, seed=seed, purpose="norm statistics")
         recalibrate_batch_norm(self.ema.generator, latents)
         for network in self.networks().values():
-            world.broadcast_(list(network.buffers()))
+            self.world.broadcast_(list(network.buffers()))
+        self.is_calibrated = True
 
 
-def build_gan(
-    accelerator: Accelerator,
-    spec: GeneratorSpec,
-    *,
-    networks: Networks,
-    optim: Optim,
-    train: Train,
-    loss: Loss,
-) -> GAN:
-    """Networks with weights from the seed, prepared for this world.
-
-    Raises ValueError for an image size not offered, UserError for graphs without a GPU.
-    """
-    generator = build_generator(spec, seed=train.seed)
-    discriminator = build_discriminator(
-        spec, DiscriminatorSpec.from_settings(networks), seed=train.seed
+def generator_spec(networks: Networks, image_shape: tuple[int, int, int]) -> GeneratorSpec:
+    """Return the spec of a generator of images [C, H, W]."""
+    channels, size, _ = image_shape
+    return GeneratorSpec(
+        architecture=networks.architecture,
+        image_size=size,
+        channels=channels,
+        width=networks.generator_width,
+        latent_dim=networks.latent_dim,
     )
+
+
+def build_gan(accelerator: Accelerator, spec: GeneratorSpec, config: Config) -> GAN:
+    """Build networks with weights drawn from `train.seed`, prepared for this world.
+
+    Raises ValueError for an image size that is not offered, UserError for CUDA graphs without a GPU.
+    """
+    train = config.train
+    discriminator_spec = DiscriminatorSpec.from_settings(config.networks)
+    generator = build_generator(spec, seed=train.seed)
+    discriminator = build_discriminator(spec, discriminator_spec, seed=train.seed)
     compilation = choose_compilation(
         train,
         (generator.to(accelerator.device), discriminator.to(accelerator.device)),
@@ -193,9 +208,9 @@ def build_gan(
         spec,
         generator=generator,
         discriminator=discriminator,
-        optim=optim,
+        optim=config.optim,
         train=train,
-        loss=loss,
+        loss=config.loss,
         compilation=current_world().broadcast_object(compilation),
     )
 
@@ -211,41 +226,40 @@ def prepare_gan(
     loss: Loss,
     compilation: Compilation = EAGER,
 ) -> GAN:
-    """Any two networks as gan; `loss.diversity.feature_distance` wants a discriminator with `features`."""
-    generator, discriminator = (
-        generator.to(accelerator.device),
-        discriminator.to(accelerator.device),
-    )
+    """Build a GAN from two networks of any kind.
+
+    `loss.diversity.feature_distance` needs a discriminator with a method `features`.
+    """
+    generator, discriminator = (net.to(accelerator.device) for net in (generator, discriminator))
     ema = GeneratorEma(generator, halflife_kimg=train.ema_halflife_kimg)
     skeleton = copy.deepcopy(discriminator).to("meta")
     for network in (generator, discriminator):
         compilation.compile(network)
     make_optimizer = OPTIMIZERS[optim.name]
-    wrapped_g, wrapped_d, optimizer_g, optimizer_d = accelerator.prepare(
+    prepared_g, prepared_d, optimizer_g, optimizer_d = accelerator.prepare(
         generator,
         discriminator,
         make_optimizer(generator.parameters(), optim),
         make_optimizer(discriminator.parameters(), optim),
     )
-    for network in (wrapped_g, wrapped_d):
-        if hasattr(network, "broadcast_buffers"):
-            network.broadcast_buffers = (
-                False  # norm statistics are a rank's own between two looks at them
-            )
+    for network in (prepared_g, prepared_d):
+        if hasattr(network, "broadcast_buffers"):  # DDP; `recalibrate_batch_norm` broadcasts them
+            network.broadcast_buffers = False
     gan = GAN(
-        accelerator,
-        wrapped_g,
-        wrapped_d,
-        optimizer_g,
-        optimizer_d,
-        accelerator.unwrap_model(wrapped_g),
-        accelerator.unwrap_model(wrapped_d),
-        skeleton,
-        ema,
-        spec,
-        Lookahead([generator, discriminator]) if optim.lookahead_steps else None,
-        torch.tensor(loss.augment_probability, device=accelerator.device),
-        compilation,
+        accelerator=accelerator,
+        world=current_world(),
+        spec=spec,
+        generator=prepared_g,
+        discriminator=prepared_d,
+        raw_generator=accelerator.unwrap_model(prepared_g),
+        raw_discriminator=accelerator.unwrap_model(prepared_d),
+        float32_skeleton=skeleton,
+        optimizer_g=optimizer_g,
+        optimizer_d=optimizer_d,
+        ema=ema,
+        lookahead=Lookahead([generator, discriminator]) if optim.lookahead_steps else None,
+        augment_probability=torch.tensor(loss.augment_probability, device=accelerator.device),
+        compilation=compilation,
     )
     gan.set_optimizers(optim, lr_factor=1.0)
     return gan

@@ -1,4 +1,4 @@
-"""Optimizers by the word of `optim.name`, learning rates over a run, and lookahead."""
+"""Optimizers by the word of `optim.name`, schedules over a run, and lookahead."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn, optim
 
-from distgan.config.schema import Optim
+from distgan.config.schema import Loss, Optim
 
 Parameters = Iterable[nn.Parameter]
 
@@ -26,7 +26,7 @@ def adamw(parameters: Parameters, settings: Optim) -> optim.Optimizer:
 
 
 def rmsprop(parameters: Parameters, settings: Optim) -> optim.Optimizer:
-    """RMSprop (Hinton 2012) with the second decay rate for squares and the first as momentum."""
+    """RMSprop (Hinton 2012); the first beta is the momentum, the second the decay of squares."""
     momentum, alpha = settings.betas
     return optim.RMSprop(
         parameters, alpha=alpha, momentum=momentum, weight_decay=settings.weight_decay
@@ -34,7 +34,7 @@ def rmsprop(parameters: Parameters, settings: Optim) -> optim.Optimizer:
 
 
 def sgd(parameters: Parameters, settings: Optim) -> optim.Optimizer:
-    """Stochastic gradient descent with the first decay rate as momentum."""
+    """Stochastic gradient descent; the first beta is the momentum."""
     return optim.SGD(
         parameters, momentum=settings.betas[0], weight_decay=settings.weight_decay, fused=True
     )
@@ -47,9 +47,7 @@ OPTIMIZERS: dict[str, Callable[[Parameters, Optim], optim.Optimizer]] = {
     "sgd": sgd,
 }
 
-SCHEDULES: dict[
-    str, Callable[[float], float]
-] = {  # part of the run that is over -> part of the fall that is left
+SCHEDULES: dict[str, Callable[[float], float]] = {  # progress in [0, 1] -> factor from 1 to 0
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: (1.0 + math.cos(math.pi * progress)) / 2,
@@ -57,35 +55,43 @@ SCHEDULES: dict[
 
 
 def scheduled(word: str, progress: float, *, final: float) -> float:
-    """Factor on a value that goes from 1 to `final` while progress goes from 0 to 1."""
+    """Return a factor that goes from 1 to `final` while progress goes from 0 to 1."""
     return final + (1.0 - final) * SCHEDULES[word](min(max(progress, 0.0), 1.0))
 
 
 def lr_schedule(settings: Optim, progress: float) -> float:
-    """Factor on both learning rates at this part of the run."""
+    """Return the factor on both learning rates at this point of the run."""
     return scheduled(settings.schedule, progress, final=settings.final_lr)
 
 
+def penalty_scale(loss: Loss, d_step: int, *, progress: float) -> float:
+    """Return the factor on the gradient penalties' weights in this discriminator step, 0 if not due.
+
+    A penalty computed every k steps counts k times (Karras et al. 2020, StyleGAN2, section 3.1).
+    """
+    if not loss.penalised or d_step % loss.penalty_interval:
+        return 0.0
+    return loss.penalty_interval * scheduled("cosine", progress, final=loss.penalty_final)
+
+
 class Lookahead:
-    """Slow weights of both players, toward which they go back together (Chavdarova et al. 2021, algorithm 1)."""
+    """Slow copies of both networks' weights (Chavdarova et al. 2021, algorithm 1)."""
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
-        self.fast: list[Tensor] = [
-            parameter for network in networks for parameter in network.parameters()
-        ]
+        self.fast: list[Tensor] = [p for network in networks for p in network.parameters()]
         self.slow = [parameter.detach().clone() for parameter in self.fast]
 
     @torch.no_grad()
     def step(self, alpha: float) -> None:
-        """Move the slow weights by this part of the way to the fast ones, and the fast ones onto them."""
+        """Move the slow weights by the factor alpha toward the fast ones, and reset the fast to them."""
         torch._foreach_lerp_(self.slow, self.fast, weight=alpha)
         torch._foreach_copy_(self.fast, self.slow)
 
     def pack(self) -> dict[str, Tensor]:
-        """The slow weights, named."""
+        """Return the slow weights by name."""
         return {f"lookahead.{number}": weight for number, weight in enumerate(self.slow)}
 
     def unpack(self, tensors: dict[str, Tensor]) -> None:
-        """Undo `pack`."""
+        """Restore what `pack` returned."""
         for number, weight in enumerate(self.slow):
             weight.copy_(tensors[f"lookahead.{number}"])

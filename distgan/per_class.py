@@ -1,16 +1,12 @@
-"""One GAN a class: an ordinary run for each class, one after the other in one process group, then all joined into one sampler.
+"""One GAN per class: an ordinary run for each class, one after the other, joined into one generator.
 
-run folder  classes/<number>-<name>/   ordinary run folders, each as `data.classes=[name]` alone would have written it
-            status.json                of the whole: of the class that is being trained, then of all together
-            generator.safetensors      the mixture, scored against the whole dataset as one generator
+RUN/classes/<number>-<name>/   run folders, each as `data.classes=[name]` alone would have written it
+RUN/status.json                of the class in training, then of all classes together
+RUN/generator.safetensors      a mixture of the classes' generators, evaluated on the whole dataset
 """
 
 import gc
-import itertools
-import math
 import os
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +14,8 @@ import numpy as np
 import torch
 
 from distgan.config.flat import to_toml
-from distgan.config.schema import Config, total_images
-from distgan.data import open_dataset
+from distgan.config.schema import Config
 from distgan.errors import UserError
-from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.verdict import judge
 from distgan.images import save_grid, to_uint8
 from distgan.losses.adversarial import equilibrium
@@ -32,103 +26,40 @@ from distgan.networks.mixture import Mixture, MixtureSpec, choose_class, mixture
 from distgan.reporting.console import say, show_table
 from distgan.reporting.run_logger import RunLogger
 from distgan.run.checkpointer import find_checkpoint
+from distgan.run.class_plan import ClassRun, plan_classes
 from distgan.run.files import read_rows, read_status
 from distgan.run.folder import FINISHED_STATES, RunFolder, explained, write_atomically
-from distgan.run.preflight import check_agreement, default_run_dir
-from distgan.runtime.accelerator import build_accelerator, die_with_launcher
-from distgan.runtime.distributed import current_world
+from distgan.run.preflight import check_agreement
+from distgan.run.reporter import NUM_SAMPLES
+from distgan.run.session import build_evaluator, open_session, recorded_outcome
 from distgan.runtime.heartbeat import Heartbeat
 from distgan.runtime.provenance import provenance
 from distgan.runtime.signals import Interrupt
-from distgan.trainer import NUM_SAMPLES, Trainer
-from shards.reader import ShardReader
+from distgan.trainer import Trainer
 
-COLUMNS = 8  # images a class in classes.png
-
-
-@dataclass(frozen=True)
-class ClassShare:
-    """One class with its part of the run."""
-
-    number: int
-    name: str
-    num_samples: int
-    total_images: int  # length of its run
-
-    @property
-    def folder(self) -> str:
-        """The name of its run folder; the number keeps apart what file systems do not."""
-        return f"{self.number}-{re.sub(r'[^A-Za-z0-9._]+', '_', self.name)[:40]}"
-
-
-def share_out(num_batches: int, counts: list[int]) -> list[int]:
-    """Batches a class, `num_batches` together, in proportion to the counts: every class gets the same number of epochs."""
-    ends = [
-        round(num_batches * passed / sum(counts))
-        for passed in itertools.accumulate(counts, initial=0)
-    ]
-    return [stop - start for start, stop in itertools.pairwise(ends)]
-
-
-def class_shares(config: Config, reader: ShardReader) -> list[ClassShare]:
-    """The classes of the run, which together consume just the batches that one GAN would; raises UserError."""
-    index, train, source = reader.index, config.train, reader.files.source
-    if index.class_names is None or index.class_counts is None:
-        raise UserError(
-            f"{source} has no labels, and networks.per_class=true trains one GAN a class; "
-            "pack a source whose images lie in class folders, or leave networks.per_class out"
-        )
-    wanted = index.class_names if config.data.classes is None else config.data.classes
-    chosen = [number for number, name in enumerate(index.class_names) if name in wanted]
-    if len(chosen) < 2:
-        raise UserError(
-            f"{source}: a GAN a class of only one class is an ordinary GAN; leave networks.per_class out"
-        )
-    counts = [index.class_counts[number] for number in chosen]
-    images = train.batch_size * train.d_steps
-    num_batches = math.ceil(total_images(train, reader.num_samples) / images)
-    shares = [
-        ClassShare(number, index.class_names[number], count, batches * images)
-        for number, count, batches in zip(
-            chosen, counts, share_out(num_batches, counts), strict=True
-        )
-    ]
-    if small := [share for share in shares if share.num_samples < train.batch_size]:
-        names = ", ".join(f"{share.name} ({share.num_samples} images)" for share in small)
-        raise UserError(
-            f"{source}: fewer images than train.batch_size={train.batch_size} in {names}; "
-            f"use train.batch_size={min(counts)} or less, or name the larger classes in data.classes"
-        )
-    if short := [share.name for share in shares if share.total_images == 0]:
-        raise UserError(
-            f"{num_batches * images / 1000:g} kimg shared out over {len(shares)} classes leave no batch for "
-            f"{', '.join(short)}; set a longer train.epochs or train.kimg"
-        )
-    return shares
+COLUMNS = 8  # images per class in classes.png
 
 
 class ClassFolder(RunFolder):
-    """The run folder of a class while the whole is trained: how the class fares is how the whole fares."""
+    """The run folder of one class, whose status is also that of the whole run."""
 
     def __init__(self, path: Path, *, whole: RunFolder, name: str, images_before: int) -> None:
         super().__init__(path)
         self.whole, self.name, self.images_before = whole, name, images_before
 
     def write_status(self, state: str, reason: str, *, images_seen: int, verdict: str = "") -> None:
-        """status.json of both; a class that is done leaves the whole running."""
+        """Write status.json of both; the whole run keeps running after a class is done."""
         super().write_status(state, reason, images_seen=images_seen, verdict=verdict)
         sentence, images = f"class {self.name}: {reason}", self.images_before + images_seen
-        self.whole.write_status(
-            "running" if state == "done" else state, sentence, images_seen=images
-        )
+        whole_state = "running" if state == "done" else state
+        self.whole.write_status(whole_state, sentence, images_seen=images)
         if state != "running":
-            self.whole.add_event(
-                "class" if state == "done" else state, sentence, images_seen=images
-            )
+            kind = "class" if state == "done" else state
+            self.whole.add_event(kind, sentence, images_seen=images)
 
 
-class PerClass:
-    """One run of one GAN a class on this process; `run` trains what is missing, joins, and says how it ended."""
+class PerClassTrainer:
+    """One GAN per class on this process; `run` trains the unfinished classes and joins all of them."""
 
     def __init__(
         self,
@@ -139,26 +70,22 @@ class PerClass:
         interrupt: Interrupt,
         command: list[str],
     ) -> None:
-        die_with_launcher()
         self.config, self.name, self.interrupt, self.command = config, name, interrupt, command
-        self.index, self.reader = open_dataset(config.data)
-        self.shares = class_shares(config, self.reader)
-        only = config.networks.only_class
-        if only is not None and only not in [share.number for share in self.shares]:
-            choice = ", ".join(f"{share.number} {share.name}" for share in self.shares)
-            raise UserError(f"networks.only_class={only}: no such class; choose from {choice}")
-        self.accelerator, _ = build_accelerator(config.train)
-        self.world, self.device = current_world(), self.accelerator.device
-        self.run_dir = run_dir or default_run_dir(name, config, self.index.fingerprint)
+        self.session = open_session(config, name=name, run_dir=run_dir)
+        self.world, self.run_dir = self.session.world, self.session.run_dir
+        self.classes = plan_classes(config, self.session.reader)
+        self.folder: RunFolder | None = None  # of the whole run, on rank zero
         os.environ.setdefault("WANDB_RUN_GROUP", self.run_dir.name)
 
     def run(self) -> str:
-        """Train; returns `done`, `preempted` or `collapsed`. One class alone leaves the files of the whole as they are."""
-        only = self.config.networks.only_class
-        if only is not None:
-            return self.trainer(next(share for share in self.shares if share.number == only)).run()
-        self.folder: RunFolder | None = self.world.run_on_main(self.open_folder)
-        trained = self.world.broadcast_from_main(self.images_of_classes)
+        """Train; returns `done`, `preempted` or `collapsed`.
+
+        With `networks.only_class` it trains that class alone and leaves the files of the whole run.
+        """
+        if self.config.networks.only_class is not None:
+            return self.trainer(self.only_class()).run()
+        self.folder = self.world.run_on_main(self.open_folder)
+        trained = self.world.broadcast_from_main(self.images_by_class)
         outcome = self.train_classes(trained)
         if outcome == "done":
             return self.join(sum(trained.values()))
@@ -166,36 +93,19 @@ class PerClass:
             self.folder.close()
         return outcome
 
-    def train_classes(self, trained: dict[int, int]) -> str:
-        """Train the classes that are not yet, images seen by each in `trained`; the outcome of the last."""
-        ended = self.world.broadcast_from_main(
-            lambda: [
-                read_status(self.class_dir(s))["state"] in FINISHED_STATES for s in self.shares
-            ]
-        )
-        for share, has_ended in zip(self.shares, ended, strict=True):
-            if trained[share.number] >= share.total_images and has_ended:
-                continue
-            try:
-                trainer = self.trainer(
-                    share, images_before=sum(trained.values()) - trained[share.number]
-                )
-            except UserError as error:
-                if self.folder is not None:
-                    self.folder.write_status(
-                        "failed", f"class {share.name}: {error}", images_seen=sum(trained.values())
-                    )
-                raise
-            outcome = trainer.run()
-            trained[share.number] = trainer.state.images_seen
-            del trainer
-            gc.collect()  # networks and optimizers hang in cycles, and a GPU has room for those of one class
-            if outcome != "done":
-                return outcome
-        return "done"
+    def only_class(self) -> ClassRun:
+        """Return the class of `networks.only_class`; raises UserError if there is none."""
+        wanted = self.config.networks.only_class
+        for each in self.classes:
+            if each.number == wanted:
+                return each
+        choice = ", ".join(f"{each.number} {each.name}" for each in self.classes)
+        raise UserError(f"networks.only_class={wanted}: no such class; choose from {choice}")
+
+    # ----------------------------------------------------------------------------------- training
 
     def open_folder(self) -> RunFolder:
-        """Rank zero: the folder of the whole run, which says what it is from the start."""
+        """Open the folder of the whole run on rank zero, and describe the run."""
         folder = RunFolder(self.run_dir)
         if any(folder.checkpoints.iterdir()):
             raise UserError(
@@ -203,195 +113,202 @@ class PerClass:
             )
         with explained(folder.path):
             write_atomically(folder.path / "config.toml", to_toml(self.config))
-        counts = [share.num_samples for share in self.shares]
-        kimg = [share.total_images / 1000 for share in self.shares]
+        images = sum(each.num_samples for each in self.classes)
+        kimg = sum(each.total_images for each in self.classes) / 1000
         rows = [
-            ("run folder", str(self.run_dir)),
-            ("data", f"{sum(counts):,} images, {self.reader.files.source}"),
-            ("length", f"{sum(kimg):,g} kimg, shared out over {len(counts)} classes"),
-            *(
-                (f"class {s.name}", f"{s.num_samples:,} images, {s.total_images / 1000:,g} kimg")
-                for s in self.shares
-            ),
+            (
+                f"class {each.name}",
+                f"{each.num_samples:,} images, {each.total_images / 1000:,g} kimg",
+            )
+            for each in self.classes
         ]
-        show_table("distgan, one GAN a class", rows)
+        facts = [
+            ("run folder", str(self.run_dir)),
+            ("data", f"{images:,} images, {self.session.reader.files.source}"),
+            ("length", f"{kimg:,g} kimg, divided among {len(self.classes)} classes"),
+        ]
+        show_table("distgan, one GAN per class", [*facts, *rows])
         return folder
 
-    def class_config(self, share: ClassShare) -> Config:
-        """The settings of an ordinary run on one class."""
-        config = self.config
-        return config.model_copy(
-            update={
-                "data": config.data.model_copy(update={"classes": (share.name,)}),
-                "networks": config.networks.model_copy(
-                    update={"per_class": False, "only_class": None}
-                ),
-                "train": config.train.model_copy(
-                    update={"kimg": share.total_images / 1000, "epochs": None}
-                ),
-            }
-        )
+    def images_by_class(self) -> dict[int, int]:
+        """Return the images seen by each class in its newest checkpoint.
 
-    def class_dir(self, share: ClassShare) -> Path:
-        """Where the run of a class lies."""
-        return self.run_dir / "classes" / share.folder
-
-    def images_of_classes(self) -> dict[int, int]:
-        """Rank zero: images seen by each class in its newest checkpoint; raises UserError for one of other settings."""
+        Raises UserError if a class was trained with other settings.
+        """
         images = {}
-        for share in self.shares:
-            found = find_checkpoint(
-                self.class_dir(share), self.class_config(share), self.index.fingerprint
-            )
-            images[share.number] = found[1]["images_seen"] if found else 0
+        for each in self.classes:
+            config = self.config_of(each)
+            found = find_checkpoint(self.dir_of(each), config, self.session.fingerprint)
+            images[each.number] = found[1]["images_seen"] if found else 0
         return images
 
-    def trainer(self, share: ClassShare, *, images_before: int = 0) -> Trainer:
-        """The run of one class."""
+    def train_classes(self, trained: dict[int, int]) -> str:
+        """Train what is unfinished and update `trained`; returns the outcome of the last class."""
+        has_ended = self.world.broadcast_from_main(
+            lambda: [read_status(self.dir_of(c))["state"] in FINISHED_STATES for c in self.classes]
+        )
+        for each, is_finished in zip(self.classes, has_ended, strict=True):
+            if trained[each.number] >= each.total_images and is_finished:
+                continue
+            images_before = sum(trained.values()) - trained[each.number]
+            try:
+                trainer = self.trainer(each, images_before=images_before)
+            except UserError as error:
+                if self.folder is not None:
+                    reason, images = f"class {each.name}: {error}", sum(trained.values())
+                    self.folder.write_status("failed", reason, images_seen=images)
+                raise
+            outcome = trainer.run()
+            trained[each.number] = trainer.state.images_seen
+            del trainer
+            gc.collect()  # the networks are in reference cycles, and a GPU may hold only one class
+            if outcome != "done":
+                return outcome
+        return "done"
+
+    def trainer(self, each: ClassRun, *, images_before: int = 0) -> Trainer:
+        """Return the trainer of one class."""
 
         def open_folder(path: Path) -> RunFolder:
-            if self.config.networks.only_class is not None:
+            if self.folder is None:
                 return RunFolder(path)
-            assert self.folder is not None, "only rank zero opens folders"
-            return ClassFolder(
-                path, whole=self.folder, name=share.name, images_before=images_before
-            )
+            return ClassFolder(path, whole=self.folder, name=each.name, images_before=images_before)
 
         return Trainer(
-            self.class_config(share),
-            name=share.folder,
-            run_dir=self.class_dir(share),
+            self.config_of(each),
+            name=each.folder,
+            run_dir=self.dir_of(each),
             interrupt=self.interrupt,
             command=self.command,
             open_folder=open_folder,
         )
 
-    # ------------------------------------------------------------------------------------------------ joining
+    def config_of(self, each: ClassRun) -> Config:
+        """Return the settings of an ordinary run on one class."""
+        config = self.config
+        data = config.data.model_copy(update={"classes": (each.name,)})
+        networks = config.networks.model_copy(update={"per_class": False, "only_class": None})
+        length = {"kimg": each.total_images / 1000, "epochs": None}
+        train = config.train.model_copy(update=length)
+        return config.model_copy(update={"data": data, "networks": networks, "train": train})
+
+    def dir_of(self, each: ClassRun) -> Path:
+        """Return the run folder of one class."""
+        return self.run_dir / "classes" / each.folder
+
+    # ------------------------------------------------------------------------------------ joining
 
     def join(self, images_seen: int) -> str:
-        """All classes are trained: one generator of them, scored on all ranks against the whole dataset."""
-        reporter = RunLogger(
+        """Join the trained classes into one generator and evaluate it; returns the outcome."""
+        logger = RunLogger(
             self.folder,
             name=self.name,
             config=self.config,
             wandb_id=None,
             total_images=images_seen,
-            epoch_images=self.reader.num_samples,
+            epoch_images=self.session.reader.num_samples,
             equilibrium=equilibrium(self.config.loss),
         )
-        if self.world.broadcast_from_main(lambda: self.is_joined(images_seen)):
-            reporter.already_done(images_seen=images_seen)
-            return "done"
-        heartbeat = Heartbeat(self.world)
-        heartbeat.on_hang = lambda why: reporter.close("failed", why, images_seen=images_seen)
-        try:
-            outcome, reason = self.join_classes(reporter, images_seen)
-        except BaseException as error:
-            cause, reason = heartbeat.find_cause(error)
-            reporter.close("failed", reason, images_seen=images_seen)
-            raise cause from None
-        reporter.close(outcome, reason, images_seen=images_seen)
-        heartbeat.close()
+        with recorded_outcome(logger, Heartbeat(self.world), images_seen=lambda: images_seen):
+            if self.world.broadcast_from_main(lambda: self.is_joined(images_seen)):
+                logger.already_done(images_seen=images_seen)
+                return "done"
+            outcome, reason = "preempted", self.interruption()
+            if reason is None:
+                outcome, reason = "done", self.join_classes(logger, images_seen)
+            logger.close(outcome, reason, images_seen=images_seen)
         return outcome
 
     def is_joined(self, images_seen: int) -> bool:
-        """Whether the mixture of these very classes has been written and scored."""
+        """Return whether the mixture of these very classes has been written and evaluated."""
         status = read_status(self.run_dir)
         return (status["state"], status["images_seen"]) == ("done", images_seen)
 
-    def join_classes(self, reporter: RunLogger, images_seen: int) -> tuple[str, str]:
-        """Build, score, show and save the mixture; the outcome and why."""
-        raised = torch.tensor(float(self.interrupt.raised), device=self.device)
-        if self.world.all_reduce_sum(raised) > 0:
-            return (
-                "preempted",
-                f"{self.interrupt.signal_name or 'a signal'}; all classes are trained and not yet joined",
-            )
+    def interruption(self) -> str | None:
+        """Return why not to join now, if any rank has received a signal. Collective."""
+        raised = torch.tensor(float(self.interrupt.raised), device=self.session.device)
+        if self.world.all_reduce_sum(raised) == 0:
+            return None
+        name = self.interrupt.signal_name or "a signal"
+        return f"{name}; all classes are trained and not yet joined"
+
+    def join_classes(self, logger: RunLogger, images_seen: int) -> str:
+        """Build, evaluate, show and save the mixture; returns the reason for status.json."""
+        session = self.session
         mixture, spec = self.build_mixture()
-        table = [
-            ("joined", f"{len(spec.classes)} generators into one of latents [{spec.latent_dim}]")
-        ]
-        reporter.start(
-            table,
-            config_toml=to_toml(self.config),
-            provenance=provenance(self.accelerator, self.command, os.environ),
-            images_seen=0,  # rows of an earlier joining go
+        sizes = f"{len(spec.classes)} generators into one with latents [{spec.latent_dim}]"
+        logger.start(
+            [("joined", sizes)],
+            provenance=provenance(session.accelerator, self.command, os.environ),
+            images_seen=0,  # drops the rows of an earlier attempt
             notes=[],
         )
         if self.folder is not None:
             self.folder.write_status("running", "joining the classes", images_seen=images_seen)
-            self.folder.add_metrics(self.sums(images_seen))
-        quality = Evaluator(
-            self.reader,
-            evaluation=self.config.evaluation,
-            thresholds=self.config.collapse.thresholds,
-            classes=self.config.data.classes,
-            world=self.world,
-            device=self.device,
-            seed=self.config.train.seed,
-        )
-        check_agreement(self.config, self.index.fingerprint, quality, self.world)
-        result, _, _ = quality.evaluate(mixture, spec.latent_dim, images_seen=images_seen)
-        verdict = judge(result, self.config.collapse.thresholds)
-        reporter.evaluation(result, is_best=True, images_seen=images_seen)
-        reporter.verdict(verdict, images_seen=images_seen)
+            self.folder.add_metrics(self.total_metrics(images_seen))
+        evaluator = build_evaluator(session, self.config)
+        check_agreement(self.config, session.fingerprint, evaluator, self.world)
+        result, _, _ = evaluator.evaluate(mixture, spec.latent_dim, images_seen=images_seen)
+        verdict = judge(
+            result, self.config.collapse.thresholds
+        )  # without a past: there is one evaluation
+        logger.evaluation(result, is_best=True, images_seen=images_seen)
+        logger.verdict(verdict, images_seen=images_seen)
         if self.folder is not None:
-            self.show(mixture, spec, reporter, images_seen)
+            self.save_samples(mixture, spec, logger, images_seen)
             facts = {
                 "images_seen": images_seen,
-                "dataset": self.index.fingerprint,
+                "dataset": session.fingerprint,
                 "weights": "moving average",
             }
             with explained(self.folder.path):
                 save_generator(mixture, spec, self.folder.path, facts=facts)
-        return "done", f"one GAN a class trained to the end; {verdict}"
+        return f"one GAN per class, trained to the end; {verdict}"
 
     def build_mixture(self) -> tuple[Mixture, MixtureSpec]:
-        """The classes' generators, read by rank zero, as one on every rank; a class weighs what it has of the images."""
+        """Return the classes' generators as one on every rank, weighted by their images."""
         parts = self.world.run_on_main(
-            lambda: [load_generator(self.class_dir(share)) for share in self.shares]
+            lambda: [load_generator(self.dir_of(each)) for each in self.classes]
         )
         part: Any = self.world.broadcast_object(parts[0].spec if parts else None)
-        total = sum(share.num_samples for share in self.shares)
-        names = tuple(share.name for share in self.shares)
-        spec = mixture_spec(
-            part, classes=names, weights=tuple(share.num_samples / total for share in self.shares)
-        )
-        mixture: Any = build_generator(spec).to(self.device).eval().requires_grad_(False)
+        total = sum(each.num_samples for each in self.classes)
+        names = tuple(each.name for each in self.classes)
+        weights = tuple(each.num_samples / total for each in self.classes)
+        spec = mixture_spec(part, classes=names, weights=weights)
+        mixture: Any = build_generator(spec).to(self.session.device).eval().requires_grad_(False)
         for own, trained in zip(mixture.parts, parts or (), strict=parts is not None):
             own.load_state_dict(trained.network.state_dict())
         self.world.broadcast_(list(mixture.parts.state_dict().values()))
         return mixture, spec
 
-    def sums(self, images_seen: int) -> dict[str, Any]:
-        """The row of metrics.jsonl of all classes together."""
-        last = [
-            next(iter(read_rows(self.class_dir(share) / "metrics.jsonl")[-1:]), {})
-            for share in self.shares
-        ]
-        seconds = sum(row.get("time/train_sec", 0.0) for row in last)
+    def total_metrics(self, images_seen: int) -> dict[str, Any]:
+        """Return the row of metrics.jsonl for all classes together."""
+        seconds = 0.0
+        for each in self.classes:
+            rows = read_rows(self.dir_of(each) / "metrics.jsonl")
+            seconds += rows[-1].get("time/train_sec", 0.0) if rows else 0.0
         return {
             "progress/kimg": images_seen / 1000,
             "progress/images": images_seen,
-            "progress/epoch": images_seen / self.reader.num_samples,
+            "progress/epoch": images_seen / self.session.reader.num_samples,
             "time/images_per_sec": images_seen / max(seconds, 1e-9),
             "time/train_sec": seconds,
         }
 
-    def show(
-        self, mixture: Mixture, spec: MixtureSpec, reporter: RunLogger, images_seen: int
+    def save_samples(
+        self, mixture: Mixture, spec: MixtureSpec, logger: RunLogger, images_seen: int
     ) -> None:
-        """Rank zero: a grid of the mixture, one of reals, and classes.png with a row a class."""
-        assert self.folder is not None, "only rank zero draws"
-        latents = sample_latents(NUM_SAMPLES, spec, seed=self.config.train.seed).to(self.device)
-        reals = torch.from_numpy(
-            self.reader.gather(np.arange(min(NUM_SAMPLES, self.reader.num_samples)))
-        )
-        reporter.samples(to_uint8(generate(mixture, latents)), reals, images_seen=images_seen)
+        """Save grids of the mixture and of reals, and classes.png with one row per class."""
+        assert self.folder is not None, "only rank zero saves samples"
+        latents = sample_latents(NUM_SAMPLES, spec, seed=self.config.train.seed)
+        latents, reader = latents.to(self.session.device), self.session.reader
+        ids = np.arange(min(NUM_SAMPLES, reader.num_samples))
+        fakes, reals = to_uint8(generate(mixture, latents)), torch.from_numpy(reader.gather(ids))
+        logger.samples(fakes, reals, images_seen=images_seen)
         rows = [
             to_uint8(generate(mixture, choose_class(latents[:COLUMNS], spec, name)))
             for name in spec.classes
         ]
         with explained(self.folder.path):
             save_grid(torch.cat(rows), self.folder.samples / "classes.png", columns=COLUMNS)
-        say(f"classes.png, from above: {', '.join(spec.classes)}")
+        say(f"classes.png, from top to bottom: {', '.join(spec.classes)}")

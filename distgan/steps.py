@@ -1,17 +1,23 @@
-"""The adversarial step: the discriminator first, then the generator, each with one all-reduce of its gradients.
+"""One training step: `d_steps` discriminator steps, then one generator step.
 
-reals, latents -> fakes = G(latents) -> D(reals), D(fakes without gradient) -> penalties -> one backward -> D moves
-               -> frozen D(the same fakes), or the D it will be -> diversity terms -> backward through both -> G moves
+discriminator  fakes = G(latents)
+               adversarial loss of D(reals) and D(fakes), plus penalties -> backward -> optimizer
+generator      adversarial loss of D(fakes) with D frozen, plus diversity terms -> backward
+               -> optimizer -> lookahead and moving average
+
+Each backward reduces its network's gradients over all ranks once.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from distgan.config.schema import Loss
+from distgan.config.schema import Config, Loss
 from distgan.data import MicroBatch
 from distgan.gan import GAN
 from distgan.losses.adversarial import ADVERSARIAL
@@ -19,42 +25,64 @@ from distgan.losses.augmentation import augment
 from distgan.losses.diversity import feature_distance, mode_seeking
 from distgan.losses.penalties import PENALTIES
 from distgan.losses.unrolling import DifferentiableAdam, anticipated, sgd
+from distgan.optimizers import lr_schedule, penalty_scale
 from distgan.runtime.randomness import uniform
 
-Statistics = dict[str, Tensor]
+NextBatch = Callable[[int], list[MicroBatch]]
+Statistics = dict[str, Tensor]  # metric name -> scalar on the device, of this rank
 
 
-def reduce_on_last(
-    accelerator: Accelerator, network: nn.Module, index: int, count: int
-) -> AbstractContextManager[None]:
-    """Gradients stay local until the last micro-batch."""
-    return nullcontext() if index == count - 1 else accelerator.no_sync(network)
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step reports: statistics of every network's step, and the last fakes."""
+
+    statistics: list[Statistics]
+    fakes: Tensor  # [b, C, H, W] in [-1, 1]
 
 
-def grad_norm(network: nn.Module) -> Tensor:
-    """Euclidean norm of all gradients together."""
-    return torch.nn.utils.get_total_norm(
-        [p.grad for p in network.parameters() if p.grad is not None]
-    )
+def train_step(
+    gan: GAN,
+    next_batch: NextBatch,
+    config: Config,
+    *,
+    images_seen: int,
+    progress: float,
+    lr_factor: float = 1.0,
+) -> StepResult:
+    """Train both networks on the next `d_steps` global batches.
+
+    `next_batch` takes the position of a global batch's first image and returns this rank's
+    micro-batches of it. `progress` in [0, 1] is the completed part of the run, for schedules.
+    """
+    train, loss = config.train, config.loss
+    lr_factor *= lr_schedule(config.optim, progress)
+    gan.set_optimizers(config.optim, lr_factor=lr_factor)
+    statistics = []
+    for d_step in range(train.d_steps):
+        position = images_seen + d_step * train.batch_size
+        batches = next_batch(position)
+        # With one micro-batch the generator trains on the fakes that the discriminator has just
+        # seen. With several that would keep one graph for each, so they are generated again.
+        reuse_fakes = train.accumulate == 1 and d_step == train.d_steps - 1
+        fakes, d_statistics = discriminator_step(
+            gan,
+            batches,
+            loss=loss,
+            penalty_scale=penalty_scale(loss, position // train.batch_size, progress=progress),
+            keep_graph=reuse_fakes,
+        )
+        if loss.augment_target is not None:
+            accuracy = d_statistics["accuracy/d_real"]
+            gan.adapt_augmentation(accuracy, loss, num_images=train.batch_size)
+            d_statistics["progress/augment"] = gan.augment_probability
+        statistics.append(d_statistics)
+    statistics.append(generator_step(gan, batches, loss=loss, fakes=fakes if reuse_fakes else None))
+    num_images = train.batch_size * train.d_steps
+    gan.after_step(config.optim, num_images=num_images, images_seen=images_seen + num_images)
+    return StepResult(statistics, fakes[-1].detach())
 
 
-def mean_of(statistics: list[Statistics]) -> Statistics:
-    """Means over micro-batches."""
-    return {name: torch.stack([each[name] for each in statistics]).mean() for name in statistics[0]}
-
-
-def shown(images: Tensor, batch: MicroBatch, purpose: str, *, gan: GAN, loss: Loss) -> Tensor:
-    """What the discriminator gets to see of images [b, C, H, W]."""
-    if not loss.augment:
-        return images
-    return augment(
-        images,
-        batch.positions,
-        kinds=loss.augment,
-        probability=gan.augment_probability,
-        seed=batch.seed,
-        purpose=f"augment {purpose}",
-    )
+# ---------------------------------------------------------------------------------- discriminator
 
 
 def discriminator_step(
@@ -65,60 +93,71 @@ def discriminator_step(
     penalty_scale: float,
     keep_graph: bool,
 ) -> tuple[list[Tensor], Statistics]:
-    """Move the discriminator by one step over micro-batches; penalties count `penalty_scale` times their weights.
+    """Update the discriminator once; penalties count `penalty_scale` times their weights.
 
-    Returns the fakes, with the generator's graph where `keep_graph` asks for it, and this rank's statistics.
+    Returns the fakes of each micro-batch, with the generator's graph if `keep_graph`, and statistics.
     """
-    accelerator, adversarial = gan.accelerator, ADVERSARIAL[loss.adversarial]
+    accelerator = gan.accelerator
     gan.compilation.begin_step()
     gan.optimizer_d.zero_grad()
     all_fakes, all_statistics = [], []
     for index, batch in enumerate(batches):
-        if keep_graph:
-            fakes = gan.generator(batch.latents)
-        else:
-            with torch.no_grad():
-                fakes = gan.raw_generator(batch.latents)
+        fakes = generate(gan, batch.latents, keep_graph=keep_graph)
         with reduce_on_last(accelerator, gan.discriminator, index, len(batches)):
-            shown_reals = shown(batch.reals, batch, "reals", gan=gan, loss=loss)
-            shown_fakes = shown(fakes.detach(), batch, "fakes", gan=gan, loss=loss)
-            # Two forwards, so that norm statistics of reals and fakes stay apart; one backward, so that DDP reduces once.
-            real_logits, fake_logits = adversarial.relate(
-                gan.discriminator(shown_reals), gan.discriminator(shown_fakes)
+            total, statistics = discriminator_loss(
+                gan, batch, fakes.detach(), loss=loss, penalty_scale=penalty_scale
             )
-            real_loss = adversarial.real_loss(real_logits, loss.label_smoothing)
-            fake_loss = adversarial.fake_loss(fake_logits)
-            penalties = (
-                weighted_penalties(gan, batch, shown_reals, shown_fakes, loss=loss)
-                if penalty_scale
-                else {}
-            )
-            total = real_loss + fake_loss + penalty_scale * sum(penalties.values())
             accelerator.backward(total / len(batches))
         all_fakes.append(fakes)
-        all_statistics.append(
-            {
-                "loss/d": (real_loss + fake_loss).detach(),
-                "loss/d_real": real_loss.detach(),
-                "loss/d_fake": fake_loss.detach(),
-                "logits/real_mean": real_logits.detach().mean(),
-                "logits/fake_mean": fake_logits.detach().mean(),
-                "accuracy/d_real": (real_logits > 0).float().mean(),
-                "accuracy/d_fake": (fake_logits < 0).float().mean(),
-                **{f"penalty/{name}": value.detach() for name, value in penalties.items()},
-            }
-        )
-    statistics = mean_of(all_statistics)
+        all_statistics.append(statistics)
+    means = mean_of(all_statistics)
     accelerator.unscale_gradients(gan.optimizer_d)
-    statistics["grad_norm/d"] = grad_norm(gan.raw_discriminator)
+    means["grad_norm/d"] = grad_norm(gan.raw_discriminator)
     gan.optimizer_d.step()
-    return all_fakes, statistics
+    return all_fakes, means
+
+
+def generate(gan: GAN, latents: Tensor, *, keep_graph: bool) -> Tensor:
+    """Return fakes [b, C, H, W], with the graph that the generator's backward needs if asked for."""
+    if keep_graph:
+        return gan.generator(latents)
+    with torch.no_grad():
+        return gan.raw_generator(latents)
+
+
+def discriminator_loss(
+    gan: GAN, batch: MicroBatch, fakes: Tensor, *, loss: Loss, penalty_scale: float
+) -> tuple[Tensor, Statistics]:
+    """Return the discriminator's total loss on one micro-batch, and its statistics."""
+    adversarial = ADVERSARIAL[loss.adversarial]
+    reals = augmented(batch.reals, batch, "reals", gan=gan, loss=loss)
+    fakes = augmented(fakes, batch, "fakes", gan=gan, loss=loss)
+    # Two forwards, so that batch norm sees reals and fakes apart.
+    real_logits, fake_logits = adversarial.relate(
+        gan.discriminator(reals), gan.discriminator(fakes)
+    )
+    real_loss = adversarial.real_loss(real_logits, loss.label_smoothing)
+    fake_loss = adversarial.fake_loss(fake_logits)
+    penalties: dict[str, Tensor] = {}
+    if penalty_scale:
+        penalties = weighted_penalties(gan, batch, reals, fakes, loss=loss)
+    total = real_loss + fake_loss + penalty_scale * sum(penalties.values())
+    return total, {
+        "loss/d": (real_loss + fake_loss).detach(),
+        "loss/d_real": real_loss.detach(),
+        "loss/d_fake": fake_loss.detach(),
+        "logits/real_mean": real_logits.detach().mean(),
+        "logits/fake_mean": fake_logits.detach().mean(),
+        "accuracy/d_real": (real_logits > 0).float().mean(),
+        "accuracy/d_fake": (fake_logits < 0).float().mean(),
+        **{f"penalty/{name}": value.detach() for name, value in penalties.items()},
+    }
 
 
 def weighted_penalties(
     gan: GAN, batch: MicroBatch, reals: Tensor, fakes: Tensor, *, loss: Loss
 ) -> dict[str, Tensor]:
-    """Each gradient penalty that has a weight, times its weight."""
+    """Return every gradient penalty with a weight, times its weight."""
     discriminator = gan.float32_discriminator(dict(gan.raw_discriminator.named_parameters()))
     mixing = uniform((), batch.positions, seed=batch.seed, purpose="gradient penalty")
     return {
@@ -128,12 +167,15 @@ def weighted_penalties(
     }
 
 
+# -------------------------------------------------------------------------------------- generator
+
+
 def generator_step(
     gan: GAN, batches: list[MicroBatch], *, loss: Loss, fakes: list[Tensor] | None = None
 ) -> Statistics:
-    """Move the generator by one step on the fakes of the discriminator's step, or on fresh ones where they have no graph.
+    """Update the generator once, on the discriminator step's fakes or, if None, on new ones.
 
-    The bare discriminator is frozen meanwhile: its gradients are neither computed nor reduced, and it does not change.
+    The raw discriminator is frozen meanwhile: its gradients are neither computed nor reduced.
     """
     accelerator = gan.accelerator
     gan.optimizer_g.zero_grad()
@@ -142,46 +184,41 @@ def generator_step(
     for index, batch in enumerate(batches):
         with reduce_on_last(accelerator, gan.generator, index, len(batches)):
             images = gan.generator(batch.latents) if fakes is None else fakes[index]
-            adversarial_loss, terms = generator_terms(gan, batch, images, loss=loss)
+            adversarial_loss, terms = generator_losses(gan, batch, images, loss=loss)
             accelerator.backward((adversarial_loss + sum(terms.values())) / len(batches))
-        all_statistics.append(
-            {"loss/g": adversarial_loss.detach()}
-            | {f"diversity/{name}": term.detach() for name, term in terms.items()}
-        )
+        statistics = {"loss/g": adversarial_loss.detach()}
+        statistics |= {f"diversity/{name}": term.detach() for name, term in terms.items()}
+        all_statistics.append(statistics)
     gan.raw_discriminator.requires_grad_(True)
-    statistics = mean_of(all_statistics)
+    means = mean_of(all_statistics)
     accelerator.unscale_gradients(gan.optimizer_g)
-    statistics["grad_norm/g"] = grad_norm(gan.raw_generator)
+    means["grad_norm/g"] = grad_norm(gan.raw_generator)
     gan.optimizer_g.step()
-    return statistics
+    return means
 
 
-def generator_terms(
+def generator_losses(
     gan: GAN, batch: MicroBatch, images: Tensor, *, loss: Loss
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The adversarial loss of fakes [b, C, H, W], and each diversity term that has a weight, times its weight."""
+    """Return the adversarial loss of images [b, C, H, W], and every weighted diversity term."""
     adversarial, weights = ADVERSARIAL[loss.adversarial], loss.diversity
     discriminator: Any = gan.raw_discriminator
     terms: dict[str, Tensor] = {}
-    fakes = shown(images, batch, "generator", gan=gan, loss=loss)
+    fakes = augmented(images, batch, "generator", gan=gan, loss=loss)
     reals = batch.reals
     if loss.unroll_steps or adversarial.paired or weights.feature_distance:
-        reals = shown(batch.reals, batch, "reals", gan=gan, loss=loss)
+        reals = augmented(batch.reals, batch, "reals", gan=gan, loss=loss)
     if weights.feature_distance:
         with gan.accelerator.autocast():
-            fake_features, real_features = (
-                discriminator.features(fakes),
-                discriminator.features(reals),
-            )
-        terms["feature_distance"] = weights.feature_distance * feature_distance(
-            fake_features, real_features
-        )
+            fake_features = discriminator.features(fakes)
+            real_features = discriminator.features(reals)
+        distance = feature_distance(fake_features, real_features)
+        terms["feature_distance"] = weights.feature_distance * distance
     if weights.mode_seeking:
-        terms["mode_seeking"] = weights.mode_seeking * mode_seeking(
-            images, batch.reals, batch.latents
-        )
+        term = mode_seeking(images, batch.reals, batch.latents)
+        terms["mode_seeking"] = weights.mode_seeking * term
     if loss.unroll_steps:
-        return anticipated_loss(gan, reals, fakes, loss=loss), terms
+        return unrolled_loss(gan, reals, fakes, loss=loss), terms
     logits = discriminator(fakes)
     if adversarial.paired:
         with torch.no_grad():
@@ -190,12 +227,13 @@ def generator_terms(
     return adversarial.generator_loss(logits), terms
 
 
-def anticipated_loss(gan: GAN, reals: Tensor, fakes: Tensor, *, loss: Loss) -> Tensor:
-    """What the generator minimises where it anticipates the discriminator's next steps on these same images.
+def unrolled_loss(gan: GAN, reals: Tensor, fakes: Tensor, *, loss: Loss) -> Tensor:
+    """Return the generator's loss against the discriminator `unroll_steps` steps ahead, on this batch.
 
-    The whole saddle value, the reals' part included, for through the anticipated parameters that depends on the
-    generator too (Metz et al. 2017, equation 6); or the same with the generator's own loss for the fakes' part, which has
-    a slope where the discriminator is sure, as the plain loss has (Goodfellow et al. 2014, section 3).
+    `saddle` is the whole value function, the reals' part included, because through the unrolled
+    parameters that part depends on the generator too (Metz et al. 2017, equation 6).
+    `non_saturating` has the generator's own loss in place of the fakes' part: it has a gradient
+    where the discriminator is certain (Goodfellow et al. 2014, section 3).
     """
     adversarial, optimizer = ADVERSARIAL[loss.adversarial], gan.optimizer_d.optimizer
     named = dict(gan.raw_discriminator.named_parameters())
@@ -209,21 +247,51 @@ def anticipated_loss(gan: GAN, reals: Tensor, fakes: Tensor, *, loss: Loss) -> T
         discriminator = gan.float32_discriminator(parameters)
         real_logits, fake_logits = adversarial.relate(discriminator(reals), discriminator(fakes))
         real_loss = adversarial.real_loss(real_logits, loss.label_smoothing)
-        return (
-            real_loss,
-            adversarial.fake_loss(fake_logits),
-            adversarial.generator_loss(fake_logits),
-        )
+        fake_loss = adversarial.fake_loss(fake_logits)
+        return real_loss, fake_loss, adversarial.generator_loss(fake_logits)
 
-    copies = {
-        name: parameter.detach().clone().requires_grad_() for name, parameter in named.items()
-    }
+    copies = {name: p.detach().clone().requires_grad_() for name, p in named.items()}
     ahead = anticipated(
         copies,
-        lambda p: sum(losses(p)[:2], torch.zeros(())),
+        lambda parameters: sum(losses(parameters)[:2], torch.zeros(())),
         num_steps=loss.unroll_steps,
         lr=group["lr"],
         step=step,
     )
     real_loss, fake_loss, generator_loss = losses(ahead)
     return (-fake_loss if loss.unroll_value == "saddle" else generator_loss) - real_loss
+
+
+# ---------------------------------------------------------------------------------------- helpers
+
+
+def augmented(images: Tensor, batch: MicroBatch, purpose: str, *, gan: GAN, loss: Loss) -> Tensor:
+    """Return images [b, C, H, W] as the discriminator sees them."""
+    if not loss.augment:
+        return images
+    return augment(
+        images,
+        batch.positions,
+        kinds=loss.augment,
+        probability=gan.augment_probability,
+        seed=batch.seed,
+        purpose=f"augment {purpose}",
+    )
+
+
+def reduce_on_last(
+    accelerator: Accelerator, network: nn.Module, index: int, count: int
+) -> AbstractContextManager[None]:
+    """Keep gradients local until the last micro-batch, whose backward reduces their sum."""
+    return nullcontext() if index == count - 1 else accelerator.no_sync(network)
+
+
+def grad_norm(network: nn.Module) -> Tensor:
+    """Return the Euclidean norm of all gradients together."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def mean_of(statistics: list[Statistics]) -> Statistics:
+    """Return the means over micro-batches."""
+    return {name: torch.stack([each[name] for each in statistics]).mean() for name in statistics[0]}

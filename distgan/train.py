@@ -66,12 +66,12 @@ def train(
                     list(changed_from_defaults(config).items()),
                 )
             return
-        from distgan.per_class import PerClass
+        from distgan.per_class import PerClassTrainer
         from distgan.runtime.distributed import leave_world
         from distgan.trainer import Trainer
 
         name = Path(preset).stem if preset else "run"
-        kind = PerClass if config.networks.per_class else Trainer
+        kind = PerClassTrainer if config.networks.per_class else Trainer
         state = kind(
             config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv
         ).run()

@@ -15,18 +15,14 @@ PLAIN = Config()
 
 
 def make_gan(loss: Loss = PLAIN.loss, optim: Optim = PLAIN.optim, **networks: Any) -> GAN:
-    """Small gan on the CPU."""
-    spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=8)
+    """Build a small GAN on the CPU."""
     train = Train(cpu_threads=1, precision="launcher")
-    accelerator, _ = build_accelerator(train)
-    return build_gan(
-        accelerator,
-        spec,
-        networks=Networks(discriminator_width=4, **networks),
-        optim=optim,
-        train=train,
-        loss=loss,
+    config = Config(
+        networks=Networks(discriminator_width=4, **networks), loss=loss, optim=optim, train=train
     )
+    accelerator, _ = build_accelerator(train)
+    spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=8)
+    return build_gan(accelerator, spec, config)
 
 
 def micro_batch(size: int = 4, *, first: int = 0) -> MicroBatch:

@@ -113,9 +113,9 @@ def test_optimizer_goes_on_as_if_never_stopped(layout: torch.memory_format) -> N
 
 def test_checkpoint_with_the_old_name_of_the_head_is_restored(gan: GAN) -> None:
     """Tensors named `discriminator.judge.*` become the weights of `discriminator.head`."""
-    tensors, plain = gan.pack()
+    tensors, plain = gan.state()
     stored = {name.replace(HEAD, OLD_HEAD): tensor.clone() for name, tensor in tensors.items()}
     assert "discriminator.judge.weight" in stored
     torch.nn.init.zeros_(gan.raw_discriminator.head.weight)
-    gan.unpack(stored, plain)
+    gan.load_state(stored, plain)
     assert torch.equal(gan.raw_discriminator.head.weight, stored["discriminator.judge.weight"])

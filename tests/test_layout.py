@@ -22,7 +22,7 @@ LAYERS = [  # top to bottom; a module imports from its own layer and those below
     {"errors", "text"},
 ]
 LIBRARY_OWNERS = {  # the modules that may import a library
-    "accelerate": {"runtime", "steps", "gan", "commands/bench"},
+    "accelerate": {"runtime", "run/session", "steps", "gan", "commands/bench"},
     "wandb": {"reporting/wandb_sink"},
     "rich": {"reporting/console"},
     "typer": {"train", "cli"},

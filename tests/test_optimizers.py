@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 from distgan.config.schema import Loss, Optim
-from distgan.optimizers import OPTIMIZERS, Lookahead, lr_schedule
+from distgan.optimizers import OPTIMIZERS, Lookahead, lr_schedule, penalty_scale
 from distgan.run.checkpoints import pack_optimizer, unpack_optimizer
-from distgan.run.schedule import penalty_scale
 
 
 @pytest.mark.parametrize(("word", "half"), [("constant", 1.0), ("linear", 0.6), ("cosine", 0.6)])

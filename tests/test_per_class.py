@@ -18,8 +18,13 @@ from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import build_generator
 from distgan.networks.generator_file import load_generator, save_generator
 from distgan.networks.latents import generate, sample_latents
-from distgan.networks.mixture import Mixture, MixtureSpec, choose_class, mixture_spec
-from distgan.per_class import class_shares, share_out
+from distgan.networks.mixture import (
+    Mixture,
+    MixtureSpec,
+    choose_class,
+    mixture_spec,
+)
+from distgan.run.class_plan import divide_steps, plan_classes
 from shards.pack import pack
 from tests.conftest import NUM_IMAGES
 from tests.test_commands import call
@@ -34,7 +39,7 @@ def train_classes(
 ) -> dict[str, Any]:
     """Train a GAN a class in this process; notes the images read, and gets a signal at batch number `stop_after`."""
     import distgan.data as streams_module
-    from distgan.per_class import PerClass
+    from distgan.per_class import PerClassTrainer
     from distgan.runtime.distributed import leave_world
     from distgan.runtime.signals import Interrupt
 
@@ -51,7 +56,7 @@ def train_classes(
     streams_module.BatchStream = NotingStream
     interrupt = Interrupt()
     config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *words])
-    state = PerClass(
+    state = PerClassTrainer(
         config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"]
     ).run()
     leave_world()
@@ -234,7 +239,7 @@ def test_other_generators_are_built_as_before() -> None:
 def test_batches_are_shared_out_by_images() -> None:
     """No batch is lost, and shares are proportional to within one."""
     counts = [5000, 100, 900, 4000]
-    shares = share_out(1234, counts)
+    shares = divide_steps(1234, counts)
     assert sum(shares) == 1234
     assert all(
         abs(share - 1234 * count / sum(counts)) <= 1
@@ -245,7 +250,7 @@ def test_batches_are_shared_out_by_images() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["data.classes=['odd']"], "only one class"),
+        (["data.classes=['odd']"], "at least two classes"),
         (
             ["train.batch_size=16"],
             r"train.batch_size=16 in even \(15 images\), odd \(15 images\); use train.batch_size=15",
@@ -257,7 +262,7 @@ def test_mistakes_are_told_with_their_remedy(words: list[str], expected: str, sh
     """Before anything is trained."""
     config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *WORDS, *words])
     with pytest.raises(UserError, match=expected):
-        class_shares(config, open_dataset(config.data)[1])
+        plan_classes(config, open_dataset(config.data)[1])
 
 
 def test_images_without_labels_are_told(tmp_path: Path) -> None:
@@ -268,7 +273,7 @@ def test_images_without_labels_are_told(tmp_path: Path) -> None:
     Image.new("L", (32, 32)).save(tmp_path / "images" / "0.png")
     pack(str(tmp_path / "images"), tmp_path / "shards", size=32, channels=1, workers=1)
     with pytest.raises(UserError, match="has no labels"):
-        class_shares(
+        plan_classes(
             load_config(None, WORDS), open_dataset(Data(shards=str(tmp_path / "shards")))[1]
         )
 

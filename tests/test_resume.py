@@ -15,17 +15,16 @@ from PIL import Image
 
 import distgan.evaluation.evaluator
 from distgan.config.load import load_config
-from distgan.config.schema import Evaluation, Thresholds
+from distgan.config.schema import Config, Evaluation, Thresholds
 from distgan.data import open_dataset
 from distgan.errors import UserError
 from distgan.evaluation.evaluator import Evaluator, real_images
 from distgan.evaluation.probe import Probe, ProbeCard, ProbeNet, probe_path
 from distgan.networks.generator_file import find_generator
 from distgan.run import checkpoints as checkpoint
-from distgan.run.checkpointer import RunState
+from distgan.run.checkpointer import Checkpointer
 from distgan.run.folder import RunFolder
 from distgan.runtime.distributed import World
-from distgan.trainer import Trainer
 from shards.pack import pack
 from tests.worlds import checkpoint_digest, run_world, train_run
 
@@ -126,29 +125,29 @@ def test_damaged_newer_checkpoints_go_when_a_new_one_is_whole(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000001.000", "00000002.000"]
 
 
-def test_only_a_saved_checkpoint_can_be_gone_back_to() -> None:
-    """On a full disk the last healthy and the best checkpoint are still those before."""
-    trainer: Any = SimpleNamespace(
-        state=RunState(images_seen=2000, healthy_images=1000),
-        quality=SimpleNamespace(
-            verdict=SimpleNamespace(name="healthy"), best_value=2.0, best_images=2000
-        ),
-        saved=(1000, 3.0, 1000),
-        gan=SimpleNamespace(check_replicas=lambda world: None),
-        measure_statistics=lambda: None,
-        world=ALONE,
-        looking={"checkpoints": 0.0},
-        write_checkpoint=lambda must: False,
+def test_a_failed_save_leaves_the_healthy_and_the_best_checkpoint_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both name checkpoints that exist, also after a save that found no room on the disk."""
+    session: Any = SimpleNamespace(world=ALONE, run_dir=Path("run"))
+    gan: Any = SimpleNamespace(
+        recalibrate_batch_norm=lambda seed: None, check_replicas=lambda: None
     )
-    Trainer.save_checkpoint(trainer, must=False)
-    assert (
-        trainer.state.healthy_images,
-        trainer.quality.best_value,
-        trainer.quality.best_images,
-    ) == (1000, 3.0, 1000)
-    trainer.write_checkpoint = lambda must: True
-    Trainer.save_checkpoint(trainer, must=False)
-    assert trainer.state.healthy_images == 2000
+    evaluator: Any = SimpleNamespace(
+        verdict=SimpleNamespace(name="healthy"), best_value=3.0, best_images=1000
+    )
+    checkpointer = Checkpointer(session, Config(), gan=gan, evaluator=evaluator)
+    for images, problem, expected in (
+        (1000, None, (1000, 3.0, 1000)),
+        (2000, "no space left", (1000, 3.0, 1000)),
+        (3000, None, (3000, 2.0, 3000)),
+    ):
+        checkpointer.state.images_seen = images
+        if images > 1000:
+            evaluator.best_value, evaluator.best_images = 2.0, images
+        monkeypatch.setattr(checkpointer, "write", lambda must_succeed, text=problem: text)
+        assert checkpointer.save(must_succeed=False) == problem
+        assert checkpointer.pointers() == expected
 
 
 def test_the_newest_generator_of_a_run_is_found(tmp_path: Path) -> None:

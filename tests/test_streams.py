@@ -9,7 +9,7 @@ import torch
 from distgan import data as streams
 from distgan.config.load import with_overrides
 from distgan.config.schema import Config
-from distgan.data import Batches, CopiedAhead, ResidentStream, open_stream
+from distgan.data import CopiedAhead, ResidentStream, TrainingBatches, open_stream
 from shards.reader import ShardReader
 from shards.stream import BatchStream
 
@@ -69,7 +69,7 @@ def test_a_run_sees_the_same_images_either_way(
     for free in (0, 10**9):
         monkeypatch.setattr(streams, "free_bytes", lambda device, free=free: free)
         options = {"start": 0, "rank": 0, "world_size": 1, "device": torch.device("cpu")}
-        with Batches(ShardReader(shards), config, **options) as batches:
+        with TrainingBatches(ShardReader(shards), config, **options) as batches:
             seen.append([batches.next(start, rollbacks=0)[0].reals for start in range(0, 64, 8)])
     assert all(torch.equal(*pair) for pair in zip(*seen, strict=True))
 

@@ -25,13 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distgan.config.load import with_overrides
 from distgan.config.schema import Config
-from distgan.data import Batches, MicroBatch
-from distgan.gan import GAN, build_gan
-from distgan.networks.base import GeneratorSpec
-from distgan.run.schedule import penalty_scale
+from distgan.data import MicroBatch, TrainingBatches
+from distgan.gan import GAN, build_gan, generator_spec
 from distgan.runtime.accelerator import build_accelerator, choose_precision, default_num_threads
 from distgan.runtime.provenance import hardware, peak_memory_gb
-from distgan.steps import discriminator_step, generator_step
+from distgan.steps import NextBatch, train_step
 from shards.pack import Encoding, pack
 from shards.reader import ShardReader
 from shards.stream import BatchStream
@@ -131,47 +129,27 @@ class Trained:
     error: str = ""
 
 
-def one_step(gan: GAN, batches: list[MicroBatch], config: Config, *, step: int) -> None:
-    """What a run does for a batch, without its statistics; penalties come in the steps in which they are due."""
-    loss, keep_graph = config.loss, config.train.accumulate == 1
-    scale = penalty_scale(loss, step, progress=0.0)
-    fakes, _ = discriminator_step(
-        gan, batches, loss=loss, penalty_scale=scale, keep_graph=keep_graph
-    )
-    generator_step(gan, batches, loss=loss, fakes=fakes if keep_graph else None)
-    gan.settle(config.optim, num_images=config.train.batch_size, images_seen=10**6)
+def one_step(gan: GAN, next_batch: NextBatch, config: Config, *, step: int) -> None:
+    """Train for step number `step`, as the trainer does at the start of a long run."""
+    images_seen = step * config.train.batch_size * config.train.d_steps
+    train_step(gan, next_batch, config, images_seen=images_seen, progress=0.0)
 
 
 def held_batch(
-    config: Config, image_shape: tuple[int, int, int], *, share: int, device: torch.device
+    config: Config, image_shape: tuple[int, int, int], *, size: int, device: torch.device
 ) -> MicroBatch:
     """A batch of noise that lies on the device."""
     reals = (
-        (torch.rand(share, *image_shape) * 2 - 1).to(device).to(memory_format=torch.channels_last)
+        (torch.rand(size, *image_shape) * 2 - 1).to(device).to(memory_format=torch.channels_last)
     )
-    latents = torch.randn(share, config.networks.latent_dim).to(device)
-    return MicroBatch(reals, latents, torch.arange(share, device=device), seed=0)
+    latents = torch.randn(size, config.networks.latent_dim).to(device)
+    return MicroBatch(reals, latents, torch.arange(size, device=device), seed=0)
 
 
 def make_gan(config: Config, image_shape: tuple[int, int, int]) -> GAN:
-    """Players of a configuration for such images, in the world this process is in."""
+    """Build a GAN for images [C, H, W] in the world of this process."""
     accelerator, _ = build_accelerator(config.train)
-    networks, (channels, size, _) = config.networks, image_shape
-    spec = GeneratorSpec(
-        architecture=networks.architecture,
-        image_size=size,
-        channels=channels,
-        width=networks.generator_width,
-        latent_dim=networks.latent_dim,
-    )
-    return build_gan(
-        accelerator,
-        spec,
-        networks=networks,
-        optim=config.optim,
-        train=config.train,
-        loss=config.loss,
-    )
+    return build_gan(accelerator, generator_spec(config.networks, image_shape), config)
 
 
 def synchronize(device: torch.device) -> None:
@@ -208,16 +186,14 @@ def copy_gb_per_sec(device: torch.device) -> float:
 
 
 def flops_per_image(gan: GAN, config: Config, image_shape: tuple[int, int, int]) -> float:
-    """Multiplications and additions of a whole step, as the counter of torch finds them, the mean over an interval."""
-    share, num_steps = (
-        config.train.batch_size // config.train.accumulate,
-        config.loss.penalty_period,
-    )
-    batch = held_batch(config, image_shape, share=share, device=gan.accelerator.device)
+    """Count the multiplications and additions of a step per image, the mean over a penalty interval."""
+    train, num_steps = config.train, config.loss.penalty_period
+    size, device = train.batch_size // train.accumulate, gan.accelerator.device
+    batches = [held_batch(config, image_shape, size=size, device=device)] * train.accumulate
     with FlopCounterMode(display=False) as counter:
         for step in range(num_steps):
-            one_step(gan, [batch] * config.train.accumulate, config, step=step)
-    return counter.get_total_flops() / config.train.batch_size / num_steps
+            one_step(gan, lambda _: batches, config, step=step)
+    return counter.get_total_flops() / (train.batch_size * train.d_steps) / num_steps
 
 
 def train_trial(trial: Trial) -> Trained:
@@ -225,10 +201,10 @@ def train_trial(trial: Trial) -> Trained:
     config, train = trial.config, trial.config.train
     gan = make_gan(config, trial.image_shape)
     device, world_size = gan.accelerator.device, gan.accelerator.num_processes
-    batches, position = None, 0
+    batches, num_steps = None, 0
     if trial.shards is not None:
         rank = gan.accelerator.process_index
-        batches = Batches(
+        batches = TrainingBatches(
             ShardReader(trial.shards),
             config,
             start=0,
@@ -236,17 +212,22 @@ def train_trial(trial: Trial) -> Trained:
             world_size=world_size,
             device=device,
         )
-    share, period = train.batch_size // world_size // train.accumulate, config.loss.penalty_period
-    held = [held_batch(config, trial.image_shape, share=share, device=device)] * train.accumulate
+    micro_batch_size = train.batch_size // world_size // train.accumulate
+    period = config.loss.penalty_period
+    held = held_batch(config, trial.image_shape, size=micro_batch_size, device=device)
+
+    def next_batch(position: int) -> list[MicroBatch]:
+        if batches is None:
+            return [held] * train.accumulate
+        return batches.next(position, rollbacks=0)
 
     def steps(num: int) -> int:
-        nonlocal position
+        nonlocal num_steps
         for _ in range(num):
-            now = held if batches is None else batches.next(position, rollbacks=0)
-            one_step(gan, now, config, step=position // train.batch_size)
-            position += train.batch_size
+            one_step(gan, next_batch, config, step=num_steps)
+            num_steps += 1
         synchronize(device)
-        return num * train.batch_size
+        return num * train.batch_size * train.d_steps
 
     flops = 0.0
     if world_size == 1 and gan.compilation.mode == "eager":

@@ -1,13 +1,15 @@
-"""What rank zero tells of a run, to the run folder, the console and W&B alike; on other ranks every call does nothing."""
+"""Everything that rank zero reports of a run: to the run folder, the console and W&B."""
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from typing import Any
 
 from torch import Tensor
 
-from distgan.config.flat import flat_values
+from distgan.config.flat import flat_values, to_toml
 from distgan.config.schema import Config
 from distgan.errors import RunFailed
 from distgan.evaluation.evaluate import Result
@@ -16,11 +18,31 @@ from distgan.images import save_grid, save_losses_plot
 from distgan.reporting import console
 from distgan.reporting.wandb_sink import WandbSink, default_group, new_run_id
 from distgan.run.files import read_rows
-from distgan.run.folder import RunFolder, explained, write_atomically
+from distgan.run.folder import RunFolder, explained
+from shards.files import write_atomic
+
+SUMMARY_METRICS = (
+    "quality/frechet",
+    "quality/fid",
+    "quality/coverage",
+    "quality/precision",
+    "diversity/missing_classes",
+)
+
+
+def on_rank_zero(method: Callable[..., None]) -> Callable[..., None]:
+    """Make a method of RunLogger do nothing on ranks without a run folder."""
+
+    @wraps(method)
+    def guarded(self: "RunLogger", *args: Any, **kwargs: Any) -> None:
+        if self.folder is not None:
+            method(self, *args, **kwargs)
+
+    return guarded
 
 
 class RunLogger:
-    """The voice of a run; `folder` is None on every rank but zero."""
+    """The log of one run. `folder` is None on every rank but zero, and there nothing is logged."""
 
     def __init__(
         self,
@@ -35,56 +57,40 @@ class RunLogger:
     ) -> None:
         self.folder, self.name, self.config = folder, name, config
         self.wandb_id = wandb_id or new_run_id()
-        self.total_images, self.epoch_images, self.equilibrium = (
-            total_images,
-            epoch_images,
-            equilibrium,
-        )
+        self.total_images, self.epoch_images = total_images, epoch_images
+        self.equilibrium = equilibrium
         self.console: console.TrainingConsole | None = None
         self.wandb: WandbSink | None = None
-        self.last_verdict = "learning"  # what a run begins with
+        self.last_verdict = "learning"  # the verdict on a new run
 
-    def say(self, text: str, *, style: str = "") -> None:
-        """One line to the console."""
-        if self.folder is not None:
-            (self.console or console).say(text, style=style)
+    # -------------------------------------------------------------------------------------- start
 
-    def already_done(self, *, images_seen: int) -> None:
-        """There is nothing to train: say what would be, and let go of the folder."""
-        if self.folder is None:
-            return
-        again = "longer: train.epochs or train.kimg; another: --run-dir DIR or train.seed=1"
-        self.say(f"{self.folder.path} is done at {images_seen / 1000:g} kimg; {again}")
-        self.folder.close()
-
+    @on_rank_zero
     def start(
         self,
         table: list[tuple[str, Any]],
         *,
-        config_toml: str,
         provenance: dict[str, Any],
         images_seen: int,
         notes: list[str],
     ) -> None:
-        """Write the files of the start, show the table, open W&B."""
-        if self.folder is None:
-            return
+        """Write the files that describe the run, show the table and open W&B.
+
+        Rows of steps that will be trained again are dropped.
+        """
         folder = self.folder
+        assert folder is not None
         with explained(folder.path):
             folder.truncate_after(images_seen)
-            write_atomically(folder.path / "config.toml", config_toml)
-            write_atomically(
-                folder.path / "provenance.json", json.dumps(provenance, indent=1) + "\n"
-            )
+            write_atomic(folder.path / "config.toml", to_toml(self.config))
+            write_atomic(folder.path / "provenance.json", json.dumps(provenance, indent=1) + "\n")
         folder.write_status("running", "training", images_seen=images_seen)
         console.show_table("distgan", table)
         self.console = console.TrainingConsole(total_images=self.total_images)
         self.console.start()
         if images_seen:
-            what = f"resumed at {images_seen / 1000:g} kimg" + "".join(
-                f"; {note}" for note in notes
-            )
-            self.event("resume", what, images_seen=images_seen)
+            resumed = "; ".join([f"resumed at {images_seen / 1000:g} kimg", *notes])
+            self.event("resume", resumed, images_seen=images_seen)
         world = provenance["world"]
         self.wandb = WandbSink(
             self.config.log.wandb,
@@ -98,97 +104,104 @@ class RunLogger:
             complain=lambda text: self.event("warning", text, images_seen=images_seen),
         )
 
+    @on_rank_zero
+    def already_done(self, *, images_seen: int) -> None:
+        """Say that nothing is left to train, and release the run folder."""
+        assert self.folder is not None
+        again = "longer: train.epochs or train.kimg; another: --run-dir DIR or train.seed=1"
+        self.say(f"{self.folder.path} is done at {images_seen / 1000:g} kimg; {again}")
+        self.folder.close()
+
+    # ------------------------------------------------------------------------------------ running
+
+    @on_rank_zero
+    def say(self, text: str, *, style: str = "") -> None:
+        """Print one line to the console."""
+        (self.console or console).say(text, style=style)
+
+    @on_rank_zero
     def event(
         self, kind: str, sentence: str, *, images_seen: int, style: str = "", **figures: Any
     ) -> None:
-        """Something happened: to events.jsonl and the console."""
-        if self.folder is None:
-            return
+        """Record in events.jsonl that something happened, and print it."""
+        assert self.folder is not None
         self.folder.add_event(kind, sentence, images_seen=images_seen, **figures)
         self.say(sentence, style=style)
 
-    def row(self, row: dict[str, Any]) -> None:
-        """The metrics of a tick."""
-        if self.folder is None or self.console is None or self.wandb is None:
-            return
+    @on_rank_zero
+    def metrics(self, row: dict[str, Any]) -> None:
+        """Log one row of training metrics."""
+        assert self.folder is not None and self.console is not None and self.wandb is not None
         self.folder.add_metrics(row)
         self.console.show(row)
         self.wandb.log(row)
 
+    @on_rank_zero
     def evaluation(self, result: Result, *, is_best: bool, images_seen: int) -> None:
-        """What an evaluation found, beside the values of real images."""
-        if self.folder is None or self.console is None or self.wandb is None:
-            return
-        kimg = images_seen / 1000
-        reals = {f"reals/{name}": value for name, value in result.reals.items()}
+        """Log the result of an evaluation, beside the same metrics of real images."""
+        assert self.folder is not None and self.wandb is not None
+        kimg, values = images_seen / 1000, result.values
         self.folder.append("evaluations.jsonl", {"progress/images": images_seen} | result.to_dict())
-        self.wandb.log({"progress/kimg": kimg} | result.values | reals)
+        reals = {f"reals/{name}": value for name, value in result.reals.items()}
+        self.wandb.log({"progress/kimg": kimg} | values | reals)
         if is_best:
-            self.wandb.summarize(
-                {"best/kimg": kimg}
-                | {f"best/{name}": value for name, value in result.values.items()}
-            )
-        shown = (
-            "quality/frechet",
-            "quality/fid",
-            "quality/coverage",
-            "quality/precision",
-            "diversity/missing_classes",
-        )
+            best = {f"best/{name}": value for name, value in values.items()}
+            self.wandb.summarize({"best/kimg": kimg} | best)
         figures = [
-            f"{n.rpartition('/')[2].replace('_', ' ')} {result.values[n]:.3g}"
-            for n in shown
-            if n in result.values
+            f"{name.rpartition('/')[2].replace('_', ' ')} {values[name]:.3g}"
+            for name in SUMMARY_METRICS
+            if name in values
         ]
-        self.say(f"{kimg:,.1f} kimg  quality: {', '.join(figures)}{'  (best)' if is_best else ''}")
+        best_mark = "  (best)" if is_best else ""
+        self.say(f"{kimg:,.1f} kimg  quality: {', '.join(figures)}{best_mark}")
 
+    @on_rank_zero
     def verdict(self, verdict: Verdict, *, images_seen: int) -> None:
-        """Tell everyone when what the run looks like has changed."""
-        if self.folder is None or verdict.name == self.last_verdict:
+        """Log a verdict if it differs from the last one, and send an alert if it is trouble."""
+        if verdict.name == self.last_verdict:
             return
+        assert self.folder is not None
         self.last_verdict = verdict.name
+        style = "bold red" if verdict.is_trouble else "green"
         self.event(
-            "verdict",
-            str(verdict),
-            images_seen=images_seen,
-            verdict=verdict.name,
-            style="bold red" if verdict.is_trouble else "green",
+            "verdict", str(verdict), images_seen=images_seen, verdict=verdict.name, style=style
         )
         self.folder.write_status(
             "running", "training", images_seen=images_seen, verdict=str(verdict)
         )
         if self.wandb is not None and verdict.is_trouble:
-            self.wandb.alert(
-                verdict.name, f"{self.folder.path.name} at {images_seen / 1000:g} kimg: {verdict}"
-            )
+            text = f"{self.folder.path.name} at {images_seen / 1000:g} kimg: {verdict}"
+            self.wandb.alert(verdict.name, text)
 
-    def time_table(self, looking: dict[str, float], *, train_seconds: float) -> None:
-        """How much of the time went into looking rather than training."""
-        if self.folder is None:
-            return
-        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in looking.items())
-        share = sum(looking.values()) / max(train_seconds, 1e-9)
-        self.say(f"{train_seconds:,.1f} s in all, of them {share:.1%} for looking: {parts}")
-
+    @on_rank_zero
     def samples(self, fakes: Tensor, reals: Tensor | None, *, images_seen: int) -> None:
-        """Grids of uint8 images [B, C, H, W] as files and to W&B."""
-        if self.folder is None or self.wandb is None:
-            return
-        kimg = images_seen / 1000
+        """Save grids of uint8 images [B, C, H, W], and log them to W&B."""
+        assert self.folder is not None and self.wandb is not None
+        kimg, folder = images_seen / 1000, self.folder.samples
         with explained(self.folder.path):
-            path = save_grid(fakes, self.folder.samples / f"{kimg:010.3f}.png")
+            path = save_grid(fakes, folder / f"{kimg:010.3f}.png")
             pictures = {"samples/fakes": (path, f"{kimg:g} kimg, moving average, fixed latents")}
             if reals is not None:
-                pictures["samples/reals"] = (
-                    save_grid(reals, self.folder.samples / "reals.png"),
-                    "real images",
-                )
+                pictures["samples/reals"] = (save_grid(reals, folder / "reals.png"), "real images")
         self.wandb.log({"progress/kimg": kimg}, pictures)
 
+    # ---------------------------------------------------------------------------------------- end
+
+    @on_rank_zero
+    def time_table(self, maintenance_sec: dict[str, float], *, total_sec: float) -> None:
+        """Print how the time was divided between training and everything else."""
+        training = total_sec - sum(maintenance_sec.values())
+        parts = {"training": training} | maintenance_sec
+        listed = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
+        self.say(f"{total_sec:,.1f} s in total: {listed}")
+
+    @on_rank_zero
     def close(self, state: str, reason: str, *, images_seen: int) -> None:
-        """Write the outcome, plot the losses, then wait for W&B: a job that is being preempted may not live to see it end."""
-        if self.folder is None:
-            return
+        """Record the outcome, then write the plot and the report, then wait for W&B.
+
+        The order matters: a job that is being preempted may be killed before the last of them.
+        """
+        assert self.folder is not None
         try:
             self.folder.add_event(state, reason, images_seen=images_seen)
             self.folder.write_status(
@@ -210,25 +223,27 @@ class RunLogger:
         console.say(f"{state}: {reason}; {images_seen / 1000:g} kimg; {folder.path}")
 
     def plot(self) -> None:
-        """losses.png from the rows so far."""
-        assert self.folder is not None, "only rank zero plots"
-        rows, path = read_rows(self.folder.path / "metrics.jsonl"), self.folder.path / "losses.png"
-        with explained(self.folder.path):
+        """Plot the rows of metrics so far as losses.png."""
+        assert self.folder is not None
+        folder = self.folder.path
+        with explained(folder):
             save_losses_plot(
-                rows, path, epoch_images=self.epoch_images, equilibrium=self.equilibrium
+                read_rows(folder / "metrics.jsonl"),
+                folder / "losses.png",
+                epoch_images=self.epoch_images,
+                equilibrium=self.equilibrium,
             )
 
     def write_report(self, state: str, *, images_seen: int) -> None:
-        """report.html; a page that cannot be written is a warning and never ends a training."""
+        """Write report.html. A report that cannot be written is a warning, never a failed run."""
         if self.folder is None or not self.config.log.report:
             return
         from distgan.reporting.page import write_report
 
         try:
             write_report(self.folder.path, has_time=state in ("done", "collapsed"))
-        except Exception as error:  # whatever a library or a disk may come up with
+        except Exception as error:  # a library or a disk may raise anything
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            with suppress(RunFailed):  # where there is no room for the warning either
-                self.event(
-                    "warning", f"report.html was not written: {why}", images_seen=images_seen
-                )
+            with suppress(RunFailed):  # the disk may have no room for the warning either
+                text = f"report.html was not written: {why}"
+                self.event("warning", text, images_seen=images_seen)

@@ -1,4 +1,4 @@
-"""Going on where a run stopped: what a checkpoint holds, whether it is this run's, and how all ranks get it."""
+"""The checkpoints of one run: what they hold, when older ones are removed, and how every rank gets them."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,116 +11,172 @@ from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.evaluation.evaluator import Evaluator
 from distgan.gan import GAN
-from distgan.run import checkpoints as checkpoint
+from distgan.run import checkpoints
+from distgan.run.checkpoints import Tensors, checkpoint_name
+from distgan.run.session import Session
 from distgan.runtime.distributed import World
+
+Checkpoint = tuple[Tensors, dict[str, Any]]
 
 
 @dataclass
 class RunState:
-    """The plain numbers of a run; with networks and optimizers they are all of it."""
+    """The plain numbers of a run; together with the GAN and the evaluator its whole state."""
 
-    images_seen: int = 0  # real images consumed over all ranks: the one measure of time
+    images_seen: int = 0  # real images consumed by all ranks together: the clock of the run
     train_seconds: float = 0.0
     wandb_id: str | None = None
     rollbacks: int = 0
     healthy_images: int = (
-        0  # images seen at the newest checkpoint with a healthy verdict; else at the first
+        0  # images seen at the newest checkpoint with a healthy verdict, or at the first
     )
 
 
-def write_checkpoint(
-    folder: Path,
-    state: RunState,
-    *,
-    gan: GAN,
-    quality: Evaluator,
-    config: Config,
-    fingerprint: str,
-    world_size: int,
-) -> None:
-    """Save a run, then remove older checkpoints but the newest, the best and the last healthy one; raises OSError."""
-    tensors, plain = gan.pack()
-    contents = asdict(state) | {
-        "players": plain,
-        "quality": quality.state_dict(),
-        "config": flat_values(config),
-        "fingerprint": fingerprint,
-        "world_size": world_size,
-        "generator": gan.spec.to_dict(),
-    }
-    checkpoint.save(folder, images_seen=state.images_seen, tensors=tensors, state=contents)
-    wanted = {checkpoint.checkpoint_name(state.healthy_images)}
-    if quality.best_images is not None:
-        wanted.add(checkpoint.checkpoint_name(quality.best_images))
-    checkpoint.prune(
-        folder,
-        newest=checkpoint.checkpoint_name(state.images_seen),
-        keep=config.checkpoint.keep,
-        wanted=wanted,
-    )
+class Checkpointer:
+    """Saves and restores one run. Every method is collective; only rank zero touches files."""
+
+    def __init__(self, session: Session, config: Config, *, gan: GAN, evaluator: Evaluator) -> None:
+        self.session, self.config, self.gan, self.evaluator = session, config, gan, evaluator
+        self.world, self.folder = session.world, session.run_dir / "checkpoints"
+        self.state = RunState()
+        self.saved = self.pointers()
+
+    def restore_newest(self) -> list[str]:
+        """Restore the newest intact checkpoint, if there is one.
+
+        Returns notes for the user about damaged checkpoints and changed settings. Raises UserError
+        if the run folder belongs to a run with other settings.
+        """
+        found = self.world.run_on_main(
+            lambda: find_checkpoint(self.session.run_dir, self.config, self.session.fingerprint)
+        )
+        contents = self.restore(found[:2] if found else None)
+        if contents is None:
+            return []
+        self.state = RunState(**{name: contents[name] for name in vars(self.state)})
+        self.saved = self.pointers()
+        notes = list(found[2]) if found else []
+        if contents["world_size"] != self.world.size:
+            notes.append(f"processes: {contents['world_size']} before, {self.world.size} now")
+        return notes
+
+    def restore(self, checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+        """Load rank zero's checkpoint on every rank and return its contents; None if there is none.
+
+        Other ranks read no files: on a shared file system they may see an older state.
+        """
+        contents = self.world.broadcast_object(checkpoint[1] if checkpoint else None)
+        if contents is None:
+            return None
+        tensors = broadcast_tensors(
+            checkpoint[0] if checkpoint else {}, self.world, self.session.device
+        )
+        self.gan.load_state(tensors, contents["players"])
+        self.evaluator.load_state_dict(contents["quality"])
+        return contents
+
+    def roll_back(self) -> None:
+        """Restore the last healthy checkpoint, or the first. The images seen are not reset."""
+        path = self.folder / checkpoint_name(self.state.healthy_images)
+        self.restore(self.world.run_on_main(lambda: checkpoints.load(path)))
+        self.evaluator.monitor.forgive()
+        self.state.rollbacks += 1
+
+    def save(self, *, must_succeed: bool) -> str | None:
+        """Save the run and remove older checkpoints; returns what went wrong, or None.
+
+        Raises RuntimeError if the ranks' weights differ, and UserError if `must_succeed` and the
+        checkpoint cannot be written.
+        """
+        if self.evaluator.verdict.name == "healthy":
+            self.state.healthy_images = self.state.images_seen
+        self.gan.recalibrate_batch_norm(seed=self.config.train.seed)
+        self.gan.check_replicas()
+        problem = self.world.broadcast_from_main(lambda: self.write(must_succeed=must_succeed))
+        if problem is None:
+            self.saved = self.pointers()
+        else:  # the healthy and the best checkpoint must be ones that exist
+            healthy, self.evaluator.best_value, self.evaluator.best_images = self.saved
+            self.state.healthy_images = healthy
+        return problem
+
+    def pointers(self) -> tuple[int, float | None, int | None]:
+        """Return the images of the healthy checkpoint, the best value, and the images of the best."""
+        evaluator = self.evaluator
+        return self.state.healthy_images, evaluator.best_value, evaluator.best_images
+
+    def write(self, *, must_succeed: bool) -> str | None:
+        """Write the checkpoint's files on rank zero."""
+        tensors, plain = self.gan.state()
+        contents = asdict(self.state) | {
+            "players": plain,
+            "quality": self.evaluator.state_dict(),
+            "config": flat_values(self.config),
+            "fingerprint": self.session.fingerprint,
+            "world_size": self.world.size,
+            "generator": self.gan.spec.to_dict(),
+        }
+        try:
+            checkpoints.save(
+                self.folder, images_seen=self.state.images_seen, tensors=tensors, state=contents
+            )
+        except OSError as error:
+            problem = f"could not save a checkpoint to {self.folder}: {error.strerror or error}"
+            if must_succeed:
+                raise UserError(
+                    f"{problem}; free some space and repeat the command to resume from the "
+                    "previous checkpoint"
+                ) from None
+            return f"{problem}; the previous checkpoint is kept"
+        self.prune()
+        return None
+
+    def prune(self) -> None:
+        """Remove old checkpoints, keeping the newest ones, the best and the last healthy one."""
+        wanted = {checkpoint_name(self.state.healthy_images)}
+        if self.evaluator.best_images is not None:
+            wanted.add(checkpoint_name(self.evaluator.best_images))
+        newest, keep = checkpoint_name(self.state.images_seen), self.config.checkpoint.keep
+        checkpoints.prune(self.folder, newest=newest, keep=keep, wanted=wanted)
 
 
 def find_checkpoint(
     run_dir: Path, config: Config, fingerprint: str
-) -> tuple[checkpoint.Tensors, dict[str, Any], list[str]] | None:
-    """(tensors, contents, notes for the user) of the newest whole checkpoint; UserError where it is another run's."""
+) -> tuple[Tensors, dict[str, Any], list[str]] | None:
+    """Return (tensors, contents, notes for the user) of the newest intact checkpoint, or None.
+
+    Raises UserError if the checkpoint belongs to a run with other settings or another dataset.
+    """
     notes: list[str] = []
-    found = checkpoint.load_latest(run_dir / "checkpoints", notes.append)
+    found = checkpoints.load_latest(run_dir / "checkpoints", notes.append)
     if found is None:
         return None
     tensors, contents = found
     now, identity = flat_values(config), identity_values(config)
     then = flat_values(Config()) | contents["config"]
-    changed = [
-        f"{name} was {then[name]}, now {now[name]}" for name in identity if then[name] != now[name]
-    ]
+    changed = {
+        name: f"{name} was {then[name]}, now {now[name]}" for name in now if then[name] != now[name]
+    }
+    conflicts = [text for name, text in changed.items() if name in identity]
     if contents["fingerprint"] != fingerprint:
-        changed.append(
-            f"the dataset's fingerprint was {contents['fingerprint'][:12]}, now {fingerprint[:12]}"
-        )
-    if changed:
+        was, is_now = contents["fingerprint"][:12], fingerprint[:12]
+        conflicts.append(f"the dataset's fingerprint was {was}, now {is_now}")
+    if conflicts:
         raise UserError(
-            f"{run_dir} holds a run with other settings: {'; '.join(changed)}. "
+            f"{run_dir} holds a run with other settings: {'; '.join(conflicts)}. "
             "Set them back, or choose another folder with --run-dir"
         )
-    notes += [
-        f"{name} was {then[name]}, now {now[name]}" for name in now if then[name] != now[name]
-    ]
-    return tensors, contents, notes
+    return tensors, contents, [*notes, *changed.values()]
 
 
-def restore(
-    found: tuple[checkpoint.Tensors, dict[str, Any]] | None,
-    *,
-    gan: GAN,
-    quality: Evaluator,
-    world: World,
-    device: torch.device,
-) -> dict[str, Any] | None:
-    """Put rank zero's checkpoint into every rank's networks, optimizers and monitor; its contents, or None for none.
-
-    Other ranks may see an older state of a shared file system, or no file at all, so they read none.
-    """
-    contents = world.broadcast_object(found[1] if found else None)
-    if contents is None:
-        return None
-    gan.unpack(spread_tensors(found[0] if found else {}, world, device), contents["players"])
-    quality.load_state_dict(contents["quality"])
-    return contents
-
-
-def spread_tensors(
-    tensors: checkpoint.Tensors, world: World, device: torch.device
-) -> checkpoint.Tensors:
-    """Rank zero's tensors on every rank."""
-    shapes = world.broadcast_object(
-        [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
-    )
-    spread = {}
-    for name, shape, dtype in shapes:
+def broadcast_tensors(tensors: Tensors, world: World, device: torch.device) -> Tensors:
+    """Return rank zero's tensors on every rank; the other ranks pass an empty dict."""
+    layout = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
+    received = {}
+    for name, shape, dtype in world.broadcast_object(layout):
         own = tensors.get(name)
-        spread[name] = (
+        received[name] = (
             torch.empty(shape, dtype=dtype, device=device) if own is None else own.to(device)
         )
-        world.broadcast_([spread[name]])
-    return spread
+        world.broadcast_([received[name]])
+    return received

@@ -1,21 +1,63 @@
-"""What is due when."""
+"""What is due at a point of a run: metrics, samples, evaluations, checkpoints."""
 
 import math
+from dataclasses import dataclass
 
-from distgan.config.schema import Loss
-from distgan.optimizers import scheduled
+from distgan.config.schema import Config
+
+DEFAULT_PARTS = {"metrics": 400, "samples": 20, "evaluation": 10, "checkpoint": 20}
+"""How many times per run each of them is due if its `every_kimg` setting is not given."""
 
 
-def due(interval: float, before: int, now: int) -> bool:
-    """Whether a multiple of the interval (in images) lies after `before` and not after `now`."""
+@dataclass(frozen=True)
+class Due:
+    """What the training loop has to do before its next step."""
+
+    metrics: bool
+    samples: bool
+    evaluation: bool
+    checkpoint: bool
+
+
+class Schedule:
+    """The intervals of one run, in images."""
+
+    def __init__(self, config: Config, *, total_images: int, images_per_epoch: int) -> None:
+        self.total_images, self.images_per_epoch = total_images, images_per_epoch
+        settings = {
+            "metrics": config.log.every_kimg,
+            "samples": config.log.samples_every_kimg,
+            "evaluation": config.evaluation.every_kimg,
+            "checkpoint": config.checkpoint.every_kimg,
+        }
+        self.intervals = {
+            name: total_images / DEFAULT_PARTS[name] if kimg is None else kimg * 1000
+            for name, kimg in settings.items()
+        }
+
+    def due(self, before: int, now: int, *, stopping: bool) -> Due:
+        """Return what is due at `now` images, given that the last check was at `before` images.
+
+        `before` is -1 at the start of a new run and equal to `now` right after a resume. `stopping`
+        says that the run ends here although it is not complete.
+        """
+        is_complete, has_trained = now >= self.total_images, now != before
+        ending = is_complete or stopping
+
+        def passed(name: str) -> bool:
+            return is_multiple_passed(self.intervals[name], before, now)
+
+        # A new generator is not worth an evaluation, so the one at 0 images is left out.
+        evaluation = is_multiple_passed(self.intervals["evaluation"], max(before, 0), now)
+        evaluation |= is_complete and has_trained
+        return Due(
+            metrics=ending or passed("metrics"),
+            samples=is_complete or before < self.images_per_epoch <= now or passed("samples"),
+            evaluation=evaluation and not stopping,
+            checkpoint=evaluation or (ending and has_trained) or passed("checkpoint"),
+        )
+
+
+def is_multiple_passed(interval: float, before: int, now: int) -> bool:
+    """Return whether a multiple of the interval is greater than `before` and at most `now`."""
     return math.floor(now / interval) > math.floor(before / interval)
-
-
-def penalty_scale(loss: Loss, d_step: int, *, progress: float) -> float:
-    """Factor on the penalties' weights in this step of the discriminator; 0 where none is due.
-
-    A penalty that comes every k steps weighs k times as much (Karras et al. 2020, StyleGAN2, section 3.1).
-    """
-    if not loss.penalised or d_step % loss.penalty_interval:
-        return 0.0
-    return loss.penalty_interval * scheduled("cosine", progress, final=loss.penalty_final)

@@ -31,7 +31,7 @@ from torch import Tensor
 from distgan.commands.bench import held_batch, make_gan, one_step, write_images
 from distgan.config.load import with_overrides
 from distgan.config.schema import Config
-from distgan.data import Batches
+from distgan.data import TrainingBatches
 from distgan.runtime.provenance import hardware
 from shards.images import decode_image
 from shards.pack import pack
@@ -135,10 +135,10 @@ def step_rows(size: int, *, threads: int, repeats: int, shards: Path, folder: Pa
 
     def ours() -> int:
         for _ in range(num):
-            one_step(gan, [held], config, step=0)
+            one_step(gan, lambda _: [held], config, step=0)
         return num * BATCH
 
-    with Batches(
+    with TrainingBatches(
         ShardReader(shards), config, start=0, rank=0, world_size=1, device=device
     ) as batches:
         loaded = textbook.folder_batches(folder, size, batch_size=BATCH, workers=0)
@@ -151,7 +151,8 @@ def step_rows(size: int, *, threads: int, repeats: int, shards: Path, folder: Pa
         def our_training() -> int:
             nonlocal position
             for _ in range(num):
-                one_step(gan, batches.next(position, rollbacks=0), config, step=0)
+                batch = batches.next(position, rollbacks=0)
+                one_step(gan, lambda _, batch=batch: batch, config, step=0)
                 position += BATCH
             return num * BATCH
 

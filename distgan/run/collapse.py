@@ -1,0 +1,38 @@
+"""What a run does when its verdict is a collapse: the setting `collapse.action`."""
+
+from enum import Enum
+
+from distgan.config.schema import Collapse
+from distgan.errors import RunFailed
+from distgan.evaluation.verdict import Verdict
+
+
+class Reaction(Enum):
+    """What the training loop does about a verdict."""
+
+    CONTINUE = "continue"
+    ROLL_BACK = "roll back"
+    STOP = "stop"
+
+
+def react(verdict: Verdict, settings: Collapse, *, rollbacks: int, kimg: float) -> Reaction:
+    """Return the reaction to a verdict after so many rollbacks.
+
+    Raises RunFailed if training has diverged and no rollback is allowed: nothing is left to train.
+    """
+    if not verdict.is_collapse:
+        return Reaction.CONTINUE
+    if settings.action == "rollback":
+        return Reaction.ROLL_BACK if rollbacks < settings.max_rollbacks else Reaction.STOP
+    if verdict.name == "diverged":
+        raise RunFailed(
+            f"{verdict} at {kimg:g} kimg; its checkpoints are kept; start another run with lower "
+            "optim.lr_g and optim.lr_d, or resume from the last checkpoint with "
+            "collapse.action=rollback"
+        )
+    return Reaction.STOP if settings.action == "stop" else Reaction.CONTINUE
+
+
+def reason_to_stop(verdict: Verdict, *, rollbacks: int) -> str:
+    """Return the reason that status.json gives for a collapsed run."""
+    return f"{verdict}; gave up after {rollbacks} rollbacks" if rollbacks else str(verdict)

@@ -1,0 +1,127 @@
+"""What a run in training shows of itself: metrics, samples and evaluations, on their way to the logger."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distgan.config.schema import Config
+from distgan.data import TrainingBatches
+from distgan.evaluation.evaluator import Evaluator
+from distgan.gan import GAN
+from distgan.images import to_uint8
+from distgan.losses.adversarial import equilibrium
+from distgan.networks.latents import generate, sample_latents
+from distgan.reporting.metrics import RunningMeans
+from distgan.reporting.run_logger import RunLogger
+from distgan.run.checkpointer import RunState
+from distgan.run.session import Session
+from distgan.runtime.provenance import peak_memory_gb
+from distgan.steps import StepResult
+
+NUM_SAMPLES = 64  # images of a sample grid
+
+
+class Reporter:
+    """Measures a run in training and logs the results. Every method is collective."""
+
+    def __init__(
+        self,
+        logger: RunLogger,
+        session: Session,
+        config: Config,
+        *,
+        gan: GAN,
+        evaluator: Evaluator,
+        state: RunState,
+    ) -> None:
+        self.logger, self.session, self.config = logger, session, config
+        self.gan, self.evaluator, self.state = gan, evaluator, state
+        self.means = RunningMeans()
+        self.last_report, self.images_at_report = time.monotonic(), state.images_seen
+        self.began = time.monotonic()
+        self.maintenance_sec = dict.fromkeys(("samples", "evaluations", "checkpoints"), 0.0)
+
+    @contextmanager
+    def maintenance(self, kind: str) -> Iterator[None]:
+        """Count the seconds of the block, which are not spent on training."""
+        began = time.monotonic()
+        yield
+        self.maintenance_sec[kind] += time.monotonic() - began
+
+    def total_seconds(self) -> float:
+        """Return the seconds since this process began to train."""
+        return time.monotonic() - self.began
+
+    def add(self, result: StepResult) -> None:
+        """Take the statistics of one step. Nothing waits for the device."""
+        for statistics in result.statistics:
+            self.means.add(statistics)
+        self.last_fakes = result.fakes
+
+    def log_metrics(self, config: Config, batches: TrainingBatches) -> None:
+        """Log the means of all statistics since the last call, and update the verdict with them.
+
+        `config` has the settings in force, which differ from the run's own after a rollback.
+        """
+        if self.means.sums:
+            self.means.add(self.evaluator.signals(self.last_fakes))
+        world, state = self.session.world, self.state
+        # The ranks decide together by these numbers, so they must be equal to the last bit.
+        statistics = world.broadcast_object(self.means.reduce(world))
+        now = time.monotonic()
+        seconds, self.last_report = now - self.last_report, now
+        state.train_seconds += seconds
+        if not statistics:
+            return
+        row = {
+            "progress/kimg": state.images_seen / 1000,
+            "progress/images": state.images_seen,
+            "progress/epoch": state.images_seen / self.session.reader.num_samples,
+            **statistics,
+            **relative_losses(statistics, config),
+            "time/images_per_sec": (state.images_seen - self.images_at_report) / seconds,
+            "time/data_wait_frac": batches.wait_seconds / seconds,
+            "time/train_sec": state.train_seconds,
+            "memory/peak_gb": peak_memory_gb(self.session.device),
+        }
+        self.images_at_report, batches.wait_seconds = state.images_seen, 0.0
+        self.logger.metrics(row)
+        self.logger.verdict(self.evaluator.tick(statistics), images_seen=state.images_seen)
+
+    def save_samples(self) -> None:
+        """Save a grid of the averaged generator's images, always of the same latents."""
+        with self.maintenance("samples"):
+            self.gan.recalibrate_batch_norm(seed=self.config.train.seed)
+            if self.logger.folder is None:
+                return
+            latents = sample_latents(NUM_SAMPLES, self.gan.spec, seed=self.config.train.seed)
+            fakes = generate(self.gan.ema.generator, latents.to(self.session.device))
+            has_reals = (self.logger.folder.samples / "reals.png").exists()
+            reals = None if has_reals else self.first_reals()
+            self.logger.samples(to_uint8(fakes), reals, images_seen=self.state.images_seen)
+
+    def first_reals(self) -> Tensor:
+        """Return as many real images uint8 [n, C, H, W] as a sample grid has."""
+        reader = self.session.reader
+        return torch.from_numpy(reader.gather(np.arange(min(NUM_SAMPLES, reader.num_samples))))
+
+    def evaluate(self) -> None:
+        """Evaluate the averaged generator, and log the result and the verdict."""
+        with self.maintenance("evaluations"):
+            self.gan.recalibrate_batch_norm(seed=self.config.train.seed)
+            images_seen, latent_dim = self.state.images_seen, self.gan.spec.latent_dim
+            result, verdict, is_best = self.evaluator.evaluate(
+                self.gan.ema.generator, latent_dim, images_seen=images_seen
+            )
+            self.logger.evaluation(result, is_best=is_best, images_seen=images_seen)
+            self.logger.verdict(verdict, images_seen=images_seen)
+
+
+def relative_losses(statistics: dict[str, float], config: Config) -> dict[str, float]:
+    """Return both losses over their values when reals and fakes cannot be told apart."""
+    levels = dict(zip(("loss/d", "loss/g"), equilibrium(config.loss), strict=True))
+    return {f"{name}_relative": statistics[name] / x for name, x in levels.items() if x}

@@ -1,0 +1,92 @@
+"""How every run begins and ends, that of one GAN and that of one GAN per class alike."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from distgan.config.flat import identity_hash
+from distgan.config.schema import Config, total_images
+from distgan.data import open_dataset
+from distgan.evaluation.evaluator import Evaluator
+from distgan.reporting.run_logger import RunLogger
+from distgan.runtime.accelerator import build_accelerator, die_with_launcher
+from distgan.runtime.distributed import World, current_world
+from distgan.runtime.heartbeat import Heartbeat
+from shards.reader import ShardReader
+
+
+@dataclass(frozen=True)
+class Session:
+    """The dataset, the processes and the run folder of a run."""
+
+    reader: ShardReader
+    accelerator: Accelerator
+    precision_reason: str
+    world: World
+    run_dir: Path
+    total_images: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the dataset."""
+        return self.reader.index.fingerprint
+
+
+def open_session(config: Config, *, name: str, run_dir: Path | None) -> Session:
+    """Open the dataset and join the other processes; raises UserError or ShardError.
+
+    Without a `run_dir` the folder is derived from `name`, the settings and the dataset.
+    """
+    die_with_launcher()
+    index, reader = open_dataset(config.data)
+    images = total_images(config.train, reader.num_samples)
+    accelerator, precision_reason = build_accelerator(config.train)
+    run_dir = run_dir or default_run_dir(name, config, index.fingerprint)
+    return Session(reader, accelerator, precision_reason, current_world(), run_dir, images)
+
+
+def build_evaluator(session: Session, config: Config) -> Evaluator:
+    """Build the evaluator of a run; raises UserError for settings that do not fit the dataset."""
+    return Evaluator(
+        session.reader,
+        evaluation=config.evaluation,
+        thresholds=config.collapse.thresholds,
+        classes=config.data.classes,
+        world=session.world,
+        device=session.device,
+        seed=config.train.seed,
+    )
+
+
+def default_run_dir(name: str, config: Config, fingerprint: str) -> Path:
+    """Return the default run folder.
+
+    Equal settings and data give the same folder, so that repeating a command resumes the run.
+    """
+    return Path("runs") / f"{name}-{identity_hash(config, fingerprint)}"
+
+
+@contextmanager
+def recorded_outcome(
+    logger: RunLogger, heartbeat: Heartbeat, *, images_seen: Callable[[], int]
+) -> Iterator[None]:
+    """Record a failure of the block in the run folder, tell the other ranks, and raise it again.
+
+    A block that ends normally has recorded its own outcome.
+    """
+    heartbeat.on_hang = lambda reason: logger.close("failed", reason, images_seen=images_seen())
+    try:
+        yield
+    except BaseException as error:
+        cause, reason = heartbeat.find_cause(error)
+        logger.close("failed", reason, images_seen=images_seen())
+        raise cause from None
+    heartbeat.close()
