@@ -1,4 +1,4 @@
-"""The fast convolutions compute what the library's do."""
+"""The fast convolutions compute what PyTorch's do."""
 
 import copy
 
@@ -28,32 +28,32 @@ SPEC = GeneratorSpec(architecture="dcgan", image_size=32, channels=3, width=4, l
 
 
 def randn(*shape: int) -> Tensor:
-    """Normal numbers of double precision that want a gradient, channels last."""
+    """Return channels-last normal numbers in float64 that require a gradient."""
     numbers = torch.randn(shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(sum(shape)))
     return numbers.to(memory_format=torch.channels_last).requires_grad_()
 
 
-def halve(images: Tensor, weight: Tensor) -> Tensor:
-    """The halving convolution as a product, in any precision."""
+def down(images: Tensor, weight: Tensor) -> Tensor:
+    """Compute a strided convolution as a product, in any precision."""
     return (Im2Col.apply(images) @ as_matrix(weight).t()).permute(0, 3, 1, 2)
 
 
-def double(images: Tensor, weight: Tensor) -> Tensor:
-    """The doubling one."""
+def up(images: Tensor, weight: Tensor) -> Tensor:
+    """Compute a transposed convolution as a product, in any precision."""
     return Col2Im.apply(images.permute(0, 2, 3, 1) @ as_matrix(weight))
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (6, 2)])
-def test_both_are_the_librarys_to_the_last_digits(height: int, width: int) -> None:
-    """In double precision: values, gradients, and the gradients of gradients that a penalty takes."""
+def test_products_equal_the_convolutions(height: int, width: int) -> None:
+    """In float64 values, gradients, and the second-order gradients of penalties agree."""
     small, large, weight = (
         randn(2, 5, height, width),
         randn(2, 3, 2 * height, 2 * width),
         randn(5, 3, 4, 4),
     )
     for ours, theirs, images in (
-        (halve, conv2d, large),
-        (double, conv_transpose2d, small),
+        (down, conv2d, large),
+        (up, conv_transpose2d, small),
     ):
         expected = theirs(images, weight, stride=2, padding=1)
         torch.testing.assert_close(ours(images, weight), expected)
@@ -75,7 +75,7 @@ def test_both_are_the_librarys_to_the_last_digits(height: int, width: int) -> No
 def run_steps(
     monkeypatch: pytest.MonkeyPatch, *, dtype: torch.dtype | None, most_pixels: int = 0
 ) -> list[Tensor]:
-    """Losses and all gradients of three alternating steps in fp32 (None) or autocast to a dtype, on the same draws."""
+    """Return losses and gradients of three steps of both networks, in float32 or autocast to `dtype`."""
     monkeypatch.setattr(convolutions, "MOST_PIXELS", most_pixels)
     loss, draws = ADVERSARIAL["bce"], torch.Generator().manual_seed(3)
     spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=3, width=16, latent_dim=16)
@@ -114,7 +114,7 @@ def run_steps(
 
 
 def gradient_errors(seen: list[Tensor], reference: list[Tensor]) -> list[float]:
-    """Relative distance of each step's whole gradient from the reference's."""
+    """Return the relative distance of each step's whole gradient from the reference's."""
     num = len(reference) // NUM_STEPS
     errors = []
     for first in range(0, len(reference), num):
@@ -127,12 +127,12 @@ def gradient_errors(seen: list[Tensor], reference: list[Tensor]) -> list[float]:
 
 
 @pytest.mark.parametrize("most_pixels", [16, 64])
-def test_bf16_steps_are_about_as_near_to_fp32_as_the_librarys(
+def test_bf16_products_are_about_as_accurate_as_the_library(
     most_pixels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In each of three steps in bf16 the gradient is at most twice as far from fp32 as with the library's kernels.
+    """In each step the bf16 gradient is at most twice as far from float32 as with PyTorch's kernels.
 
-    The library itself rounds differently on every instruction set, which changes the ratio by a half.
+    PyTorch rounds differently on every instruction set, which changes the ratio by a half.
     """
     reference = run_steps(monkeypatch, dtype=None)
     library = gradient_errors(run_steps(monkeypatch, dtype=torch.bfloat16), reference)
@@ -144,7 +144,7 @@ def test_bf16_steps_are_about_as_near_to_fp32_as_the_librarys(
 
 
 def test_fp32_steps_use_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without autocast the fast form is not taken: every loss and gradient is the library's, bit for bit."""
+    """Without autocast every loss and gradient is that of PyTorch's kernels, to the last bit."""
     reference = run_steps(monkeypatch, dtype=None)
     for seen, expected in zip(
         run_steps(monkeypatch, dtype=None, most_pixels=64), reference, strict=True
@@ -153,8 +153,8 @@ def test_fp32_steps_use_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "spectral", "none"])
-def test_only_matching_convolutions_become_fast_ones(norm: str) -> None:
-    """Every 4x4 convolution of stride 2 is swapped, 3x3 ones and a transposed one with bias are not."""
+def test_only_matching_convolutions_are_replaced(norm: str) -> None:
+    """4x4 convolutions of stride 2 are; 3x3 ones and a transposed one with bias are not."""
     discriminator = build_discriminator(SPEC, DiscriminatorSpec(norm=norm, width=4, refinements=2))
     generator = build_generator(SPEC)
     for network, plain, fast in (
@@ -169,8 +169,8 @@ def test_only_matching_convolutions_become_fast_ones(norm: str) -> None:
         assert len(strided) == 3
 
 
-def test_swapping_changes_neither_names_nor_weights() -> None:
-    """A network of plain convolutions and its swapped copy have one state and, in fp32, one output."""
+def test_replacing_keeps_names_weights_and_outputs() -> None:
+    """A network and its copy with fast convolutions have equal states and, in float32, outputs."""
     plain = DCGANDiscriminator(DiscriminatorSpec(width=4), image_size=32, channels=3)
     fast = copy.deepcopy(plain)
     use_fast_convolutions(fast)
@@ -181,8 +181,8 @@ def test_swapping_changes_neither_names_nor_weights() -> None:
     assert torch.equal(plain(images), fast(images))
 
 
-def test_freed_memory_is_used_again() -> None:
-    """A large tensor made and freed over and over is not asked of the kernel each time."""
+def test_freed_memory_is_reused() -> None:
+    """Allocating and freeing a large tensor again and again causes few page faults."""
     import resource
 
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Networks, moving average, and random draws."""
+"""Networks, the moving average of weights, and random draws."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ SPEC = GeneratorSpec(architecture="dcgan", image_size=32, channels=3, width=8, l
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_shapes_and_ranges(size: int, channels: int) -> None:
-    """Latents become images in [-1, 1], images become one logit each, and every parameter gets a gradient."""
+    """Latents map to images in [-1, 1], images to one logit each; every parameter gets a gradient."""
     spec = GeneratorSpec(
         architecture="dcgan", image_size=size, channels=channels, width=4, latent_dim=7
     )
@@ -36,8 +36,8 @@ def test_shapes_and_ranges(size: int, channels: int) -> None:
 @pytest.mark.parametrize("architecture", GENERATORS)
 @pytest.mark.parametrize("norm", ["batch", "spectral", "none"])
 @pytest.mark.parametrize("size", [32, 64])
-def test_discriminators_have_every_variant(architecture: str, norm: str, size: int) -> None:
-    """With each norm, spread of groups and packing there is a logit a pack, and a gradient for every parameter."""
+def test_discriminator_variants_work_together(architecture: str, norm: str, size: int) -> None:
+    """Norms, minibatch stddev and packing combine: one logit per pack, a gradient per parameter."""
     spec = GeneratorSpec(
         architecture=architecture, image_size=size, channels=3, width=4, latent_dim=7
     )
@@ -50,8 +50,8 @@ def test_discriminators_have_every_variant(architecture: str, norm: str, size: i
     assert all(p.grad is not None for p in discriminator.parameters())
 
 
-def test_resnet_has_a_dcgans_size() -> None:
-    """At width 64 no more than 4.3M parameters, at 32 and at 64 pixels."""
+def test_resnet_has_about_as_many_parameters_as_a_dcgan() -> None:
+    """At width 64 each network has 1M to 4.3M parameters, for 32 and for 64 pixels."""
     for size in (32, 64):
         spec = GeneratorSpec(
             architecture="resnet", image_size=size, channels=3, width=64, latent_dim=128
@@ -61,8 +61,8 @@ def test_resnet_has_a_dcgans_size() -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "spectral", "none"])
-def test_refinements_see_each_resolution(norm: str) -> None:
-    """3x3, the first to half the width; the rest stays as it is, and every parameter has a gradient."""
+def test_there_is_a_refinement_at_each_resolution(norm: str) -> None:
+    """The first has half the width; other layers stay the same; every parameter gets a gradient."""
     refined = build_discriminator(
         SPEC, DiscriminatorSpec(width=8, norm=norm, minibatch_stddev=2, packing=2, refinements=4)
     )
@@ -82,14 +82,14 @@ def test_refinements_see_each_resolution(norm: str) -> None:
     plain = build_discriminator(
         SPEC, DiscriminatorSpec(width=8, norm=norm, minibatch_stddev=2, packing=2)
     )
-    # The first halving convolution sees 4 channels now, where it saw two images of 3.
+    # The first strided convolution has 4 input channels now, in place of two images of 3.
     of_plain = {tuple(p.shape) for p in plain.parameters()} - {(8, 6, 4, 4)}
     assert of_plain < {tuple(p.shape) for p in refined.parameters()}
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
-def test_he_weights_do_without_a_norm(size: int) -> None:
-    """Every layer keeps the mean square of its maps, where N(0, 0.02) takes nearly all of it away."""
+def test_he_weights_preserve_the_scale_without_norm(size: int) -> None:
+    """The mean square of features stays near that of the input; N(0, 0.02) makes it vanish."""
     spec = GeneratorSpec(architecture="dcgan", image_size=size, channels=3, width=64, latent_dim=7)
     images = torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(0))
     powers = {}
@@ -102,7 +102,7 @@ def test_he_weights_do_without_a_norm(size: int) -> None:
 
 
 def test_spectral_norm_bounds_every_layer() -> None:
-    """After some forwards the largest singular value of each weight is 1."""
+    """After some forward passes the largest singular value of each weight is 1."""
     discriminator = build_discriminator(SPEC, DiscriminatorSpec(width=8, norm="spectral"))
     for _ in range(50):
         discriminator(torch.randn(4, 3, 32, 32))
@@ -113,8 +113,8 @@ def test_spectral_norm_bounds_every_layer() -> None:
             assert largest.item() == pytest.approx(1, rel=0.02)
 
 
-def test_minibatch_stddev_sees_groups() -> None:
-    """Each feature gets its weight times the spread within the group: none for copies, 1 for -1 and 1."""
+def test_minibatch_stddev_compares_within_groups() -> None:
+    """A feature gets its weight times the stddev of the group: 0 of equal maps, 1 of -1 and 1."""
     maps = torch.ones(4, 3, 2, 2)
     maps[2] = -1
     module = MinibatchStddev(3, group=2)
@@ -125,15 +125,15 @@ def test_minibatch_stddev_sees_groups() -> None:
     )
 
 
-def test_packing_judges_neighbours_together() -> None:
-    """The logit of a pack is that of its images side by side as channels."""
+def test_packing_stacks_consecutive_images() -> None:
+    """The logit of a pack is that of its images stacked as channels."""
     packed = build_discriminator(SPEC, DiscriminatorSpec(width=8, norm="none", packing=2))
     images = torch.randn(4, 3, 32, 32)
     wide = packed.layers(images.view(2, 6, 32, 32)).flatten(1)
     torch.testing.assert_close(packed(images), packed.head(wide).squeeze(1))
 
 
-def test_dcgan_has_the_textbook_size() -> None:
+def test_dcgan_has_the_size_of_the_paper() -> None:
     """At 32 pixels and width 64: 1.07M and 0.66M parameters, weights from N(0, 0.02)."""
     spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=3, width=64, latent_dim=100)
     generator, discriminator = build_generator(spec), build_discriminator(spec)
@@ -142,8 +142,8 @@ def test_dcgan_has_the_textbook_size() -> None:
     assert generator.project.weight.std().item() == pytest.approx(0.02, rel=0.01)
 
 
-def test_weights_come_from_the_seed_alone() -> None:
-    """Same seed same weights, whatever the global generator has done; another seed, other weights."""
+def test_weights_depend_on_the_seed_alone() -> None:
+    """Equal seeds give equal weights, whatever was drawn before; other seeds give other weights."""
     spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=7)
     first = build_generator(spec, seed=1).project.weight
     torch.rand(5)
@@ -151,16 +151,16 @@ def test_weights_come_from_the_seed_alone() -> None:
     assert not torch.equal(first, build_generator(spec, seed=2).project.weight)
 
 
-def test_unknown_image_size_names_the_choices() -> None:
-    """48 pixels are refused with the sizes on offer."""
+def test_unsupported_image_size_names_the_choices() -> None:
+    """The error for 48 pixels lists the sizes that work."""
     with pytest.raises(ValueError, match="48 pixels; the networks are built for 32, 64, 128"):
         build_generator(
             GeneratorSpec(architecture="dcgan", image_size=48, channels=3, width=4, latent_dim=7)
         )
 
 
-def test_draws_belong_to_positions() -> None:
-    """Any slice of positions draws what the whole would; purposes and seeds are apart; moments are those of N(0, 1)."""
+def test_draws_depend_on_the_position() -> None:
+    """A slice of positions draws what the whole does; seeds and purposes differ; N(0, 1) moments."""
     positions = torch.arange(20_000)
     whole = normal((10,), positions, seed=3, purpose="latents")
     torch.testing.assert_close(
@@ -171,12 +171,12 @@ def test_draws_belong_to_positions() -> None:
     moments = torch.tensor([whole.mean(), whole.square().mean(), whole.pow(4).mean()])
     torch.testing.assert_close(moments, torch.tensor([0.0, 1.0, 3.0]), atol=0.05, rtol=0)
     assert torch.corrcoef(whole.T).fill_diagonal_(0).abs().max() < 0.03
-    shares = uniform((), positions, seed=0, purpose="flip").histc(10, 0, 1) / len(positions)
-    torch.testing.assert_close(shares, torch.full((10,), 0.1), atol=0.01, rtol=0)
+    fractions = uniform((), positions, seed=0, purpose="flip").histc(10, 0, 1) / len(positions)
+    torch.testing.assert_close(fractions, torch.full((10,), 0.1), atol=0.01, rtol=0)
 
 
-def test_ema_halves_in_its_halflife() -> None:
-    """After one half-life of images the average has moved half the way; early on the half-life is 1/20 of the images."""
+def test_ema_moves_halfway_in_its_halflife() -> None:
+    """Early in training the half-life is 1/20 of the images seen."""
     spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=7)
     raw = build_generator(spec, seed=0)
     ema = GeneratorEma(raw, halflife_kimg=1.0)
@@ -190,8 +190,8 @@ def test_ema_halves_in_its_halflife() -> None:
     torch.testing.assert_close(young.generator.project.weight, (start + 1.0) / 2)
 
 
-def test_norm_statistics_are_those_of_the_batches() -> None:
-    """Running statistics become the plain means over the given latents, and momentum is left as it was."""
+def test_recalibrated_statistics_are_those_of_the_latents() -> None:
+    """Running statistics become the mean and variance over the latents; momentum stays the same."""
     generator = build_generator(
         GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=7)
     ).eval()

@@ -1,5 +1,6 @@
-"""Adversarial losses on logits: what the discriminator and the generator minimise against each other."""
+"""Adversarial losses: functions of logits that the two networks minimise against each other."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,136 +10,188 @@ from torch.nn.functional import relu, softplus
 
 from distgan.config.schema import Loss
 
+Logits = tuple[Tensor, Tensor]  # of reals [B] and of fakes [B]
 
-@dataclass(frozen=True)
+
+def keep_logits(real_logits: Tensor, fake_logits: Tensor) -> Logits:
+    """Return the discriminator's logits as they are."""
+    return real_logits, fake_logits
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdversarialLoss:
-    """Three functions of logits [B], each the mean over the batch.
+    """Three functions of logits [B], each a mean over the batch.
 
-    `real_loss` and `fake_loss` sum to the discriminator's loss; `equilibrium` is what (discriminator, generator) pay
-    when the discriminator cannot tell the two apart. `relate` makes the logits that the losses take, undecided at zero,
-    from the discriminator's own logits of reals and fakes; a `paired` loss needs both for the generator too.
+    The discriminator minimises `real_loss` + `fake_loss`, the generator `generator_loss`.
+    `equilibrium` is the value of both losses, (discriminator, generator), if the discriminator
+    cannot tell fakes from reals. `relate` computes the logits that the losses take, from the
+    discriminator's logits of reals and of fakes. If `paired`, the generator's loss needs both too.
     """
 
-    real_loss: Callable[[Tensor, float], Tensor]
+    real_loss: Callable[[Tensor, float], Tensor]  # logits, label smoothing
     fake_loss: Callable[[Tensor], Tensor]
     generator_loss: Callable[[Tensor], Tensor]
     equilibrium: tuple[float, float]
-    relate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda reals, fakes: (reals, fakes)
+    relate: Callable[[Tensor, Tensor], Logits] = keep_logits
     paired: bool = False
 
 
+# ----------------------------------------------------------------------------- binary cross-entropy
+
+
 def bce_real_loss(logits: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy of reals against the target 1 - smoothing (one-sided: Salimans et al. 2016, section 3.4)."""
+    """Return the cross-entropy of reals with the target 1 - smoothing.
+
+    One-sided label smoothing: Salimans et al. 2016, section 3.4.
+    """
     return softplus(-logits).mean() + smoothing * logits.mean()
 
 
 def bce_fake_loss(logits: Tensor) -> Tensor:
-    """Cross-entropy of fakes against the target 0 (Goodfellow et al. 2014, equation 1)."""
+    """Return the cross-entropy of fakes with the target 0 (Goodfellow et al. 2014, equation 1)."""
     return softplus(logits).mean()
 
 
 def bce_generator_loss(logits: Tensor) -> Tensor:
-    """The non-saturating loss: cross-entropy of fakes against the target 1 (Goodfellow et al. 2014, section 3)."""
+    """Return the cross-entropy of fakes with the target 1, the non-saturating loss.
+
+    Goodfellow et al. 2014, section 3.
+    """
     return softplus(-logits).mean()
 
 
+# ------------------------------------------------------------------------------------ least squares
+# Of (logits + 1) / 2, so that a logit of zero is undecided, as with the other losses.
+
+
 def lsgan_real_loss(logits: Tensor, smoothing: float) -> Tensor:
-    """Squared error of (logits + 1) / 2 against 1 - smoothing (Mao et al. 2017, equation 9), so that zero is undecided."""
+    """Return the squared error of reals to 1 - smoothing (Mao et al. 2017, equation 9)."""
     return ((logits - 1) / 2 + smoothing).square().mean()
 
 
 def lsgan_fake_loss(logits: Tensor) -> Tensor:
-    """Squared error of (logits + 1) / 2 against 0."""
+    """Return the squared error of fakes to 0."""
     return ((logits + 1) / 2).square().mean()
 
 
 def lsgan_generator_loss(logits: Tensor) -> Tensor:
-    """Squared error of (logits + 1) / 2 against 1."""
+    """Return the squared error of fakes to 1."""
     return ((logits - 1) / 2).square().mean()
 
 
+# -------------------------------------------------------------------------------------------- hinge
+
+
 def hinge_real_loss(logits: Tensor, smoothing: float) -> Tensor:
-    """Reals are pushed up to a logit of 1 (Lim and Ye 2017; Miyato et al. 2018, equation 16)."""
+    """Return how far the logits of reals are below 1 (Miyato et al. 2018, equation 16)."""
     return relu(1 - logits).mean() + smoothing * logits.mean()
 
 
 def hinge_fake_loss(logits: Tensor) -> Tensor:
-    """Fakes are pushed down to a logit of -1."""
+    """Return how far the logits of fakes are above -1."""
     return relu(1 + logits).mean()
 
 
+# -------------------------------------------------------------------------------------- Wasserstein
+
+
 def wasserstein_real_loss(logits: Tensor, smoothing: float) -> Tensor:
-    """The critic's score of reals, negative (Arjovsky et al. 2017, equation 3); it has no target to smooth."""
+    """Return the negative mean score of reals (Arjovsky et al. 2017, equation 3).
+
+    There is no target to smooth: smoothing only reduces the weight of the score.
+    """
     return (smoothing - 1) * logits.mean()
 
 
-def mean_score(logits: Tensor) -> Tensor:
-    """The critic's score of fakes."""
+def wasserstein_fake_loss(logits: Tensor) -> Tensor:
+    """Return the mean score of fakes."""
     return logits.mean()
 
 
-def lifted_score(logits: Tensor) -> Tensor:
-    """What a generator minimises to raise its score."""
+def wasserstein_generator_loss(logits: Tensor) -> Tensor:
+    """Return the negative mean score of fakes."""
     return -logits.mean()
 
 
-def around_midpoint(real_scores: Tensor, fake_scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores as seen from between the two means: a critic's own zero means nothing, and no gradient changes."""
+def center_scores(real_scores: Tensor, fake_scores: Tensor) -> Logits:
+    """Shift all scores so that zero is halfway between the mean scores of reals and of fakes.
+
+    The zero of a Wasserstein critic means nothing. The shift changes no gradient.
+    """
     midpoint = (real_scores.detach().mean() + fake_scores.detach().mean()) / 2
     return real_scores - midpoint, fake_scores - midpoint
 
 
-def within_pairs(real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """By how much each real is more real than the fake beside it, and the reverse."""
+# ------------------------------------------------------------------------------------- relativistic
+
+
+def pair_differences(real_logits: Tensor, fake_logits: Tensor) -> Logits:
+    """Return how much more real each real is than its paired fake, and the reverse."""
     return real_logits - fake_logits, fake_logits - real_logits
 
 
 def relativistic_real_loss(differences: Tensor, smoothing: float) -> Tensor:
-    """Half the cross-entropy of "this real is more real than that fake" (Jolicoeur-Martineau 2019, equation 4)."""
+    """Return half the cross-entropy of "the real is more real than the fake".
+
+    Jolicoeur-Martineau 2019, equation 4.
+    """
     return bce_real_loss(differences, smoothing) / 2
 
 
 def relativistic_fake_loss(differences: Tensor) -> Tensor:
-    """The other half, of the same pairs seen from the fake."""
+    """Return the other half, of the same pairs seen from the fake."""
     return bce_fake_loss(differences) / 2
 
 
-LN_2 = 0.6931471805599453
+LN_2 = math.log(2)
 
+# By the value of `loss.adversarial`.
 ADVERSARIAL = {
     "bce": AdversarialLoss(
-        bce_real_loss, bce_fake_loss, bce_generator_loss, equilibrium=(2 * LN_2, LN_2)
+        real_loss=bce_real_loss,
+        fake_loss=bce_fake_loss,
+        generator_loss=bce_generator_loss,
+        equilibrium=(2 * LN_2, LN_2),
     ),
     "lsgan": AdversarialLoss(
-        lsgan_real_loss, lsgan_fake_loss, lsgan_generator_loss, equilibrium=(0.5, 0.25)
+        real_loss=lsgan_real_loss,
+        fake_loss=lsgan_fake_loss,
+        generator_loss=lsgan_generator_loss,
+        equilibrium=(0.5, 0.25),
     ),
     "hinge": AdversarialLoss(
-        hinge_real_loss, hinge_fake_loss, lifted_score, equilibrium=(2.0, 0.0)
+        real_loss=hinge_real_loss,
+        fake_loss=hinge_fake_loss,
+        generator_loss=wasserstein_generator_loss,  # Miyato et al. 2018, equation 17
+        equilibrium=(2.0, 0.0),
     ),
     "wasserstein": AdversarialLoss(
-        wasserstein_real_loss,
-        mean_score,
-        lifted_score,
+        real_loss=wasserstein_real_loss,
+        fake_loss=wasserstein_fake_loss,
+        generator_loss=wasserstein_generator_loss,
         equilibrium=(0.0, 0.0),
-        relate=around_midpoint,
+        relate=center_scores,
     ),
     "relativistic": AdversarialLoss(
-        relativistic_real_loss,
-        relativistic_fake_loss,
-        bce_generator_loss,
+        real_loss=relativistic_real_loss,
+        fake_loss=relativistic_fake_loss,
+        generator_loss=bce_generator_loss,
         equilibrium=(LN_2, LN_2),
-        relate=within_pairs,
+        relate=pair_differences,
         paired=True,
     ),
 }
 
 
 def equilibrium(loss: Loss) -> tuple[float, float]:
-    """What (discriminator, generator) pay where fakes cannot be told; an unrolled generator is paid the reals' part."""
-    adversarial, zero = ADVERSARIAL[loss.adversarial], torch.zeros(1)
+    """Return both losses, (discriminator, generator), if fakes cannot be told from reals.
+
+    The loss of an unrolled generator includes the reals' part with a negative sign.
+    """
+    adversarial = ADVERSARIAL[loss.adversarial]
     discriminator, generator = adversarial.equilibrium
     if loss.unroll_steps == 0:
         return discriminator, generator
     if loss.unroll_value == "saddle":
         return discriminator, -discriminator
-    return discriminator, generator - float(adversarial.real_loss(zero, 0.0))
+    return discriminator, generator - float(adversarial.real_loss(torch.zeros(1), 0.0))

@@ -1,6 +1,7 @@
-"""Augmentation of what the discriminator sees, reals and fakes alike, differentiable (Zhao et al. 2020, DiffAugment).
+"""Differentiable augmentation of the discriminator's input, reals and fakes alike.
 
-Each kind is applied to an image with the same probability, by draws that belong to the image's position.
+DiffAugment (Zhao et al. 2020). An image gets each kind of augmentation with the same probability.
+Its random numbers depend on its position in the run alone.
 """
 
 from collections.abc import Callable
@@ -10,45 +11,46 @@ from torch import Tensor
 
 from distgan.runtime.randomness import uniform
 
-SHIFT, HOLE = 1 / 8, 1 / 2  # of the side: farthest translation, side of the square that is cut out
+MAX_SHIFT = 1 / 8  # of the side
+HOLE = 1 / 2  # side of the square that is cut out, of the image's side
 
 
 def color(images: Tensor, draws: Tensor, chosen: Tensor) -> Tensor:
-    """Brightness by up to 0.5, saturation and contrast by a factor up to 2 and 1.5."""
-    brightness, saturation, contrast = (
-        torch.where(chosen, scale * draw + shift, neutral)[:, None, None, None]
-        for draw, scale, shift, neutral in zip(
-            draws.T[:3], (1, 2, 1), (-0.5, 0, 0.5), (0, 1, 1), strict=True
-        )
-    )
-    images = images + brightness
+    """Change brightness by up to 0.5, saturation by a factor in [0, 2], contrast in [0.5, 1.5]."""
+
+    def per_image(values: Tensor, neutral: float) -> Tensor:
+        return torch.where(chosen, values, neutral)[:, None, None, None]
+
+    images = images + per_image(draws[:, 0] - 0.5, 0.0)
     grey = images.mean(1, keepdim=True)
-    images = grey + (images - grey) * saturation
+    images = grey + (images - grey) * per_image(2 * draws[:, 1], 1.0)
     mean = images.mean((1, 2, 3), keepdim=True)
-    return mean + (images - mean) * contrast
+    return mean + (images - mean) * per_image(draws[:, 2] + 0.5, 1.0)
 
 
 def translation(images: Tensor, draws: Tensor, chosen: Tensor) -> Tensor:
-    """Shift by whole pixels, up to an eighth of the side each way; zeros come in."""
+    """Shift by whole pixels, up to an eighth of the side in each direction, and fill with zeros."""
     size = images.shape[-1]
-    farthest = int(size * SHIFT + 0.5)
-    shifts = ((draws[:, :2] * (2 * farthest + 1)).floor() - farthest) * chosen[:, None]
-    places = torch.arange(size, device=images.device)
-    # [B, 2, size, size]: one where a source row (or column) moves to a target.
-    moves = (places[:, None] + shifts[:, :, None, None] == places).to(images.dtype)
+    max_shift = int(size * MAX_SHIFT + 0.5)
+    shifts = ((draws[:, :2] * (2 * max_shift + 1)).floor() - max_shift) * chosen[:, None]
+    pixels = torch.arange(size, device=images.device)
+    # [B, 2, size, size]: one where a source row (or column) moves to a target row (or column).
+    moves = (pixels[:, None] + shifts[:, :, None, None] == pixels).to(images.dtype)
     down, across = moves[:, None, 0], moves[:, None, 1]
     return down.mT @ images @ across
 
 
 def cutout(images: Tensor, draws: Tensor, chosen: Tensor) -> Tensor:
-    """Zeros in a square of half the side, its centre anywhere."""
+    """Set a square of half the side to zero. Its centre may be anywhere in the image."""
     size = images.shape[-1]
-    places = torch.arange(size, device=images.device) + 0.5
-    inside = (places - (draws[:, :2] * size)[:, :, None]).abs() < size * HOLE / 2
+    pixels = torch.arange(size, device=images.device) + 0.5
+    inside = (pixels - (draws[:, :2] * size)[:, :, None]).abs() < size * HOLE / 2
     hole = inside[:, 0, :, None] & inside[:, 1, None, :] & chosen[:, None, None]
     return images * ~hole[:, None]
 
 
+# By the words of `loss.augment`. Each takes images [B, C, H, W], draws [B, 3 or more] from U(0, 1),
+# and which images to change, bool [B].
 AUGMENTATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "color": color,
     "translation": translation,
@@ -65,7 +67,7 @@ def augment(
     seed: int,
     purpose: str,
 ) -> Tensor:
-    """Images [B, C, H, W] in [-1, 1], each with each of the kinds by the probability (a scalar in [0, 1])."""
+    """Return images [B, C, H, W] in [-1, 1] augmented; `probability` is a scalar in [0, 1]."""
     for kind in kinds:
         draws = uniform((4,), positions, seed=seed, purpose=f"{purpose}/{kind}")
         images = AUGMENTATIONS[kind](images, draws, draws[:, 3] < probability)
@@ -75,9 +77,11 @@ def augment(
 def adapted(
     probability: Tensor, real_accuracy: Tensor, *, target: float, images: int, ramp_kimg: float
 ) -> Tensor:
-    """The probability after a step toward where the discriminator's mean sign on reals is `target`.
+    """Return the probability after one step of adaptive discriminator augmentation.
 
-    From 0 to 1 it takes `ramp_kimg` at least (Karras et al. 2020, ADA, section 3.1); no host waits for it.
+    It rises if the mean sign of the logits of reals exceeds `target`, and falls otherwise. From 0
+    to 1 it takes at least `ramp_kimg` (Karras et al. 2020, ADA, section 3.1). The computation stays
+    on the device.
     """
     step = images / (ramp_kimg * 1000)
     return (probability + step * torch.sign(2 * real_accuracy - 1 - target)).clamp(0, 1)

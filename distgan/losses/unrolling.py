@@ -1,7 +1,8 @@
-"""Anticipating counterplay: the discriminator that a generator will meet after K more of its steps (Metz et al. 2017).
+"""Unrolled GANs (Metz et al. 2017): train the generator against a future discriminator.
 
-The generator's gradient flows through those steps, so all is differentiable twice, in full precision, on copies: the
-discriminator itself, its buffers and its optimizer stay as they are.
+The discriminator takes K more steps on copies of its parameters. The generator's gradient flows
+through those steps, so they are twice differentiable and in float32. The discriminator itself, its
+buffers and its optimizer do not change.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,40 +12,37 @@ import torch
 from torch import Tensor
 
 Parameters = dict[str, Tensor]
-Moments = Mapping[str, Mapping[str, Any]]  # a parameter's name -> its optimizer's state
+Moments = Mapping[str, Mapping[str, Any]]  # parameter name -> state of its optimizer
 
 
 def sgd(parameters: Parameters, gradients: list[Tensor], *, lr: float) -> Parameters:
-    """One plain step, out of place."""
+    """Return the parameters after a gradient step, out of place."""
     return {name: p - lr * g for (name, p), g in zip(parameters.items(), gradients, strict=True)}
 
 
 class DifferentiableAdam:
-    """Adam (Kingma and Ba 2015, algorithm 1) out of place, from where the discriminator's own optimizer stands."""
+    """Adam (Kingma and Ba 2015, algorithm 1) out of place, beginning at another Adam's moments."""
 
     def __init__(self, moments: Moments, *, betas: tuple[float, float]) -> None:
+        zero = torch.zeros(())
         self.betas = betas
         self.steps = {name: float(state.get("step", 0)) for name, state in moments.items()}
-        self.first = {
-            name: state.get("exp_avg", torch.zeros(())) for name, state in moments.items()
-        }
-        self.second = {
-            name: state.get("exp_avg_sq", torch.zeros(())) for name, state in moments.items()
-        }
+        self.first = {name: state.get("exp_avg", zero) for name, state in moments.items()}
+        self.second = {name: state.get("exp_avg_sq", zero) for name, state in moments.items()}
 
     def __call__(self, parameters: Parameters, gradients: list[Tensor], *, lr: float) -> Parameters:
-        """The next parameters; the moments go on too."""
+        """Return the parameters after one step, and advance the moments."""
         beta1, beta2 = self.betas
-        moved = {}
+        stepped = {}
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
             self.steps[name] += 1
             self.first[name] = beta1 * self.first[name] + (1 - beta1) * gradient
             self.second[name] = beta2 * self.second[name] + (1 - beta2) * gradient.square()
             mean = self.first[name] / (1 - beta1 ** self.steps[name])
-            # Inside the root, for its slope has no bound at zero.
+            # Epsilon is inside the root, whose gradient is unbounded at zero.
             scale = (self.second[name] / (1 - beta2 ** self.steps[name]) + 1e-16).sqrt()
-            moved[name] = parameter - lr * mean / scale
-        return moved
+            stepped[name] = parameter - lr * mean / scale
+        return stepped
 
 
 def anticipated(
@@ -55,7 +53,7 @@ def anticipated(
     lr: float,
     step: Callable[..., Parameters],
 ) -> Parameters:
-    """The discriminator's parameters after `num_steps` of its steps, with the graph through all of them."""
+    """Return the discriminator's parameters after `num_steps` steps, with the graph of all steps."""
     for _ in range(num_steps):
         gradients = torch.autograd.grad(
             discriminator_loss(parameters), list(parameters.values()), create_graph=True

@@ -1,4 +1,4 @@
-"""Losses, penalties, diversity terms and augmentations against closed forms."""
+"""Losses, penalties, diversity terms and augmentations compared with closed forms."""
 
 import math
 
@@ -16,7 +16,7 @@ OTHERS = LOGITS.flip(0).square() - 2
 
 
 def test_bce_is_cross_entropy() -> None:
-    """Losses equal torch's on targets 1 - smoothing, 0 and 1."""
+    """The losses are PyTorch's cross-entropy with targets 1 - smoothing, 0 and 1."""
     loss, cross_entropy = ADVERSARIAL["bce"], functional.binary_cross_entropy_with_logits
     torch.testing.assert_close(
         loss.real_loss(LOGITS, 0.1), cross_entropy(LOGITS, torch.full((7,), 0.9))
@@ -26,15 +26,15 @@ def test_bce_is_cross_entropy() -> None:
 
 
 def test_lsgan_is_squared_error_around_zero() -> None:
-    """With y = (logit + 1) / 2: (y - (1 - s))^2, y^2 and (y - 1)^2."""
+    """With y = (logit + 1) / 2 and smoothing s: (y - (1 - s))^2, y^2 and (y - 1)^2."""
     loss, y = ADVERSARIAL["lsgan"], (LOGITS + 1) / 2
     torch.testing.assert_close(loss.real_loss(LOGITS, 0.2), (y - 0.8).square().mean())
     torch.testing.assert_close(loss.fake_loss(LOGITS), y.square().mean())
     torch.testing.assert_close(loss.generator_loss(LOGITS), (y - 1).square().mean())
 
 
-def test_hinge_stops_beyond_the_margin() -> None:
-    """max(0, 1 - x), max(0, 1 + x) and -x."""
+def test_hinge_is_zero_beyond_the_margin() -> None:
+    """The losses are max(0, 1 - x), max(0, 1 + x) and -x."""
     loss = ADVERSARIAL["hinge"]
     assert loss.real_loss(LOGITS, 0.0).item() == pytest.approx((4 + 3 + 2 + 1) / 7)
     assert loss.fake_loss(LOGITS).item() == pytest.approx((1 + 2 + 3 + 4) / 7)
@@ -42,7 +42,7 @@ def test_hinge_stops_beyond_the_margin() -> None:
 
 
 def test_wasserstein_is_a_difference_of_means() -> None:
-    """Whatever constant is added to all scores, and with the gradients of the plain difference."""
+    """A constant added to all scores changes neither the loss nor its gradients."""
     loss, reals = ADVERSARIAL["wasserstein"], LOGITS.clone().requires_grad_()
     real_scores, fake_scores = loss.relate(reals + 50, OTHERS + 50)
     total = loss.real_loss(real_scores, 0.0) + loss.fake_loss(fake_scores)
@@ -53,7 +53,7 @@ def test_wasserstein_is_a_difference_of_means() -> None:
 
 
 def test_relativistic_compares_pairs() -> None:
-    """D pays softplus(-(real - fake)), G softplus(real - fake), pair by pair."""
+    """D minimises softplus(fake - real) and G softplus(real - fake), pair by pair."""
     loss = ADVERSARIAL["relativistic"]
     real_logits, fake_logits = loss.relate(LOGITS, OTHERS)
     total = loss.real_loss(real_logits, 0.0) + loss.fake_loss(fake_logits)
@@ -65,7 +65,7 @@ def test_relativistic_compares_pairs() -> None:
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_equilibrium_is_the_loss_of_equal_logits(name: str) -> None:
-    """Where the discriminator says the undecided zero to everything, both pay the stated losses."""
+    """If every logit is zero, both losses have their equilibrium values."""
     loss, zero = ADVERSARIAL[name], torch.zeros(4)
     real_logits, fake_logits = loss.relate(zero, zero)
     total = loss.real_loss(real_logits, 0.0) + loss.fake_loss(fake_logits)
@@ -75,12 +75,12 @@ def test_equilibrium_is_the_loss_of_equal_logits(name: str) -> None:
 
 
 def quadratic(images: torch.Tensor) -> torch.Tensor:
-    """A critic |x|^2, whose gradient is 2 x."""
+    """Return the logits |x|^2, whose gradient is 2 x."""
     return images.square().flatten(1).sum(1)
 
 
-def test_penalties_of_a_quadratic_critic() -> None:
-    """R1 and R2 are 2 E|x|^2 of reals and of fakes; the gradient penalty is E(2|x| - 1)^2 between them."""
+def test_penalties_of_a_quadratic_discriminator() -> None:
+    """R1 and R2 are 2 E|x|^2 of reals and of fakes, the gradient penalty E(2|x| - 1)^2 between."""
     reals, fakes, mixing = torch.randn(6, 3, 4, 4), torch.randn(6, 3, 4, 4), torch.rand(6)
     torch.testing.assert_close(r1(quadratic, reals, fakes, mixing), 2 * quadratic(reals).mean())
     torch.testing.assert_close(r2(quadratic, reals, fakes, mixing), 2 * quadratic(fakes).mean())
@@ -89,8 +89,8 @@ def test_penalties_of_a_quadratic_critic() -> None:
     torch.testing.assert_close(gradient_penalty(quadratic, reals, fakes, mixing), expected)
 
 
-def test_penalty_reaches_the_critics_weight() -> None:
-    """For a critic w x the R1 penalty is w^2 / 2, its gradient w."""
+def test_penalty_is_differentiable_by_the_weights() -> None:
+    """For logits w x the R1 penalty is w^2 / 2, and its gradient is w."""
     weight = torch.tensor(3.0, requires_grad=True)
     ones = torch.ones(5, 1, 1, 1)
     penalty = r1(lambda images: weight * images.flatten(), ones, ones, torch.zeros(5))
@@ -98,8 +98,8 @@ def test_penalty_reaches_the_critics_weight() -> None:
     assert (penalty.item(), weight.grad.item()) == pytest.approx((4.5, 3.0))
 
 
-def test_mode_seeking_knows_dead_latents() -> None:
-    """1 where all fakes are one, 1/2 where fakes differ as reals do per usual distance of latents, less beyond."""
+def test_mode_seeking_falls_as_fakes_vary_more() -> None:
+    """1 if all fakes are equal, 1/2 if they differ as reals do, and less if they differ more."""
     latents = torch.zeros(2 * GROUP, 4)
     latents[1::2] = 2 / math.sqrt(math.pi)
     reals = torch.zeros(2 * GROUP, 1, 2, 2)
@@ -112,8 +112,8 @@ def test_mode_seeking_knows_dead_latents() -> None:
     assert torch.isfinite(fakes.grad).all()
 
 
-def test_feature_distance_asks_for_no_more_than_reals_have() -> None:
-    """1 where all fakes are one, 0 where they are as far apart as reals or farther, a half in the middle."""
+def test_feature_distance_is_zero_from_the_distance_of_reals_on() -> None:
+    """1 if all fakes are equal, 1/2 at half the distance of reals, 0 at larger distances."""
     reals = torch.randn(3 * GROUP, 5)
     assert feature_distance(torch.zeros_like(reals), reals).item() == pytest.approx(1, abs=1e-3)
     assert feature_distance(2 * reals, reals).item() == 0
@@ -121,7 +121,7 @@ def test_feature_distance_asks_for_no_more_than_reals_have() -> None:
 
 
 def test_groups_do_not_depend_on_the_split() -> None:
-    """The mean over two halves of a batch is the term of the whole: what ranks compute, one process computes."""
+    """The mean over two halves of a batch equals the term of the whole batch, so ranks can share it."""
     draw = torch.Generator().manual_seed(0)
     fakes, reals = torch.rand(2, 4 * GROUP, 3, 4, 4, generator=draw)
     latents, half = torch.randn(4 * GROUP, 6, generator=draw), 2 * GROUP
@@ -145,7 +145,7 @@ def test_groups_do_not_depend_on_the_split() -> None:
 
 
 def test_translation_moves_whole_images() -> None:
-    """Rows and columns go by the drawn number of pixels, up to an eighth of the side; zeros come in."""
+    """Images shift by the drawn number of pixels, up to an eighth of the side; zeros fill the gap."""
     images = torch.rand(3, 2, 16, 16)
     draws, chosen = (
         torch.tensor([[0.0, 0.99], [0.99, 0.5], [0.0, 0.0]]),
@@ -160,15 +160,15 @@ def test_translation_moves_whole_images() -> None:
 
 
 def test_cutout_blanks_a_square_of_half_the_side() -> None:
-    """A quarter of the image is zero where the square lies inside; images that were not chosen stay."""
+    """A central square covers a quarter of the image; images that were not chosen stay the same."""
     images = torch.ones(2, 1, 8, 8)
     cut = cutout(images, torch.full((2, 2), 0.5), torch.tensor([True, False]))
     assert cut.sum((1, 2, 3)).tolist() == [48, 64]
     assert cut[0, 0, 2:6, 2:6].sum() == 0
 
 
-def test_color_keeps_what_was_not_chosen() -> None:
-    """Neutral draws change nothing; brightness adds up to a half."""
+def test_color_changes_only_chosen_images() -> None:
+    """Neutral draws change nothing; brightness adds up to 0.5 to the images that were chosen."""
     images = torch.rand(2, 3, 4, 4)
     chosen = torch.tensor([True, False])
     torch.testing.assert_close(color(images, torch.full((2, 3), 0.5), chosen), images)
@@ -176,8 +176,8 @@ def test_color_keeps_what_was_not_chosen() -> None:
     torch.testing.assert_close(brighter, images + torch.tensor([0.5, 0.0])[:, None, None, None])
 
 
-def test_augmentation_belongs_to_positions_and_is_differentiable() -> None:
-    """The same image at the same position is augmented alike in any batch; gradients pass; nothing at probability 0."""
+def test_augmentation_depends_on_the_position_and_is_differentiable() -> None:
+    """An image is augmented equally in any batch, gradients pass, and probability 0 does nothing."""
     images, positions = torch.rand(6, 3, 16, 16, requires_grad=True), torch.arange(6)
     settings = {"kinds": tuple(AUGMENTATIONS), "seed": 0, "purpose": "test"}
     whole = augment(images, positions, probability=torch.tensor(1.0), **settings)
@@ -190,8 +190,8 @@ def test_augmentation_belongs_to_positions_and_is_differentiable() -> None:
     )
 
 
-def test_probability_follows_the_discriminators_sign() -> None:
-    """It rises while reals are told too surely, falls otherwise, and stays in [0, 1]."""
+def test_probability_follows_the_accuracy_on_reals() -> None:
+    """It rises while the accuracy is above the target, falls otherwise, and stays in [0, 1]."""
     settings = {"target": 0.6, "images": 100, "ramp_kimg": 1.0}
     half = torch.tensor(0.5)
     assert adapted(half, torch.tensor(0.95), **settings).item() == pytest.approx(0.6)

@@ -1,4 +1,4 @@
-"""The unrolled generator step: its gradient is that of the whole saddle through K steps, and nobody else is touched."""
+"""Unrolling: the gradient flows through all steps, and the discriminator itself does not change."""
 
 import copy
 
@@ -18,14 +18,14 @@ UNROLLED = Loss(unroll_steps=3)
 
 
 class Scene:
-    """A two-dimensional discriminator, reals and fakes in float64."""
+    """A small discriminator with its reals and fakes in two dimensions, in float64."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
         self.reals, self.fakes = torch.randn(2, 16, 2, dtype=torch.float64)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=0.05, betas=(0.5, 0.9))
-        for _ in range(3):  # so that the moments are not new
+        for _ in range(3):  # so that the moments are not zero
             self.optimizer.zero_grad()
             self.loss(dict(self.network.named_parameters()), self.fakes).backward()
             self.optimizer.step()
@@ -51,7 +51,7 @@ class Scene:
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 def test_gradient_is_the_finite_difference(kind: str) -> None:
-    """Through four steps, with respect to the fakes."""
+    """The gradient through four steps with respect to the fakes, and not just the first-order one."""
     scene = Scene()
     fakes = scene.fakes.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(scene.unrolled(fakes, kind), fakes)
@@ -63,7 +63,7 @@ def test_gradient_is_the_finite_difference(kind: str) -> None:
 
 
 def test_steps_are_those_of_the_optimizer() -> None:
-    """K anticipated Adam steps end at the loss that K real ones reach on the same images."""
+    """Unrolled Adam steps reach the loss that PyTorch's Adam reaches on the same images."""
     scene = Scene()
     expected = copy.deepcopy(scene)
     expected.optimizer = torch.optim.Adam(expected.network.parameters(), lr=0.05, betas=(0.5, 0.9))
@@ -76,8 +76,8 @@ def test_steps_are_those_of_the_optimizer() -> None:
     torch.testing.assert_close(scene.unrolled(scene.fakes, "adam"), reached, rtol=1e-6, atol=0)
 
 
-def test_anticipation_leaves_the_discriminator_alone(gan: GAN) -> None:
-    """Its parameters, norm statistics, gradients and optimizer are bit for bit what they were."""
+def test_unrolling_does_not_change_the_discriminator(gan: GAN) -> None:
+    """Its parameters, norm statistics, gradients and optimizer stay the same to the last bit."""
     batches = [micro_batch(8)]
     fakes, _ = discriminator_step(gan, batches, loss=UNROLLED, penalty_scale=0, keep_graph=True)
     discriminator, optimizer = gan.raw_discriminator, gan.optimizer_d.optimizer
@@ -92,8 +92,8 @@ def test_anticipation_leaves_the_discriminator_alone(gan: GAN) -> None:
     )
 
 
-def test_only_the_saddle_value_goes_flat_under_a_sure_discriminator(gan: GAN) -> None:
-    """With logits far below zero for fakes its gradient is nothing, that of the non-saturating value is not."""
+def test_only_the_saddle_value_saturates(gan: GAN) -> None:
+    """If fakes have logits far below zero, the gradient of `saddle` vanishes and the other does not."""
     with torch.no_grad():
         gan.raw_discriminator.head.bias.fill_(-40)
     norms = {}
@@ -103,8 +103,8 @@ def test_only_the_saddle_value_goes_flat_under_a_sure_discriminator(gan: GAN) ->
     assert norms["saddle"] < 1e-6 * norms["non_saturating"]
 
 
-def anticipating_ranks() -> list[float]:
-    """The generator after one unrolled step on this rank's own images."""
+def unrolled_step_on_own_images() -> list[float]:
+    """Return sums of the generator's weights after one unrolled step on this rank's images."""
     gan = make_gan(loss=UNROLLED, optim=Optim(lr_g=0.01))
     rank = torch.distributed.get_rank()
     batches = [micro_batch(8, first=8 * rank)]
@@ -114,6 +114,6 @@ def anticipating_ranks() -> list[float]:
 
 
 def test_ranks_agree_after_an_unrolled_step() -> None:
-    """Each rank anticipates on its own images; the generator's gradient is the mean, so generators stay equal."""
-    first, second = run_world(2, anticipating_ranks)
+    """Each rank unrolls on its own images; gradients are averaged, so the generators stay equal."""
+    first, second = run_world(2, unrolled_step_on_own_images)
     assert first == second
