@@ -27,8 +27,6 @@ from distgan.run.preflight import check_agreement, check_batch, start_table
 from distgan.run.reporter import Reporter
 from distgan.run.schedule import Schedule
 from distgan.run.session import build_evaluator, open_session, recorded_outcome
-from distgan.runtime.accelerator import COLLECTIVE_TIMEOUT
-from distgan.runtime.distributed import CoordinatedStop
 from distgan.runtime.heartbeat import Heartbeat
 from distgan.runtime.provenance import provenance
 from distgan.runtime.signals import Interrupt
@@ -123,7 +121,6 @@ class Trainer:
         schedule = Schedule(
             self.config, total_images=total, images_per_epoch=self.reader.num_samples
         )
-        coordinated_stop = CoordinatedStop(self.world, timeout=COLLECTIVE_TIMEOUT)
         before = state.images_seen or -1
         self.reporter = Reporter(
             self.logger,
@@ -143,7 +140,8 @@ class Trainer:
         ) as self.batches:
             while True:
                 is_complete = state.images_seen >= total
-                interrupted = coordinated_stop.poll(self.interrupt.raised) and not is_complete
+                stopping = self.heartbeat.should_stop(self.interrupt.raised)
+                interrupted = stopping and not is_complete
                 due = schedule.due(before, state.images_seen, stopping=interrupted)
                 if due.metrics:
                     self.reporter.log_metrics(self.active, self.batches)
@@ -159,7 +157,6 @@ class Trainer:
                     break
                 before = state.images_seen
                 self.train_step()
-        coordinated_stop.close()
         return self.finish(interrupted=interrupted, collapse=collapse)
 
     def train_step(self) -> None:

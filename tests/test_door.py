@@ -194,8 +194,8 @@ def test_worlds_that_were_not_asked_for_are_refused(shards: Path, tmp_path: Path
         start([*LAUNCH, "--cpu", "--num_processes", "2", DOOR, "--data", str(shards)], tmp_path)
     )
     assert code != 0
-    assert "2 processes were asked for" in said
-    assert "accelerate launch --multi_gpu --num_processes 2" in said
+    assert "the launcher was asked for several processes, but started one" in said
+    assert "accelerate launch --multi_gpu --num_processes N" in said
     code, said = finish(
         start([sys.executable, DOOR, "--data", str(shards)], tmp_path, SLURM_STEP_NUM_TASKS="4")
     )

@@ -1,4 +1,4 @@
-"""How the networks run on this device, eager, compiled or as CUDA graphs: found out by trying, before the run begins."""
+"""How the networks run on this device: eager, compiled or as CUDA graphs. Decided by trying."""
 
 import copy
 import gc
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from distgan.config.schema import Train
 from distgan.errors import UserError
 
-INDUCTOR_MODES = {"compiled": "default", "graphs": "reduce-overhead"}  # by mode; eager has none
+INDUCTOR_MODES = {"compiled": "default", "graphs": "reduce-overhead"}
 PASSES, ROUNDS = 10, 5
-LEAST_GAIN = 1.03  # below it noise decides
-# Between the gradients of two modes, relative to their norm. Rounding to bf16 makes up to 0.1 of it at initial weights (measured on a
-# CPU); activations that were overwritten before their backward are meant to be seen.
-MOST_DIFFERENCE = 0.3
+MIN_SPEEDUP = 1.03  # smaller differences may be noise
+# Relative norm of the difference between the gradients of a mode and eager ones. Rounding to bf16
+# alone makes up to 0.1 at initial weights (measured on a CPU). The bound is there to catch
+# activations that were overwritten before the backward pass used them.
+MAX_GRADIENT_DIFFERENCE = 0.3
 
 Networks = tuple[nn.Module, nn.Module]  # generator, discriminator
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -29,32 +30,31 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Compilation:
-    """The mode the networks run, and why."""
+    """The mode in which the networks run (eager, compiled or graphs), and why."""
 
-    mode: str  # eager, compiled or graphs
+    mode: str
     reason: str
 
     def compile(self, network: nn.Module) -> None:
         """Compile a network in place, so that names, DDP and autocast see no difference."""
         if self.mode != "eager":
-            torch._dynamo.config.optimize_ddp = (
-                False  # it splits networks for reductions by parts, and here is but one
-            )
+            # It would split a network at the borders of DDP's buckets, but here each has only one.
+            torch._dynamo.config.optimize_ddp = False
             network.compile(mode=INDUCTOR_MODES[self.mode])
 
     def begin_step(self) -> None:
-        """Let graphs write over what the last step left.
+        """Mark the start of a step, so that CUDA graphs may reuse the previous step's buffers.
 
-        Within a step they must not: the generator's activations are wanted once more after the discriminator has moved.
-        Without this call the first forward after a backward would end what is kept. Until the next call, images whose graph is
-        wanted must be held.
+        Without the mark the first forward after a backward would reuse them, although the generator
+        needs its activations once more after the discriminator's update. Images whose graph is
+        still needed must be referenced until the next call.
         """
         if self.mode == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
 
 
 EAGER = Compilation("eager", "nothing else was tried")
-CANDIDATES = tuple(Compilation(mode, "on trial") for mode in INDUCTOR_MODES)
+CANDIDATES = tuple(Compilation(mode, "candidate") for mode in INDUCTOR_MODES)
 
 
 def choose_compilation(
@@ -67,23 +67,25 @@ def choose_compilation(
     num_processes: int,
     autocast: Autocast,
 ) -> Compilation:
-    """The mode from train.compile; `auto` tries, on a GPU, with batches of `micro_batch_size` images. Raises UserError.
+    """Return the mode for train.compile; with `auto` on a GPU the fastest one is found by trying.
 
-    Under DDP, which the trial is without, graphs are left to those who ask for them.
+    The trial runs without DDP, so with several processes `auto` does not consider CUDA graphs.
+    Raises UserError for graphs without a GPU.
     """
     device = next(networks[0].parameters()).device
     if train.compile != "auto":
         if train.compile == "graphs" and device.type != "cuda":
             raise UserError(
-                "train.compile=graphs records work of a GPU, and there is none here; leave it at auto"
+                "train.compile=graphs records work of a GPU, and there is none here; "
+                "leave it at auto"
             )
         modes = {"always": "compiled", "never": "eager", "graphs": "graphs"}
-        return Compilation(modes[train.compile], "train.compile says so")
+        return Compilation(modes[train.compile], f"train.compile={train.compile}")
     if device.type != "cuda":
-        return Compilation("eager", "a CPU is faster without (docs/performance.md)")
+        return Compilation("eager", "compiling does not pay on a CPU (docs/performance.md)")
     if train.deterministic:
         return Compilation(
-            "eager", "a compiler may change the last digits from one start to the next"
+            "eager", "compiled code may round differently from one start to the next"
         )
     return try_modes(
         networks,
@@ -95,7 +97,7 @@ def choose_compilation(
 
 
 def ramp(shape: tuple[int, ...], *, device: torch.device) -> Tensor:
-    """Numbers from -1 to 1, all different: a batch for which nobody's random state is touched."""
+    """Return distinct numbers from -1 to 1: a batch that needs no random state."""
     return torch.linspace(-1, 1, math.prod(shape), device=device).view(shape)
 
 
@@ -107,61 +109,74 @@ def try_modes(
     autocast: Autocast,
     modes: tuple[Compilation, ...] = CANDIDATES,
 ) -> Compilation:
-    """The fastest of eager and the other modes, each on copies of the networks; one that fails or errs is out."""
-    best, most, told = "eager", 1.0, []
-    for mode in modes:
+    """Return the fastest of eager and the given modes, each tried on copies of the networks.
+
+    A mode that raises an error or computes other gradients is not used.
+    """
+    best, best_speedup, findings = "eager", 1.0, []
+    for candidate in modes:
         try:
-            gain = measure_speedup(mode, networks, latents=latents, reals=reals, autocast=autocast)
-        except Exception as error:  # whatever a compiler stumbles over, the run can do without it
+            speedup = measure_speedup(
+                candidate, networks, latents=latents, reals=reals, autocast=autocast
+            )
+        except Exception as error:  # the run can do without a compiler, whatever its problem is
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            told.append(f"{mode.mode} fails here: {reason[:100]}")
+            findings.append(f"{candidate.mode} fails here: {reason[:100]}")
             continue
         finally:
-            torch.compiler.reset()  # it keeps only a few compiled networks, and the run's own are still to come
-            gc.collect()  # compiled modules lie in cycles, and the run needs the memory
-            if latents.device.type == "cuda":
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()  # the run reports its own
-        told.append(f"{mode.mode} is {gain:.2f} times as fast as eager")
-        if gain >= most * LEAST_GAIN:
-            best, most = mode.mode, gain
-    return Compilation(best, ", ".join(told))
+            free_trial_memory(latents.device)
+        findings.append(f"{candidate.mode} is {speedup:.2f} times as fast as eager")
+        if speedup >= best_speedup * MIN_SPEEDUP:
+            best, best_speedup = candidate.mode, speedup
+    return Compilation(best, ", ".join(findings))
+
+
+def free_trial_memory(device: torch.device) -> None:
+    """Leave no trace of a trial: its compiled code, its memory, its memory peak."""
+    torch.compiler.reset()  # the number of compiled variants is limited, and the run needs its own
+    gc.collect()  # compiled modules are part of reference cycles
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def measure_speedup(
-    mode: Compilation, networks: Networks, *, latents: Tensor, reals: Tensor, autocast: Autocast
+    candidate: Compilation,
+    networks: Networks,
+    *,
+    latents: Tensor,
+    reals: Tensor,
+    autocast: Autocast,
 ) -> float:
-    """How many times as fast as eager a mode is; raises RuntimeError where it computes something else."""
-    pairs = {"eager": copy.deepcopy(networks), mode.mode: copy.deepcopy(networks)}
-    for network in pairs[mode.mode]:
-        mode.compile(network)
+    """Return how many times as fast as eager a mode is; raises RuntimeError if it is wrong."""
+    pairs = {"eager": copy.deepcopy(networks), candidate.mode: copy.deepcopy(networks)}
+    for network in pairs[candidate.mode]:
+        candidate.compile(network)
 
-    def seconds(name: str) -> float:
+    def seconds(mode: str) -> float:
         began = time.perf_counter()
         for _ in range(PASSES):
-            mode.begin_step()
-            train_pass(*pairs[name], latents=latents, reals=reals, autocast=autocast)
+            candidate.begin_step()
+            train_pass(*pairs[mode], latents=latents, reals=reals, autocast=autocast)
         if latents.device.type == "cuda":
             torch.cuda.synchronize(latents.device)
         return time.perf_counter() - began
 
     seconds("eager")
-    seconds(mode.mode)  # compiles and records
-    gain = statistics.median(seconds("eager") / seconds(mode.mode) for _ in range(ROUNDS))
-    for name in pairs:
-        mode.begin_step()
-        train_pass(
-            *pairs[name], latents=latents.flip(0), reals=reals.flip(0), autocast=autocast
-        )  # nothing seen before
-    for expected, found in zip(pairs["eager"], pairs[mode.mode], strict=True):
-        difference = relative_difference(expected, found)
-        if not difference <= MOST_DIFFERENCE:  # NaN too
+    seconds(candidate.mode)  # compiles and records
+    speedup = statistics.median(seconds("eager") / seconds(candidate.mode) for _ in range(ROUNDS))
+    for pair in pairs.values():  # compared on a batch that no mode has seen before
+        candidate.begin_step()
+        train_pass(*pair, latents=latents.flip(0), reals=reals.flip(0), autocast=autocast)
+    for expected, found in zip(pairs["eager"], pairs[candidate.mode], strict=True):
+        difference = gradient_difference(expected, found)
+        if not difference <= MAX_GRADIENT_DIFFERENCE:  # true for NaN as well
             raise RuntimeError(f"its gradients differ from the eager ones by {difference:.0%}")
-    return gain
+    return speedup
 
 
-def relative_difference(expected: nn.Module, found: nn.Module) -> float:
-    """Norm of the difference of two networks' gradients, in norms of the first."""
+def gradient_difference(expected: nn.Module, found: nn.Module) -> float:
+    """Return the norm of the difference of two networks' gradients, relative to the first's."""
 
     def gradients(network: nn.Module) -> list[Tensor]:
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in network.parameters()]
@@ -179,7 +194,7 @@ def train_pass(
     reals: Tensor,
     autocast: Autocast,
 ) -> None:
-    """The forwards and backwards of one step, with a discriminator that is first trained and then frozen."""
+    """Run the forwards and backwards of one step: discriminator trained first, then frozen."""
     discriminator.zero_grad()
     with autocast():
         fakes = generator(latents)

@@ -1,9 +1,8 @@
-"""Rank, world, reductions and gathers on torch.distributed alone; the identity in a world of one."""
+"""Rank, world size and collectives, on torch.distributed alone. A world of one needs no process group."""
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,18 +16,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is. Every method is a collective: all ranks call it, in the same order."""
+    """The processes of a run. Every method is a collective: all ranks call it in the same order."""
 
     rank: int
     size: int
 
     @property
     def is_main(self) -> bool:
-        """True on the one rank that writes files and talks to people."""
+        """True on rank zero, the only one that writes files and console output."""
         return self.rank == 0
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks, on every rank; the argument is left as it was."""
+        """Return the sum over ranks, on every rank; the argument stays unchanged."""
         if self.size == 1:
             return tensor
         total = tensor.clone()
@@ -36,7 +35,7 @@ class World:
         return total
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """All ranks' tensors (equal shapes) concatenated along dimension 0, in rank order."""
+        """Return all ranks' tensors (of equal shapes) concatenated along dimension 0 by rank."""
         if self.size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -51,7 +50,7 @@ class World:
             dist.broadcast(tensor, src=0)
 
     def broadcast_object(self, value: T) -> T:
-        """Rank zero's plain value (numbers, strings, lists, dicts) on every rank."""
+        """Return rank zero's plain value (numbers, strings, lists, dicts) on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -59,7 +58,10 @@ class World:
         return box[0]
 
     def run_on_main(self, action: Callable[[], Any]) -> Any:
-        """Do something on rank zero only; a user's mistake there ends all ranks together. Others get None."""
+        """Run on rank zero and return the result there, None elsewhere.
+
+        A UserError on rank zero is raised on all ranks.
+        """
         result, mistake = None, None
         if self.is_main:
             try:
@@ -72,64 +74,28 @@ class World:
         return result
 
     def broadcast_from_main(self, action: Callable[[], T]) -> T:
-        """Likewise, with rank zero's plain result for all."""
+        """Run on rank zero and return the plain result on every rank."""
         return self.broadcast_object(self.run_on_main(action))
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank gets here."""
         if self.size > 1:
             dist.barrier()
 
 
 def current_world() -> World:
-    """The world of the default process group, or a world of one where there is none."""
+    """Return the world of the default process group, or a world of one if there is none."""
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     return World(0, 1)
 
 
 def leave_world() -> None:
-    """The last thing a process does: leave the process group, where there is one."""
+    """Destroy the process group, if there is one, as the last act of a process."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
-class CoordinatedStop:
-    """A flag that all ranks see raised at the same step, without the device ever waiting for the host.
-
-    The vote of one step travels while the step is computed and is read at the next, over a gloo group of its own.
-    """
-
-    def __init__(self, world: World, *, timeout: timedelta) -> None:
-        self.group: Any = (
-            dist.new_group(backend="gloo", timeout=timeout) if world.size > 1 else None
-        )
-        self.vote = torch.zeros((), dtype=torch.int32)
-        self.pending: dist.Work | None = None
-
-    def poll(self, flag: bool) -> bool:
-        """Cast this step's vote; true once any rank had voted yes by the step before (at once in a world of one)."""
-        if self.group is None:
-            return flag
-        decided = False
-        if self.pending is not None:
-            self.pending.wait()
-            decided = bool(self.vote.item())
-        self.vote = torch.tensor(int(flag), dtype=torch.int32)
-        self.pending = dist.all_reduce(
-            self.vote, op=dist.ReduceOp.MAX, group=self.group, async_op=True
-        )
-        return decided
-
-    def close(self) -> None:
-        """Let the last vote arrive, so that no rank leaves while another is waiting for it, and let go of the group."""
-        if self.pending is not None:
-            self.pending.wait()
-        if self.group is not None:
-            dist.barrier(self.group)
-            dist.destroy_process_group(self.group)
-
-
 def launched_world_size() -> int:
-    """How many processes the launcher says it has started (1 without a launcher)."""
+    """Return the number of processes that the launcher says it has started, 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))

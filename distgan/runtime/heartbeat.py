@@ -1,164 +1,233 @@
-"""Who of the world is still there: a rank that dies is named, and nobody waits for it for long.
+"""Detection of lost ranks: which process died or fell silent, and on which host, within seconds.
 
 rank 1 ──┐
-rank 2 ──┼── rank 0      one connection each; both ends say "here" every second, and last words before they go
+rank 2 ──┼── rank 0      one TCP connection per rank; both ends send "here" every second
 rank 3 ──┘
 
-A collective cannot say who is missing: with NCCL, or with a pulled cable, it only hangs. These connections can: one that
-closes without a word is a dead process, one that stays silent is a lost node. Rank zero tells the others.
+A collective cannot name the rank that is missing, and with NCCL, or after a network failure, it
+only hangs. These connections can: one that closes without a goodbye is a dead process, one that
+stays silent is a lost node. Rank zero passes the news on to the other ranks. A stop after a signal
+is agreed upon over the same connections (stop.py).
 """
 
 import os
 import platform
 import secrets
+import selectors
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from distgan.errors import RunFailed
 from distgan.runtime.distributed import World
+from distgan.runtime.stop import CoordinatedStop
 
 BEAT_SEC = 1.0
-SILENCE_SEC = 30.0  # then a node that does not answer is lost
-GRACE_SEC = 10.0  # then a process still caught in a collective with the dead is ended from outside
-CLOSING_SEC = 60.0  # then one is ended that did notice, but cannot close
+SILENCE_SEC = 30.0  # a rank that stays silent for so long is lost
+GRACE_SEC = 10.0  # after a loss: how long a process may hang in a collective before it is ended
+CLOSING_SEC = 60.0  # after a loss: how long a process that noticed it may take to close its files
 
 
 class PeerLost(RunFailed):
-    """Another rank has died; without rank zero the first process of each node says so."""
+    """The loss of another rank. Without rank zero the first process of each node reports it."""
 
-    def __init__(self, line: str, *, rank: int) -> None:
-        super().__init__(line)
+    def __init__(self, reason: str, *, rank: int) -> None:
+        super().__init__(reason)
         self.must_report = rank == 0 and os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+@dataclass(eq=False)
+class Link:
+    """The connection to one other rank."""
+
+    socket: socket.socket
+    rank: int
+    host: str
+    received: bytes = b""  # the beginning of a line whose end has not arrived yet
+    silent_beats: int = 0
+
+    @property
+    def name(self) -> str:
+        """The rank as errors name it."""
+        return f"rank {self.rank} on {self.host}"
+
+    def read_lines(self) -> list[str] | None:
+        """Return the lines that have arrived, or None if the connection is closed."""
+        try:
+            data = self.socket.recv(4096)
+        except OSError:
+            data = b""
+        if not data:
+            return None
+        self.silent_beats = 0
+        *lines, self.received = (self.received + data).split(b"\n")
+        return [line.decode(errors="replace") for line in lines]
+
+
 class Heartbeat:
-    """The other ranks, watched from threads; collective to build. `on_hang` is told why before a hung process is ended."""
+    """Connections to the other ranks, watched by a thread. Creating one is a collective.
+
+    `on_hang` is called with the reason before a process that hangs in a collective is ended.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.on_hang: Callable[[str], None] = lambda why: None
+        self.on_hang: Callable[[str], None] = lambda reason: None
         self.loss: PeerLost | None = None
-        self.noticed, self.taken, self.closing = (
-            threading.Event(),
-            threading.Event(),
-            threading.Event(),
-        )
-        self.deciding = threading.Lock()
-        self.links: dict[int, socket.socket] = {}
+        self.loss_known, self.loss_handled = threading.Event(), threading.Event()
+        self.closing = threading.Event()
+        self.lock = threading.Lock()
+        self.links: dict[int, Link] = {}
+        self.selector = selectors.DefaultSelector()
+        self.stop = CoordinatedStop(world, self.send)
         if world.size > 1:
             self.connect()
-            threading.Thread(target=self.beat, daemon=True).start()
+            threading.Thread(target=self.watch, daemon=True).start()
+
+    def should_stop(self, interrupted: bool) -> bool:
+        """Return whether all ranks stop before this step, because one of them was interrupted.
+
+        Every rank calls it before every step. Raises PeerLost.
+        """
+        stop = self.stop.poll(interrupted)
+        if self.loss is not None:
+            raise self.loss
+        return stop
+
+    def find_cause(self, error: BaseException) -> tuple[BaseException, str]:
+        """Return what ended the run, and its first line; tell the other ranks unless they know.
+
+        A failed collective is a symptom: if a rank was lost, its loss is the cause.
+        """
+        is_symptom = isinstance(error, RuntimeError) and not isinstance(error, RunFailed)
+        if is_symptom and self.links and self.loss_known.wait(3 * BEAT_SEC):
+            assert self.loss is not None, "loss is set before loss_known"
+            error = self.loss
+        self.loss_handled.set()
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if self.loss is None:
+            self.close(f"failed {reason}")
+        return error, reason
+
+    def close(self, message: str = "bye") -> None:
+        """Say goodbye, so that the other ranks do not take this one for lost."""
+        self.closing.set()
+        self.send(message)
+
+    # ---------------------------------------------------------------------------- connections
 
     def connect(self) -> None:
-        """Every rank greets rank zero, and the two watch each other from then on."""
-        server = socket.create_server(("", 0)) if self.world.is_main else None
-        greeting = (
-            (server.getsockname()[1], secrets.token_hex(8), platform.node())
-            if server
-            else (0, "", "")
-        )
-        port, token, host = self.world.broadcast_object(greeting)
-        if server is None:
-            link = socket.create_connection((os.environ["MASTER_ADDR"], port), timeout=SILENCE_SEC)
-            link.sendall(f"{token} {self.world.rank} {platform.node()}\n".encode())
-            self.watch(link, 0, host)
+        """Connect every rank to rank zero."""
+        server = None
+        if self.world.is_main:
+            server = socket.create_server(("", 0), backlog=self.world.size)
+        port = server.getsockname()[1] if server else 0
+        contact = (port, secrets.token_hex(8), platform.node())
+        port, token, host = self.world.broadcast_object(contact)
+        if server is not None:
+            self.accept_all(server, token)
             return
+        link = socket.create_connection((os.environ["MASTER_ADDR"], port), timeout=SILENCE_SEC)
+        link.sendall(f"{token} {self.world.rank} {platform.node()}\n".encode())
+        self.add(link, 0, host)
+
+    def accept_all(self, server: socket.socket, token: str) -> None:
+        """Accept one connection per rank. Connections that do not know the token are closed."""
         with server:
             server.settimeout(SILENCE_SEC)
             while len(self.links) < self.world.size - 1:
                 link, _ = server.accept()
                 link.settimeout(BEAT_SEC)
                 try:
-                    words = link.makefile().readline().split()
+                    greeting = link.makefile().readline().split()
                 except OSError:
-                    words = []
-                if words[:1] == [token]:
-                    self.watch(link, int(words[1]), words[2])
-                else:  # a stranger
+                    greeting = []
+                if greeting[:1] == [token]:
+                    self.add(link, int(greeting[1]), greeting[2])
+                else:
                     link.close()
 
-    def watch(self, link: socket.socket, rank: int, host: str) -> None:
-        """Listen to a peer in a thread of its own."""
-        link.settimeout(BEAT_SEC)
-        self.links[rank] = link
-        threading.Thread(
-            target=self.listen, args=(link, rank, f"rank {rank} on {host}"), daemon=True
-        ).start()
+    def add(self, connection: socket.socket, rank: int, host: str) -> None:
+        """Register a connection."""
+        connection.settimeout(BEAT_SEC)
+        self.links[rank] = Link(connection, rank, host)
+        self.selector.register(connection, selectors.EVENT_READ, self.links[rank])
 
-    def beat(self) -> None:
-        """Say "here" to every peer once a second."""
-        while not self.closing.wait(BEAT_SEC):
-            self.send("here")
-
-    def send(self, text: str, *, but: int | None = None) -> None:
-        """A line to every peer; one that cannot be told will be found missing by whoever listens to it."""
-        for rank, link in list(self.links.items()):
-            if rank != but:
+    def send(self, message: str, *, except_rank: int | None = None) -> None:
+        """Send a line to all connected ranks. One that cannot be reached is detected by `watch`."""
+        for link in list(self.links.values()):
+            if link.rank != except_rank:
                 try:
-                    link.sendall(f"{text}\n".encode())
+                    link.socket.sendall(f"{message}\n".encode())
                 except OSError:
                     continue
 
-    def listen(self, link: socket.socket, rank: int, name: str) -> None:
-        """Until the peer says goodbye. Silence is counted in waits, not by the clock: a suspended job loses nobody."""
-        silent, heard = 0, b""
-        while True:
-            try:
-                data = link.recv(4096)
-            except TimeoutError:
-                silent += 1
-                if silent * BEAT_SEC < SILENCE_SEC:
-                    continue
-                return self.peer_lost(rank, f"lost {name}: no sign of life for {SILENCE_SEC:g} s")
-            except OSError:
-                data = b""
-            if not data:
-                return self.peer_lost(
-                    rank, f"lost {name}: its process has ended (connection closed)"
-                )
-            silent, heard = 0, heard + data
-            *lines, heard = heard.split(b"\n")
-            for word, _, rest in (line.decode(errors="replace").partition(" ") for line in lines):
-                if word == "bye":
-                    return None
-                if word == "failed":
-                    return self.peer_lost(rank, f"{name} failed: {rest}")
-                if word == "lost":
-                    number, _, line = rest.partition(" ")
-                    return self.peer_lost(int(number), line)
+    # ---------------------------------------------------------------------------- watching
 
-    def peer_lost(self, rank: int, line: str) -> None:
-        """Note the first loss, pass it on, and see that this process ends."""
-        with self.deciding:
+    def watch(self) -> None:
+        """Read what arrives, and once per beat send "here" and count who was silent.
+
+        Silence is counted in beats of this loop, not by the clock, so that a job which was
+        suspended as a whole loses no rank when it continues.
+        """
+        next_beat = time.monotonic() + BEAT_SEC
+        while not self.closing.is_set():
+            for key, _ in self.selector.select(max(0.0, next_beat - time.monotonic())):
+                self.receive(key.data)
+            if time.monotonic() >= next_beat:
+                next_beat = time.monotonic() + BEAT_SEC
+                self.send("here")
+                for key in list(self.selector.get_map().values()):
+                    self.count_silence(key.data)
+
+    def receive(self, link: Link) -> None:
+        """Handle what has arrived from one rank."""
+        lines = link.read_lines()
+        if lines is None:
+            self.selector.unregister(link.socket)
+            reason = f"lost {link.name}: its process has ended (connection closed)"
+            return self.peer_lost(link.rank, reason)
+        for line in lines:
+            word, _, rest = line.partition(" ")
+            if word == "bye":
+                self.selector.unregister(link.socket)
+                return self.stop.rank_finished()
+            if word == "failed":
+                self.peer_lost(link.rank, f"{link.name} failed: {rest}")
+            elif word == "lost":
+                rank, _, reason = rest.partition(" ")
+                self.peer_lost(int(rank), reason)
+            else:
+                self.stop.receive(word, rest, rank=link.rank)
+        return None
+
+    def count_silence(self, link: Link) -> None:
+        """Count one beat without a word from a rank, and give it up after SILENCE_SEC."""
+        link.silent_beats += 1
+        if link.silent_beats * BEAT_SEC >= SILENCE_SEC:
+            reason = f"lost {link.name}: no sign of life for {SILENCE_SEC:g} s"
+            self.peer_lost(link.rank, reason)
+
+    def peer_lost(self, rank: int, reason: str) -> None:
+        """Note the first loss, tell the other ranks, and make sure that this process ends."""
+        with self.lock:
             if self.loss is not None or self.closing.is_set():
                 return
-            self.loss = PeerLost(line, rank=rank)
-        self.noticed.set()
-        self.send(f"lost {rank} {line}", but=rank)
-        if self.taken.wait(GRACE_SEC):
+            self.loss = PeerLost(reason, rank=rank)
+        self.loss_known.set()
+        self.stop.release()
+        self.send(f"lost {rank} {reason}", except_rank=rank)
+        threading.Thread(target=self.end_process, args=(self.loss,), daemon=True).start()
+
+    def end_process(self, loss: PeerLost) -> None:
+        """End this process if it does not end by itself."""
+        if self.loss_handled.wait(GRACE_SEC):
             time.sleep(CLOSING_SEC)
         else:
-            self.on_hang(line)
-            if self.loss.must_report or self.world.is_main:
-                print(f"error: {line}", file=sys.stderr, flush=True)
+            self.on_hang(str(loss))
+            if loss.must_report or self.world.is_main:
+                print(f"error: {loss}", file=sys.stderr, flush=True)
         os._exit(1)
-
-    def find_cause(self, error: BaseException) -> tuple[BaseException, str]:
-        """What ended the run, and one line of it: the lost peer behind a failed collective, or the error, told to others."""
-        collective = isinstance(error, RuntimeError) and not isinstance(error, RunFailed)
-        if collective and self.links and self.noticed.wait(3 * BEAT_SEC):
-            assert self.loss is not None, "noticed is set after loss"
-            error = self.loss
-        self.taken.set()
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        if self.loss is None:
-            self.close(f"failed {line}")
-        return error, line
-
-    def close(self, last_words: str = "bye") -> None:
-        """Go without being missed."""
-        self.closing.set()
-        self.send(last_words)

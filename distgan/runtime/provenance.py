@@ -1,4 +1,4 @@
-"""What ran, where and on what."""
+"""What ran, where and on which hardware."""
 
 import platform
 import resource
@@ -14,80 +14,66 @@ from accelerate import Accelerator
 
 from shards.errors import without_secrets
 
+PACKAGES = (
+    "distgan", "torch", "torchvision", "accelerate", "webdataset", "wandb", "numpy", "pydantic",
+    "safetensors",
+)  # fmt: skip
+
 
 def hardware(device: torch.device) -> str:
-    """The device in words."""
+    """Return the name of the GPU, or of the CPU with the number of threads per process."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    model = next(
-        (
-            line.split(":")[1].strip()
-            for line in read_lines("/proc/cpuinfo")
-            if line.startswith("model name")
-        ),
-        "",
-    )
     threads = torch.get_num_threads()
-    name = model or platform.processor() or platform.machine()
+    name = cpu_model() or platform.processor() or platform.machine()
     return f"{name} ({threads} thread{'s' if threads > 1 else ''} a process)"
 
 
+def cpu_model() -> str:
+    """Return the CPU's model name as Linux knows it, or an empty string."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, "")
+
+
 def peak_memory_gb(device: torch.device) -> float:
-    """Most memory held so far, on the GPU or of this process."""
+    """Return the most memory used so far, of the GPU or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def read_lines(path: str) -> list[str]:
-    """Lines of a file, none where there is no such file."""
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
 def provenance(
     accelerator: Accelerator, command: list[str], environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What ran, where and on what, as plain values for provenance.json."""
-
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    packages = (
-        "distgan",
-        "torch",
-        "torchvision",
-        "accelerate",
-        "webdataset",
-        "wandb",
-        "numpy",
-        "pydantic",
-        "safetensors",
-    )
+    """Return what ran, where and on what, as plain values for provenance.json."""
+    slurm = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
     return {
         "command": [without_secrets(word) for word in command],
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version()}
-        | {package: installed(package) for package in packages},
+        | {package: installed_version(package) for package in PACKAGES},
         "world": {"processes": accelerator.num_processes, "device": str(accelerator.device.type)},
         "hardware": hardware(accelerator.device),
         "host": platform.node(),
-        "slurm": {
-            name: environment[name]
-            for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
-            if name in environment
-        },
+        "slurm": {name: environment[name] for name in slurm if name in environment},
     }
 
 
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def git_commit() -> str | None:
-    """The checkout's commit, with `-dirty` where files differ from it; None outside a checkout."""
+    """Return the commit of this checkout, with `-dirty` if files differ; None outside of one."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

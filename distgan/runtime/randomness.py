@@ -1,7 +1,8 @@
-"""Every random draw as a pure function of (seed, purpose, position): no generator state to save, lose or share.
+"""Every random draw as a pure function of (seed, purpose, position), so there is no state to save.
 
-A position is the number of a real image in the run. Image p draws the same latent on one process or a thousand, in any
-batch size, before or after a resume. SplitMix64 (Steele et al. 2014) of a counter, in int64 tensor arithmetic.
+A position is the number of a real image in the run. Image p draws the same latent on one process
+or a thousand, in any batch size, before or after a resume. The generator is SplitMix64 (Steele et
+al. 2014) applied to a counter, in int64 tensor arithmetic.
 """
 
 import hashlib
@@ -16,18 +17,18 @@ MIX_2 = 0x94D049BB133111EB - 2**64
 
 
 def purpose_key(seed: int, purpose: str) -> int:
-    """The start of the counter sequence of one purpose, as a signed 64-bit integer."""
+    """Return where the counter sequence of one purpose starts, as a signed 64-bit integer."""
     digest = hashlib.blake2b(f"{seed}:{purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
 def shift_right(bits: Tensor, count: int) -> Tensor:
-    """Logical shift; int64 `>>` alone would carry the sign."""
+    """Shift right logically; `>>` of int64 alone would keep the sign."""
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
 def random_bits(shape: tuple[int, ...], positions: Tensor, *, seed: int, purpose: str) -> Tensor:
-    """64 random bits for each element: int64 [B, *shape] for positions int64 [B]."""
+    """Return 64 random bits per element, int64 [B, *shape], for positions int64 [B]."""
     per_sample = math.prod(shape)
     element = torch.arange(1, per_sample + 1, device=positions.device)
     bits = (positions[:, None] * per_sample + element) * GOLDEN + purpose_key(seed, purpose)
@@ -37,16 +38,15 @@ def random_bits(shape: tuple[int, ...], positions: Tensor, *, seed: int, purpose
 
 
 def uniform(shape: tuple[int, ...], positions: Tensor, *, seed: int, purpose: str) -> Tensor:
-    """float32 [B, *shape] in [0, 1)."""
+    """Return float32 [B, *shape], uniform in [0, 1)."""
     bits = random_bits(shape, positions, seed=seed, purpose=purpose)
     return shift_right(bits, 40).float() * 2.0**-24
 
 
 def normal(shape: tuple[int, ...], positions: Tensor, *, seed: int, purpose: str) -> Tensor:
-    """float32 [B, *shape] from N(0, 1), by Box and Muller 1958."""
+    """Return float32 [B, *shape] drawn from N(0, 1), by Box and Muller 1958."""
     bits = random_bits(shape, positions, seed=seed, purpose=purpose)
-    radius = (
-        (-2.0 * (((shift_right(bits, 32)).float() + 0.5) * 2.0**-32).log()).clamp_min(0.0).sqrt()
-    )
+    uniforms = (shift_right(bits, 32).float() + 0.5) * 2.0**-32
+    radius = (-2.0 * uniforms.log()).clamp_min(0.0).sqrt()
     angle = (bits & 0xFFFFFFFF).float() * (2.0 * math.pi * 2.0**-32)
     return radius * angle.cos()

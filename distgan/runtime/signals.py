@@ -1,4 +1,7 @@
-"""The flag that SIGTERM, SIGUSR1 and Ctrl-C raise; standard library only, so that it stands before the slow imports."""
+"""The flag raised by SIGTERM, SIGUSR1 and Ctrl-C.
+
+It uses the standard library only, so that it can be installed before the slow imports.
+"""
 
 import signal
 import time
@@ -6,7 +9,7 @@ from types import FrameType
 
 
 class Interrupt:
-    """Signals since the start; the training loop looks at `raised` once a step."""
+    """The first signal since the start. The training loop looks at `raised` before every step."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -16,11 +19,11 @@ class Interrupt:
 
     @property
     def raised(self) -> bool:
-        """True from the first signal on."""
+        """True once a signal has arrived."""
         return self.signal_name is not None
 
     def install(self) -> "Interrupt":
-        """From now on the signals set the flag; a second Ctrl-C ends the process at once."""
+        """Handle the signals from now on. A second Ctrl-C ends the process at once."""
         for number in self.SIGNALS:
             signal.signal(number, self.handle)
         return self
@@ -34,6 +37,6 @@ class Interrupt:
             self.signal_name = signal.Signals(number).name
 
     def ignore(self) -> None:
-        """The work is saved: a late signal must not turn a finished process into a killed one."""
+        """Ignore the signals from now on: all work is saved, and the exit code must say so."""
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,108 @@
+"""Agreement on where all ranks stop after one of them received a signal.
+
+All ranks must stop before the same step, or the next collective of one would wait for another
+forever. A vote before every step would tell them, but its cost grows with the world. Here a step
+costs nothing until a signal arrives:
+
+    any rank   "stop"         to rank zero: I was interrupted
+    rank 0     "hold"         to all: which step boundary is the first that you have not passed yet?
+    all ranks  "boundary 17"  to rank zero, at once, from the thread that reads the connections;
+                              the training thread waits at that boundary
+    rank 0     "stop_at 18"   to all: the largest of the answers
+
+No rank has passed boundary 18, and all will reach it: the ranks that wait go on, and everyone
+stops there. Boundaries are counted from the start of the process, alike on all ranks.
+"""
+
+import threading
+from collections.abc import Callable
+
+from distgan.runtime.distributed import World
+
+NEVER = -1
+
+
+class CoordinatedStop:
+    """This rank's part in the agreement; `send` sends a line to every rank it is connected to."""
+
+    def __init__(self, world: World, send: Callable[[str], None]) -> None:
+        self.world, self.send = world, send
+        self.changed = threading.Condition()
+        self.next_boundary = 0
+        self.requested = self.holding = False
+        self.stop_at: int | None = None
+        self.answers: dict[int, int] = {}  # rank zero: the next boundary of each rank
+        self.any_finished = False
+
+    def poll(self, interrupted: bool) -> bool:
+        """Pass one step boundary; return whether all ranks stop here."""
+        if self.world.size == 1:
+            return interrupted
+        if interrupted and not self.requested:
+            self.requested = True
+            self.request()
+        with self.changed:
+            self.changed.wait_for(lambda: not self.holding or self.stop_at is not None)
+            boundary = self.next_boundary
+            self.next_boundary += 1
+            return boundary == self.stop_at
+
+    def request(self) -> None:
+        """Ask for a stop."""
+        if self.world.is_main:
+            self.begin()
+        else:
+            self.send("stop")
+
+    def receive(self, word: str, text: str, *, rank: int) -> None:
+        """Handle a message of another rank. Unknown words ("here") are ignored."""
+        if word == "stop":
+            self.begin()
+        elif word == "hold":
+            self.send(f"boundary {self.hold()}")
+        elif word == "boundary":
+            self.add_answer(rank, int(text))
+        elif word == "stop_at":
+            self.decide(int(text))
+
+    def begin(self) -> None:
+        """Rank zero: ask all ranks for their next boundary, once."""
+        with self.changed:
+            if self.holding or self.any_finished:
+                return
+            self.answers[0] = self.hold()
+        self.send("hold")
+
+    def hold(self) -> int:
+        """Make the training thread wait at the next boundary, and return which one that is."""
+        with self.changed:
+            self.holding = True
+            return self.next_boundary
+
+    def add_answer(self, rank: int, boundary: int) -> None:
+        """Rank zero: note an answer, and decide once every rank has answered."""
+        self.answers[rank] = boundary
+        if len(self.answers) == self.world.size:
+            self.decide(max(self.answers.values()))
+            self.send(f"stop_at {self.stop_at}")
+
+    def decide(self, boundary: int) -> None:
+        """Let the training thread go on to the boundary where all ranks stop."""
+        with self.changed:
+            if self.stop_at is None:
+                self.stop_at = boundary
+            self.changed.notify_all()
+
+    def rank_finished(self) -> None:
+        """Stop waiting: a rank has passed its last step, so the others end by themselves too."""
+        with self.changed:
+            self.any_finished = True
+            undecided = self.holding and self.stop_at is None
+        if undecided:
+            self.decide(NEVER)
+            if self.world.is_main:
+                self.send(f"stop_at {NEVER}")
+
+    def release(self) -> None:
+        """Let the training thread go on: a rank was lost, and the run is going to end."""
+        self.decide(NEVER)
