@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from distgan.config.schema import Config, Loss, Networks, Optim, Train
-from distgan.losses.augmentation import adapted
+from distgan.losses.augmentation import adapt_probability
 from distgan.networks.base import DiscriminatorSpec, GeneratorSpec
 from distgan.networks.build import build_discriminator, build_generator
 from distgan.networks.ema import GeneratorEma, recalibrate_batch_norm
@@ -80,7 +80,7 @@ class GAN:
         """Move the augmentations' probability toward `loss.augment_target`. Collective; no host sync."""
         assert loss.augment_target is not None, "loss.augment_target is not set"
         mean = self.world.all_reduce_sum(real_accuracy) / self.world.size
-        probability = adapted(
+        probability = adapt_probability(
             self.augment_probability,
             mean,
             target=loss.augment_target,

@@ -24,7 +24,7 @@ from distgan.losses.adversarial import ADVERSARIAL
 from distgan.losses.augmentation import augment
 from distgan.losses.diversity import feature_distance, mode_seeking
 from distgan.losses.penalties import PENALTIES
-from distgan.losses.unrolling import DifferentiableAdam, anticipated, sgd
+from distgan.losses.unrolling import DifferentiableAdam, sgd, unroll
 from distgan.optimizers import lr_schedule, penalty_scale
 from distgan.runtime.randomness import uniform
 
@@ -251,7 +251,7 @@ def unrolled_loss(gan: GAN, reals: Tensor, fakes: Tensor, *, loss: Loss) -> Tens
         return real_loss, fake_loss, adversarial.generator_loss(fake_logits)
 
     copies = {name: p.detach().clone().requires_grad_() for name, p in named.items()}
-    ahead = anticipated(
+    ahead = unroll(
         copies,
         lambda parameters: sum(losses(parameters)[:2], torch.zeros(())),
         num_steps=loss.unroll_steps,

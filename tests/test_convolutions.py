@@ -75,7 +75,7 @@ def test_products_equal_the_convolutions(height: int, width: int) -> None:
 def run_steps(
     monkeypatch: pytest.MonkeyPatch, *, dtype: torch.dtype | None, most_pixels: int = 0
 ) -> list[Tensor]:
-    """Return losses and gradients of three steps of both networks, in float32 or autocast to `dtype`."""
+    """Return losses and gradients of three steps, in float32 or autocast to `dtype`."""
     monkeypatch.setattr(convolutions, "MOST_PIXELS", most_pixels)
     loss, draws = ADVERSARIAL["bce"], torch.Generator().manual_seed(3)
     spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=3, width=16, latent_dim=16)
@@ -130,7 +130,7 @@ def gradient_errors(seen: list[Tensor], reference: list[Tensor]) -> list[float]:
 def test_bf16_products_are_about_as_accurate_as_the_library(
     most_pixels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In each step the bf16 gradient is at most twice as far from float32 as with PyTorch's kernels.
+    """In each step the bf16 gradient is at most twice as far from float32 as PyTorch's own.
 
     PyTorch rounds differently on every instruction set, which changes the ratio by a half.
     """

@@ -14,7 +14,7 @@ SPEC = GeneratorSpec(architecture="dcgan", image_size=32, channels=3, width=8, l
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_shapes_and_ranges(size: int, channels: int) -> None:
-    """Latents map to images in [-1, 1], images to one logit each; every parameter gets a gradient."""
+    """Latents map to images in [-1, 1], images to a logit; every parameter gets a gradient."""
     spec = GeneratorSpec(
         architecture="dcgan", image_size=size, channels=channels, width=4, latent_dim=7
     )
@@ -160,7 +160,7 @@ def test_unsupported_image_size_names_the_choices() -> None:
 
 
 def test_draws_depend_on_the_position() -> None:
-    """A slice of positions draws what the whole does; seeds and purposes differ; N(0, 1) moments."""
+    """Slices draw what the whole does; seeds and purposes differ; moments are those of N(0, 1)."""
     positions = torch.arange(20_000)
     whole = normal((10,), positions, seed=3, purpose="latents")
     torch.testing.assert_close(

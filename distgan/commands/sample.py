@@ -1,6 +1,6 @@
 """`distgan sample`: images, interpolations, videos and the training progress of generators.
 
-latents of a seed -> [truncate] -> [interpolate | walk] -> generator -> PNG grid, PNG files, GIF, MP4
+latents of a seed -> [truncate] -> [interpolate | walk] -> generator -> PNG, GIF or MP4
 
 Imports neither accelerate nor webdataset nor wandb, because sampling does not train.
 """

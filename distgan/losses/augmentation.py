@@ -74,7 +74,7 @@ def augment(
     return images
 
 
-def adapted(
+def adapt_probability(
     probability: Tensor, real_accuracy: Tensor, *, target: float, images: int, ramp_kimg: float
 ) -> Tensor:
     """Return the probability after one step of adaptive discriminator augmentation.

@@ -26,7 +26,7 @@ def mode_seeking(fakes: Tensor, reals: Tensor, latents: Tensor) -> Tensor:
     images does not outweigh all others. Takes fakes and reals [B, C, H, W] and latents [B, Z]; B is
     a multiple of GROUP.
     """
-    # Reals have no latents: their mean distance in a group corresponds to a typical latent distance.
+    # Reals have no latents: their mean distance in a group stands for a typical latent distance.
     real_distances = pair_distances(reals).unflatten(0, (-1, GROUP // 2)).mean(1, keepdim=True)
     latent_distances = pair_distances(latents) / LATENT_DISTANCE
     fake_distances = pair_distances(fakes) / (latent_distances + EPSILON)

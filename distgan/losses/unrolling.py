@@ -45,7 +45,7 @@ class DifferentiableAdam:
         return stepped
 
 
-def anticipated(
+def unroll(
     parameters: Parameters,
     discriminator_loss: Callable[[Parameters], Tensor],
     *,
@@ -53,7 +53,7 @@ def anticipated(
     lr: float,
     step: Callable[..., Parameters],
 ) -> Parameters:
-    """Return the discriminator's parameters after `num_steps` steps, with the graph of all steps."""
+    """Return the discriminator's parameters `num_steps` steps later, with the graph of all steps."""
     for _ in range(num_steps):
         gradients = torch.autograd.grad(
             discriminator_loss(parameters), list(parameters.values()), create_graph=True

@@ -1,4 +1,4 @@
-"""What all networks share: their specs, the discriminator's interface, minibatch standard deviation."""
+"""What all networks share: specs, the discriminator's interface, minibatch standard deviation."""
 
 import math
 from dataclasses import asdict, dataclass

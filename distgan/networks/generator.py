@@ -27,7 +27,7 @@ class Generator:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names that `sample` takes as `class_name`: empty unless trained with one GAN per class."""
+        """The values of `class_name`; empty unless one GAN per class was trained."""
         return self.spec.classes if isinstance(self.spec, MixtureSpec) else ()
 
     @property
@@ -70,7 +70,7 @@ class Generator:
         truncation: float | None = None,
         class_name: str | None = None,
     ) -> Tensor:
-        """Return the latents [n, Z] that `sample` uses, beginning with number `first` of the seed."""
+        """Return the latents [n, Z] of `sample`, beginning with number `first` of the seed."""
         latents = sample_latents(n, self.spec, seed=seed, first=first)
         if class_name is not None:
             latents = choose_class(latents, self.spec, class_name)

@@ -28,8 +28,8 @@ def generate(generator: nn.Module, latents: Tensor, *, batch_size: int = 256) ->
 def truncate(latents: Tensor, threshold: float) -> Tensor:
     """Return latents distributed as N(0, 1) truncated to [-threshold, threshold].
 
-    This trades variety for more typical images (Brock et al. 2019, section 3.1). Each value moves to
-    the same quantile of the truncated distribution, so that every image stays similar to itself.
+    This trades variety for more typical images (Brock et al. 2019, section 3.1). Each value keeps
+    its quantile in the truncated distribution, so that every image stays similar to itself.
     """
     values, edge = latents.double(), torch.tensor(threshold, dtype=torch.float64)
     low, high = torch.special.ndtr(-edge), torch.special.ndtr(edge)

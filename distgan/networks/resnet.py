@@ -1,4 +1,4 @@
-"""Residual networks (Miyato et al. 2018; Gulrajani et al. 2017) for images of 32, 64 and 128 pixels.
+"""Residual networks (Miyato et al. 2018; Gulrajani et al. 2017) for 32, 64 and 128 pixels.
 
 generator      latents [B, Z] -> linear -> 4x4 maps -> UpBlock x k -> norm, ReLU, convolution
                -> tanh -> images [B, C, H, W]
@@ -77,9 +77,9 @@ class ResNetGenerator(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """A residual block of the discriminator: [B, before, S, S] to [B, after, S, S] or half the size.
+    """A residual block of the discriminator, [B, before, S, S] to [B, after, S or S / 2, ...].
 
-    The first block of a network sees images, which it does not pass through an activation.
+    The first block of a network takes images, which do not pass through an activation.
     """
 
     def __init__(

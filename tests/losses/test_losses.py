@@ -7,7 +7,14 @@ import torch
 from torch.nn import functional
 
 from distgan.losses.adversarial import ADVERSARIAL
-from distgan.losses.augmentation import AUGMENTATIONS, adapted, augment, color, cutout, translation
+from distgan.losses.augmentation import (
+    AUGMENTATIONS,
+    adapt_probability,
+    augment,
+    color,
+    cutout,
+    translation,
+)
 from distgan.losses.diversity import GROUP, feature_distance, mode_seeking
 from distgan.losses.penalties import gradient_penalty, r1, r2
 
@@ -121,7 +128,7 @@ def test_feature_distance_is_zero_from_the_distance_of_reals_on() -> None:
 
 
 def test_groups_do_not_depend_on_the_split() -> None:
-    """The mean over two halves of a batch equals the term of the whole batch, so ranks can share it."""
+    """The mean of the terms of two halves of a batch, on two ranks say, is the term of the batch."""
     draw = torch.Generator().manual_seed(0)
     fakes, reals = torch.rand(2, 4 * GROUP, 3, 4, 4, generator=draw)
     latents, half = torch.randn(4 * GROUP, 6, generator=draw), 2 * GROUP
@@ -145,7 +152,7 @@ def test_groups_do_not_depend_on_the_split() -> None:
 
 
 def test_translation_moves_whole_images() -> None:
-    """Images shift by the drawn number of pixels, up to an eighth of the side; zeros fill the gap."""
+    """Images shift by the drawn pixels, up to an eighth of the side; zeros fill the gap."""
     images = torch.rand(3, 2, 16, 16)
     draws, chosen = (
         torch.tensor([[0.0, 0.99], [0.99, 0.5], [0.0, 0.0]]),
@@ -177,7 +184,7 @@ def test_color_changes_only_chosen_images() -> None:
 
 
 def test_augmentation_depends_on_the_position_and_is_differentiable() -> None:
-    """An image is augmented equally in any batch, gradients pass, and probability 0 does nothing."""
+    """An image is augmented equally in any batch; gradients pass; probability 0 does nothing."""
     images, positions = torch.rand(6, 3, 16, 16, requires_grad=True), torch.arange(6)
     settings = {"kinds": tuple(AUGMENTATIONS), "seed": 0, "purpose": "test"}
     whole = augment(images, positions, probability=torch.tensor(1.0), **settings)
@@ -194,6 +201,6 @@ def test_probability_follows_the_accuracy_on_reals() -> None:
     """It rises while the accuracy is above the target, falls otherwise, and stays in [0, 1]."""
     settings = {"target": 0.6, "images": 100, "ramp_kimg": 1.0}
     half = torch.tensor(0.5)
-    assert adapted(half, torch.tensor(0.95), **settings).item() == pytest.approx(0.6)
-    assert adapted(half, torch.tensor(0.75), **settings).item() == pytest.approx(0.4)
-    assert adapted(torch.tensor(0.0), torch.tensor(0.5), **settings).item() == 0
+    assert adapt_probability(half, torch.tensor(0.95), **settings).item() == pytest.approx(0.6)
+    assert adapt_probability(half, torch.tensor(0.75), **settings).item() == pytest.approx(0.4)
+    assert adapt_probability(torch.tensor(0.0), torch.tensor(0.5), **settings).item() == 0

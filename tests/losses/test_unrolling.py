@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from distgan.config.schema import Loss, Optim
 from distgan.gan import GAN
-from distgan.losses.unrolling import DifferentiableAdam, anticipated, sgd
+from distgan.losses.unrolling import DifferentiableAdam, sgd, unroll
 from distgan.steps import discriminator_step, generator_step
 from tests.small_gan import make_gan, micro_batch, snapshot
 from tests.worlds import run_world
@@ -44,14 +44,14 @@ class Scene:
             name: parameter.detach().clone().requires_grad_() for name, parameter in named.items()
         }
         return self.loss(
-            anticipated(copies, lambda p: self.loss(p, fakes), num_steps=4, lr=0.05, step=step),
+            unroll(copies, lambda p: self.loss(p, fakes), num_steps=4, lr=0.05, step=step),
             fakes,
         )
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 def test_gradient_is_the_finite_difference(kind: str) -> None:
-    """The gradient through four steps with respect to the fakes, and not just the first-order one."""
+    """The gradient with respect to fakes is that through all four steps, not the first-order one."""
     scene = Scene()
     fakes = scene.fakes.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(scene.unrolled(fakes, kind), fakes)
@@ -93,7 +93,7 @@ def test_unrolling_does_not_change_the_discriminator(gan: GAN) -> None:
 
 
 def test_only_the_saddle_value_saturates(gan: GAN) -> None:
-    """If fakes have logits far below zero, the gradient of `saddle` vanishes and the other does not."""
+    """If logits of fakes are far below zero, only the gradient of `saddle` vanishes."""
     with torch.no_grad():
         gan.raw_discriminator.head.bias.fill_(-40)
     norms = {}
