@@ -1,4 +1,4 @@
-"""The `distgan` command: one thin function a command; heavy imports wait until they are needed."""
+"""The `distgan` command: one thin function per command. Heavy imports wait until they are needed."""
 
 import shlex
 from collections.abc import Callable
@@ -7,28 +7,30 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 from distgan.errors import UserError
-from distgan.reporting.console import (
-    complain,
-    counting_progress,
-    say,
-    share_progress,
-    show_columns,
-    show_table,
-)
+from distgan.reporting.console import complain, counting_progress, say, show_columns, show_table
 from shards.errors import ShardError
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Pack images; score, sample, report and export DCGANs; vary their training.",
+    help="Pack images; sample, evaluate, report, export and compare trained DCGANs.\n\n"
+    "Train with: accelerate launch distgan/train.py",
 )
+RESUMABLE = ("pack", "sweep")
+
+Overrides = Annotated[
+    list[str] | None,
+    Argument(metavar="SETTING", help="Settings to change: section.field=value."),
+]
+Shards = Annotated[Path, Argument(help="Folder of packed shards.")]
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command whose user mistakes are one line and exit code 2."""
+    """Register a command. A user's mistake prints one line and exits with code 2."""
 
     @app.command()
     @wraps(function)
@@ -39,14 +41,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             complain(str(error))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            complain(
-                "stopped"
-                + (
-                    "; the same command goes on from here"
-                    if function.__name__ in ("pack", "sweep")
-                    else ""
-                )
-            )
+            resume = "; repeat the command to resume" if function.__name__ in RESUMABLE else ""
+            complain(f"stopped{resume}")
             raise typer.Exit(75) from None
 
     return guarded
@@ -56,58 +52,57 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def pack(
     source: Annotated[
         str,
-        typer.Argument(
-            help="Image folder, .tar or .zip of images, folder of WebDataset tars, or one of "
+        Argument(
+            help="Folder, .tar or .zip of images, folder of WebDataset tars, or one of "
             "digits, cifar10, mnist, stacked-mnist, stacked-digits."
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder for the shards.")],
+    out: Annotated[Path, Argument(help="Folder to write the shards to.")],
     size: Annotated[
-        int | None, typer.Option(help="Pixels a side; 64 for folders and archives.")
+        int | None, Option(help="Pixels per side. Default: 64 for your images.")
     ] = None,
-    channels: Annotated[int | None, typer.Option(help="1 or 3.")] = None,
-    shard_size_mb: Annotated[
-        int, typer.Option(help="Size of a shard of raw pixels, in MB; encoded ones get smaller.")
-    ] = 32,
+    channels: Annotated[int | None, Option(help="1 (gray) or 3 (color).")] = None,
+    shard_size_mb: Annotated[int, Option(help="Megabytes of raw pixels per shard.")] = 32,
     encoding: Annotated[
         Literal["raw", "jpeg", "png"],
-        typer.Option(help="Of the pixels: raw trains fastest, png and jpeg stay small."),
+        Option(help="raw trains fastest; png and jpeg need less disk space."),
     ] = "raw",
-    quality: Annotated[
-        int | None, typer.Option(help="Of jpeg, 1 to 100; 95 where not given.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; none means all cores.")] = None,
+    quality: Annotated[int | None, Option(help="JPEG quality, 1 to 100. Default: 95.")] = None,
+    workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None,
     bad_images: Annotated[
         Literal["fail", "skip"],
-        typer.Option(help="Stop at a broken image, or list it in rejected.jsonl."),
+        Option(help="At a broken image: stop, or skip and list it in rejected.jsonl."),
     ] = "fail",
-    cls: Annotated[
-        bool, typer.Option(help="Write class numbers into the tars for other readers.")
-    ] = True,
-    split: Annotated[
-        Literal["train", "test"], typer.Option(help="Of cifar10 and mnist.")
-    ] = "train",
+    cls: Annotated[bool, Option(help="Write class numbers, for other readers.")] = True,
+    split: Annotated[Literal["train", "test"], Option(help="Split of cifar10 or mnist.")] = "train",
     root: Annotated[
         Path | None,
-        typer.Option(
-            help="Where the official files of cifar10 and mnist lie; none downloads them."
-        ),
+        Option(help="Folder with the files of cifar10 or mnist. Default: download them."),
     ] = None,
 ) -> None:
-    """Pack images into WebDataset shards at the training size. A stopped pack goes on when called again."""
+    """Pack images into WebDataset shards.
+
+    Images are cropped to squares and resized to the training size.
+    Repeat the command to resume an interrupted pack.
+    """
+    from distgan.commands.info import describe
     from shards.pack import pack as pack_shards
 
-    with counting_progress("packing") as show:
+    with counting_progress("packing") as progress:
         index = pack_shards(
-            source, out, size=size, channels=channels, shard_size_mb=shard_size_mb, encoding=encoding, quality=quality,
-            workers=workers, bad_images=bad_images, cls=cls, split=split, root=root, progress=show,
+            source, out, size=size, channels=channels, shard_size_mb=shard_size_mb,
+            encoding=encoding, quality=quality, workers=workers, bad_images=bad_images, cls=cls,
+            split=split, root=root, progress=progress,
         )  # fmt: skip
     show_table(f"packed {out}", describe(index))
 
 
 @command
-def verify(shards: Annotated[Path, typer.Argument(help="Folder of packed shards.")]) -> None:
-    """Check every count and checksum; exit 1 and the names of what is damaged."""
+def verify(shards: Shards) -> None:
+    """Check shards for damage.
+
+    Prints what is damaged and exits with code 1.
+    """
     from shards.verify import verify as verify_shards
 
     problems = verify_shards(shards)
@@ -115,123 +110,142 @@ def verify(shards: Annotated[Path, typer.Argument(help="Folder of packed shards.
         complain(str(problem))
     if problems:
         raise typer.Exit(1)
-    say(f"{shards}: every shard is as it was packed")
+    say(f"{shards}: all shards are intact")
 
 
 @command
-def info(shards: Annotated[Path, typer.Argument(help="Folder of packed shards.")]) -> None:
-    """Show samples, classes, encoding, size and fingerprint."""
+def info(shards: Shards) -> None:
+    """Show the images, classes, encoding and fingerprint of shards."""
+    from distgan.commands.info import describe
     from shards.format.index import read_index
 
     show_table(str(shards), describe(read_index(shards)))
 
 
-def describe(index: Any) -> list[tuple[str, Any]]:
-    """A dataset in rows for a person."""
-    channels, height, width = index.image_shape
-    encoding = index.encoding + (
-        f" of quality {index.quality}" if index.quality is not None else ""
-    )
-    of_raw = f", {index.num_bytes / index.raw_num_bytes:.0%} of raw" if index.is_encoded else ""
-    rows = [
-        ("samples", f"{index.num_samples:,}"),
-        (
-            "images",
-            f"{width}x{height}, {channels} channel{'s' if channels > 1 else ''}, {encoding}",
-        ),
-        ("shards", f"{len(index.shards)}, {index.num_bytes / 1e6:,.1f} MB{of_raw}"),
-        ("fingerprint", index.fingerprint),
-    ]
-    if index.num_rejected:
-        left_out = f"{index.num_rejected:,} broken image{'s' if index.num_rejected > 1 else ''}, listed in rejected.jsonl"
-        rows.insert(1, ("left out", left_out))
-    if index.class_names:
-        classes = ", ".join(
-            f"{name} {count:,}"
-            for name, count in zip(index.class_names, index.class_counts, strict=True)
-        )
-        count = len(index.class_names)
-        rows.insert(-2, ("classes", f"{count}: {classes}" if count <= 100 else count))
-    return rows
+@command
+def probe(
+    shards: Annotated[str, Argument(help="Packed shards with class labels.")],
+    flip: Annotated[bool, Option(help="Mirror images at random; not for digits.")] = False,
+    seed: Annotated[int, Option(help="Seed of the training.", min=0)] = 0,
+) -> None:
+    """Train a classifier of the images, for better evaluations.
+
+    Evaluations of generators of the same images then use its features,
+    and its predictions show which classes are missing.
+    """
+    from distgan.commands.probe import probe as train_probe
+
+    train_probe(shards, flip=flip, seed=seed)
 
 
 @command
 def sample(
     sources: Annotated[
         list[Path],
-        typer.Argument(
-            help="Run folder, checkpoint folder or generator.safetensors; of several, a row each."
+        Argument(
+            help="Run folder, checkpoint folder or generator.safetensors. "
+            "If there are several, the grid has one row for each."
         ),
     ],
     num: Annotated[
         int | None,
-        typer.Option(
-            help="How many images; none means 64, 16 in a video, 8 with --progress.", min=1
-        ),
+        Option(help="Number of images. Default: 64; 16 for --video, 8 for --progress.", min=1),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Which images.", min=0)] = 0,
+    seed: Annotated[int, Option(help="Seed of the latents.", min=0)] = 0,
     truncation: Annotated[
         float | None,
-        typer.Option(
-            help="Cut latents off at this value: more typical images, fewer kinds; 1.5, say.",
-            min=0.01,
-        ),
+        Option(help="Limit of the latents, such as 1.5: typical, less varied images.", min=0.01),
     ] = None,
     class_name: Annotated[
-        str | None,
-        typer.Option(
-            "--class", help="The one class to sample of a generator of networks.per_class=true."
-        ),
+        str | None, Option("--class", help="Class to sample, if networks.per_class=true.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="PNG file for a grid.")] = Path("samples.png"),
-    files: Annotated[
-        Path | None, typer.Option(help="Folder for single PNG files in place of a grid.")
-    ] = None,
+    out: Annotated[Path, Option(help="PNG file to write.")] = Path("samples.png"),
+    files: Annotated[Path | None, Option(help="Folder for one PNG file per image.")] = None,
     interpolate: Annotated[
-        bool, typer.Option("--interpolate", help="Each row goes over from one image to another.")
+        bool, Option("--interpolate", help="Rows that morph one image into another.")
     ] = False,
-    video: Annotated[
-        Path | None, typer.Option(help=".gif or .mp4 of a walk from image to image.")
-    ] = None,
+    video: Annotated[Path | None, Option(help=".gif or .mp4 of morphing images.")] = None,
     progress: Annotated[
-        bool,
-        typer.Option(
-            "--progress", help="The same images in all checkpoints of a run, a column each."
-        ),
+        bool, Option("--progress", help="The same latents in each checkpoint of a run.")
     ] = False,
 ) -> None:
-    """Write images from a trained generator: a grid, files, an interpolation, a video or its progress."""
-    from distgan.commands import sample as job
+    """Generate images: a grid, single files, an interpolation or a video."""
+    from distgan.commands import sample as commands
 
     kinds = [bool(files), interpolate, bool(video), progress]
     if sum(kinds) > 1:
         raise UserError(
-            "--files, --interpolate, --video and --progress each make something else; choose one"
+            "--files, --interpolate, --video and --progress exclude one another; choose one"
         )
     if len(sources) > 1 and any(kinds):
         raise UserError("only a grid can show several generators; give one of them")
-    selection = job.Selection(num, seed, truncation, class_name)
+    selection = commands.Selection(num, seed, truncation, class_name)
     if files:
-        say(f"wrote {job.sample_files(sources[0], files, selection)} images to {files}")
+        say(f"wrote {commands.sample_files(sources[0], files, selection)} images to {files}")
     elif interpolate:
-        say(f"wrote {job.interpolate(sources[0], selection, out=out)}")
+        say(f"wrote {commands.interpolate(sources[0], selection, out=out)}")
     elif video:
-        say(f"wrote {job.video(sources[0], selection, out=video)}")
+        say(f"wrote {commands.video(sources[0], selection, out=video)}")
     elif progress:
-        path, kimg = job.progress(sources[0], selection, out=out)
+        path, kimg = commands.progress(sources[0], selection, out=out)
         say(f"wrote {path}; columns: {', '.join(kimg)} kimg")
     else:
-        say(f"wrote {job.sample(sources, selection, out=out)}")
+        say(f"wrote {commands.sample(sources, selection, out=out)}")
+
+
+@command
+def evaluate(
+    inputs: Annotated[
+        list[Path],
+        Argument(
+            help="Run folders, checkpoints, generator files, folders of images, or packed shards."
+        ),
+    ],
+    data: Annotated[str, Option(help="Packed shards of the real images.")],
+    num: Annotated[
+        int,
+        Option(help="Generated images; without --reference at most half the real ones.", min=12),
+    ] = 10_000,
+    reference: Annotated[
+        int | None, Option(help="Real images to compare with. Default: as --num.", min=12)
+    ] = None,
+    extractor: Annotated[
+        str, Option(help="Features: auto, random, probe, inception, or the file of a probe.")
+    ] = "auto",
+    inception_weights: Annotated[
+        Path | None, Option(help="File of Inception weights. Default: download them.")
+    ] = None,
+    metrics: Annotated[
+        str | None, Option(help="Metrics to compute, separated by commas. Default: all.")
+    ] = None,
+    seed: Annotated[int, Option(help="Seed of the latents.", min=0)] = 0,
+    json: Annotated[Path | None, Option(help="JSON file to write the numbers to.")] = None,
+) -> None:
+    """Compare generated with real images: metrics and a verdict."""
+    from distgan.commands.evaluate import evaluate_inputs, show_scores
+    from distgan.config.schema import Evaluation
+
+    settings = Evaluation(
+        num_samples=num,
+        extractor=extractor,
+        inception_weights=None if inception_weights is None else str(inception_weights),
+        metrics=None if metrics is None else tuple(metrics.split(",")),
+    )
+    show_scores(
+        evaluate_inputs(
+            inputs, data, settings=settings, seed=seed, num_reference=reference, json_file=json
+        )
+    )
 
 
 @command
 def report(
-    folder: Annotated[Path, typer.Argument(help="Run folder, or a folder of runs.")],
+    folder: Annotated[Path, Argument(help="Run folder, or a folder of runs.")],
     out: Annotated[
-        Path | None, typer.Option(help="HTML file to write; none means report.html in the folder.")
+        Path | None, Option(help="HTML file to write. Default: report.html in the folder.")
     ] = None,
 ) -> None:
-    """Write one page that tells a run, or a table and a page that compare runs."""
+    """Write an HTML report of a run, or a comparison of several runs."""
     from distgan.commands.report import report as write_report
 
     written = write_report(folder, out=out)
@@ -242,21 +256,16 @@ def report(
 
 @command
 def export(
-    run: Annotated[
-        Path, typer.Argument(help="Run folder, checkpoint folder or generator.safetensors.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    run: Annotated[Path, Argument(help="Run folder, checkpoint folder or generator.safetensors.")],
+    out: Annotated[Path, Option(help="Folder to write.")],
     format: Annotated[
-        Literal["safetensors", "onnx"], typer.Option(help="Of the weights.")
+        Literal["safetensors", "onnx"], Option(help="File format of the weights.")
     ] = "safetensors",
     license: Annotated[
-        str,
-        typer.Option(
-            help="Licence of the model, as Hugging Face names it: mit, cc-by-4.0, other ..."
-        ),
+        str, Option(help="Hugging Face name of the model's license, such as mit.")
     ] = "unknown",
 ) -> None:
-    """Write a generator to be used without distgan, with a model card."""
+    """Export a generator for use without distgan, with a model card."""
     from distgan.commands.export import export as write_export
 
     for sentence in write_export(run, out, format=format, license=license):
@@ -264,121 +273,30 @@ def export(
 
 
 @command
-def probe(
-    shards: Annotated[str, typer.Argument(help="Packed shards with class labels.")],
-    flip: Annotated[
-        bool, typer.Option(help="Mirror images at random: right for photographs, wrong for digits.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the training.", min=0)] = 0,
-) -> None:
-    """Train the small classifier in whose features generators of these images are scored."""
-    from distgan.commands.probe import probe as train_probe
-
-    with share_progress("training the probe") as show:
-        trained, path = train_probe(shards, flip=flip, seed=seed, progress=show)
-    card = trained.card
-    if card.is_weak:
-        complain(
-            "that is hardly better than a guess: `auto` will take random features, for these classes do not look different"
-        )
-    say(
-        f"{card.accuracy:.1%} of {card.num_held_out:,} held-out images named rightly; probe {trained.version} in {path}"
-    )
-
-
-@command
-def evaluate(
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Run folders, checkpoints, generator files, folders of images, or packed shards."
-        ),
-    ],
-    data: Annotated[str, typer.Option(help="Packed shards of the real images.")],
-    num: Annotated[
-        int,
-        typer.Option(
-            help="Fakes to score; without --reference at most half as many as reals.", min=12
-        ),
-    ] = 10_000,
-    reference: Annotated[
-        int | None,
-        typer.Option(help="Real images to compare with; none means as many as fakes.", min=12),
-    ] = None,
-    extractor: Annotated[
-        str, typer.Option(help="auto, random, probe, inception, or the file of a probe.")
-    ] = "auto",
-    inception_weights: Annotated[
-        Path | None, typer.Option(help="File of Inception weights.")
-    ] = None,
-    metrics: Annotated[
-        str | None, typer.Option(help="Names of metrics, with commas; none means all.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the latents.", min=0)] = 0,
-    json: Annotated[Path | None, typer.Option(help="File for the numbers.")] = None,
-) -> None:
-    """Score generated images against real ones: a table and a verdict."""
-    from distgan.commands.evaluate import evaluate_inputs
-    from distgan.config.schema import Evaluation
-
-    settings = Evaluation(
-        num_samples=num,
-        extractor=extractor,
-        inception_weights=None if inception_weights is None else str(inception_weights),
-        metrics=None if metrics is None else tuple(metrics.split(",")),
-    )
-    scored = evaluate_inputs(
-        inputs, data, settings=settings, seed=seed, num_reference=reference, json_file=json
-    )
-    reals = scored[0].result.reals
-    rows = [
-        [
-            name,
-            *(f"{each.result.values[name]:.4g}" for each in scored),
-            f"{reals[name]:.4g}" if name in reals else "",
-        ]
-        for name in scored[0].result.values
-    ]
-    show_columns(["", *(each.name for each in scored), "real images"], rows)
-    for each in scored:
-        say(
-            f"{each.name}: {each.verdict}",
-            style="bold red" if each.verdict.is_trouble else "bold green",
-        )
-    say(scored[0].result.protocol.line())
-
-
-@command
 def sweep(
-    file: Annotated[
-        Path, typer.Argument(help="What to vary: docs/sweep.md says how it is written.")
-    ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(help="Settings of every run as section.field=value.", metavar="SETTING..."),
-    ] = None,
+    file: Annotated[Path, Argument(help="TOML file of the sweep; see docs/sweep.md.")],
+    overrides: Overrides = None,
     folder: Annotated[
-        Path | None, typer.Option(help="For the runs; none means runs/ and the file's name.")
+        Path | None, Option(help="Folder of the runs. Default: runs/ and the file's name.")
     ] = None,
     show: Annotated[
-        bool, typer.Option("--list", help="Show the runs with their numbers and states, and stop.")
+        bool, Option("--list", help="List the runs with their numbers and states, and stop.")
     ] = False,
     index: Annotated[
         int | None,
-        typer.Option(
-            help="Take this one run only, for one task of an array.",
-            min=0,
-            envvar="SLURM_ARRAY_TASK_ID",
-        ),
+        Option(help="Train only the run with this number.", min=0, envvar="SLURM_ARRAY_TASK_ID"),
     ] = None,
     words: Annotated[
-        bool, typer.Option("--words", help="Print that run's words for distgan/train.py, and stop.")
+        bool, Option("--words", help="Print that run's arguments for distgan/train.py, and stop.")
     ] = False,
     board: Annotated[
-        bool, typer.Option("--board", help="Write the leaderboard of what is there, and stop.")
+        bool, Option("--board", help="Write the leaderboard of the runs so far, and stop.")
     ] = False,
 ) -> None:
-    """Train many runs and rank them. A stopped sweep goes on when called again."""
+    """Train many runs with different settings and rank them.
+
+    Repeat the command to resume an interrupted sweep.
+    """
     from distgan.commands import sweep as job
     from distgan.reporting import leaderboard
     from distgan.run.files import read_status
@@ -386,7 +304,7 @@ def sweep(
 
     asked = job.read_sweep(file)
     folder = folder or Path("runs") / file.stem
-    runs = job.plan_runs(asked, folder=folder, words=settings or ())
+    runs = job.plan_runs(asked, folder=folder, words=overrides or ())
     if index is not None and not index < len(runs):
         raise UserError(
             f"--index {index}: there are {len(runs)} runs, numbers 0 to {len(runs) - 1}; see them with --list"
@@ -400,7 +318,7 @@ def sweep(
                 for i, run in enumerate(runs)]  # fmt: skip
         show_columns(["number", "cell", "seed", "state"], rows)
         say(
-            f"as an array: sbatch --array=0-{len(runs) - 1} launch/sweep.sbatch {shlex.join([str(file), *(settings or ())])}"
+            f"as an array: sbatch --array=0-{len(runs) - 1} launch/sweep.sbatch {shlex.join([str(file), *(overrides or ())])}"
         )
         return
     interrupt = Interrupt()
@@ -424,26 +342,26 @@ def sweep(
 
 @command
 def bench(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Settings as section.field=value.", metavar="SETTING..."),
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="A preset or a .toml file.")] = None,
-    size: Annotated[int, typer.Option(help="Pixels a side of the images: 32, 64 or 128.")] = 64,
-    channels: Annotated[int, typer.Option(help="1 or 3.")] = 3,
-    quick: Annotated[bool, typer.Option(help="Fewer repeats, nothing compiled.")] = False,
-    json: Annotated[Path | None, typer.Option(help="File for the numbers.")] = None,
+    overrides: Overrides = None,
+    preset: Annotated[str | None, Option(help="Name of a preset, or a .toml file.")] = None,
+    size: Annotated[int, Option(help="Height and width of the images: 32, 64 or 128.")] = 64,
+    channels: Annotated[int, Option(help="1 (gray) or 3 (color).")] = 3,
+    quick: Annotated[bool, Option(help="Fewer repeats, without torch.compile.")] = False,
+    json: Annotated[Path | None, Option(help="JSON file to write the numbers to.")] = None,
 ) -> None:
-    """Measure how fast this machine packs, loads and trains, in a few minutes on generated images."""
+    """Measure how fast this machine packs, loads and trains.
+
+    Takes a few minutes, on generated images.
+    """
     from distgan.commands.bench import bench as measure
     from distgan.config.load import load_config
     from distgan.run.folder import check_writable, write_json
 
     if size not in (32, 64, 128) or channels not in (1, 3):
         raise UserError(
-            f"--size {size} --channels {channels} cannot be: give 32, 64 or 128 and 1 or 3"
+            f"--size {size} --channels {channels}: give a size of 32, 64 or 128, and 1 or 3 channels"
         )
-    config = load_config(preset, list(overrides or []))
+    config = load_config(preset, overrides or ())
     if json is not None:
         check_writable(json)
     found = measure(

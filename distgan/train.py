@@ -1,26 +1,25 @@
-"""The door of a training run: command line -> Config -> Trainer -> exit code.
+"""Entry point of `accelerate launch`: command line -> Config -> Trainer -> exit code.
 
     accelerate launch distgan/train.py [--preset NAME] [--data SHARDS] [section.field=value ...]
 
-Exit codes: 0 done, 2 what a user can mend, 75 interrupted and saved, 76 collapsed, 1 anything else. Behind a
-launcher read status.json.
+Exit codes: 0 done, 2 a user's mistake, 75 interrupted and saved, 76 collapsed, 1 anything else.
+Launchers return a code of their own; scripts that use one should read status.json.
 """
 
 import os
 import sys
 from pathlib import Path
 
-if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
-    # Started by path: this folder must not stand where its modules could hide other libraries'.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+FOLDER = Path(__file__).resolve().parent
+if Path(sys.path[0] or ".").resolve() == FOLDER:
+    # Python has put this folder first, where our modules could hide installed ones of that name.
+    sys.path[0] = str(FOLDER.parent)
 
-from distgan.runtime.signals import (
-    Interrupt,
-)  # before the slow imports, so that a signal during them is not lost
+from distgan.runtime.signals import Interrupt
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":
-    INTERRUPT.install()
+    INTERRUPT.install()  # before the slow imports, so that a signal during them is not lost
 
 from typing import Annotated
 
@@ -28,6 +27,7 @@ import typer
 
 from distgan.config.flat import changed_from_defaults
 from distgan.config.load import load_config, preset_names
+from distgan.config.schema import Config
 from distgan.errors import RunFailed, UserError
 from distgan.reporting.console import complain, show_table
 from shards.errors import ShardError
@@ -38,54 +38,55 @@ EXIT_CODES = {"done": 0, "preempted": 75, "collapsed": 76}
 def train(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings as section.field=value.", metavar="SETTING..."),
+        typer.Argument(metavar="SETTING", help="Settings to change: section.field=value."),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(preset_names())}, or a .toml file.")
+        str | None, typer.Option(help=f"{', '.join(preset_names())}, or a .toml file.")
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Folder of packed shards (distgan pack); none: handwritten digits."),
+        typer.Option(help="Packed shards: a folder or a URL. Default: handwritten digits."),
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Where to write; the same command resumes.")
+        Path | None,
+        typer.Option(help="Folder of the run. Default: one in runs/, chosen by settings and data."),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Show the settings and stop.")] = False,
 ) -> None:
-    """Train a DCGAN. Settings: default < preset < command line."""
+    """Train a DCGAN. Repeat the command to resume an interrupted run."""
     if preset is None and data is None:
         preset = "digits"
-    is_main = os.environ.get("RANK", "0") == "0"
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # a mistake may lie in one node's files only
+    rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
     try:
         config = load_config(preset, overrides or (), data=data or None)
         if dry_run:
-            if is_main:
-                show_table(
-                    "settings that differ from the defaults",
-                    list(changed_from_defaults(config).items()),
-                )
+            if rank == "0":
+                changes = changed_from_defaults(config)
+                show_table("settings that differ from the defaults", list(changes.items()))
             return
-        from distgan.per_class import PerClassTrainer
-        from distgan.runtime.distributed import leave_world
-        from distgan.trainer import Trainer
-
-        name = Path(preset).stem if preset else "run"
-        kind = PerClassTrainer if config.networks.per_class else Trainer
-        state = kind(
-            config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv
-        ).run()
-        leave_world()
+        state = run(config, name=Path(preset).stem if preset else "run", run_dir=run_dir)
     except (UserError, ShardError) as error:
-        if speaks:
+        if local_rank == "0":  # one process per node, since files may differ between nodes
             complain(str(error))
         raise SystemExit(2) from None
     except RunFailed as error:
-        if is_main or error.must_report:
+        if rank == "0" or error.must_report:
             complain(str(error))
         raise SystemExit(1) from None
     INTERRUPT.ignore()
     raise SystemExit(EXIT_CODES[state])
+
+
+def run(config: Config, *, name: str, run_dir: Path | None) -> str:
+    """Train until the run is done, preempted or collapsed, and return which it is."""
+    from distgan.per_class import PerClassTrainer
+    from distgan.runtime.distributed import leave_world
+    from distgan.trainer import Trainer
+
+    trainer = PerClassTrainer if config.networks.per_class else Trainer
+    state = trainer(config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv).run()
+    leave_world()
+    return state
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ from distgan.networks.latents import generate
 from tests.worlds import run_world, train_run
 
 
-def call(*words: object) -> tuple[int, str]:
-    """(exit code, output) of a command."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
+def call(*arguments: object) -> tuple[int, str]:
+    """Run a command in this process and return its exit code and output."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
 
 
-def test_pack_info_verify(tmp_path: Path) -> None:
-    """A folder is packed, shown and found whole; a flipped byte is found by name and exits 1."""
+def test_pack_info_and_verify(tmp_path: Path) -> None:
+    """A folder is packed, described and intact; a flipped byte is found and exits with code 1."""
     for number in range(6):
         folder = tmp_path / "images" / ("cat" if number % 2 else "dog")
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def test_pack_info_verify(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("arguments", "expected"),
     [
         (["pack", "nowhere", "out"], "nowhere"),
         (["info", "nowhere"], "nowhere"),
@@ -59,17 +59,17 @@ def test_pack_info_verify(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit code 2, the value, no traceback, nothing written."""
+    """They exit with code 2, name the value, show no traceback and write nothing."""
     monkeypatch.chdir(tmp_path)
-    code, said = call(*words)
+    code, said = call(*arguments)
     assert (code, expected in said) == (2, True), said
     assert list(tmp_path.iterdir()) == []
 
 
-def test_samples_from_run_checkpoint_and_file_agree(shards: Path, tmp_path: Path) -> None:
-    """All three name one generator; sample i does not depend on how many are drawn; a grid is written."""
+def test_run_checkpoint_and_file_give_the_same_samples(shards: Path, tmp_path: Path) -> None:
+    """All three are one generator, sample i does not depend on their number, a grid is written."""
     run = tmp_path / "run"
     run_world(1, train_run, shards, run, ["train.kimg=0.024"])
     newest = sorted((run / "checkpoints").iterdir())[-1]
@@ -89,13 +89,13 @@ def test_samples_from_run_checkpoint_and_file_agree(shards: Path, tmp_path: Path
 
 
 def test_probe_and_evaluate(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe is trained and found by the evaluation; reals against reals are near, noise is far; JSON has it all."""
+    """The evaluation finds the probe; real images are near, noise is far; JSON has all numbers."""
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("distgan.evaluation.probe.ROUNDS_KIMG", (2.0,))
     digits = tmp_path / "digits"
     assert call("pack", "digits", digits)[0] == 0
     code, said = call("probe", digits)
-    assert (code, "held-out images named rightly" in said) == (0, True), said
+    assert (code, "held-out images; probe" in said) == (0, True), said
     noise = tmp_path / "noise"
     noise.mkdir()
     for number in range(200):

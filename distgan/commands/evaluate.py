@@ -1,4 +1,4 @@
-"""`distgan evaluate`: score generators, or anyone's generated images, against packed shards."""
+"""`distgan evaluate`: compare generators, or any folders of generated images, with packed shards."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from distgan.evaluation.evaluator import choose_extractor, real_images
 from distgan.evaluation.reference import prepare_reference
 from distgan.evaluation.verdict import Verdict, judge
 from distgan.networks.generator_file import load_generator
+from distgan.reporting.console import say, show_columns
 from distgan.run.folder import check_writable, write_json
 from distgan.runtime.distributed import World
 from distgan.runtime.randomness import normal
@@ -23,14 +24,26 @@ from shards.images import EXTENSIONS, BadImage, decode_image
 from shards.reader import ShardReader
 from shards.sources.open import open_source
 
+UNLIMITED = 2**62
+Shape = tuple[int, int, int]  # channels, height, width
+
 
 @dataclass(frozen=True)
-class Scored:
-    """One input with what was found."""
+class Score:
+    """The metrics and the verdict of one input."""
 
     name: str
     result: Result
     verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Input:
+    """Generated images by number, their origin (`ema` or `images`), and how many there are."""
+
+    fakes: Fakes
+    weights: str
+    count: int
 
 
 def evaluate_inputs(
@@ -41,98 +54,123 @@ def evaluate_inputs(
     seed: int,
     num_reference: int | None = None,
     json_file: Path | None = None,
-) -> list[Scored]:
-    """Score runs, checkpoints, generator files, folders of images or packed shards against the shards in `data`.
+) -> list[Score]:
+    """Evaluate runs, checkpoints, generator files, image folders or shards against shards `data`.
 
-    All are scored by as many images as the smallest of them has, so that they can be compared. Without `num_reference`
-    no more than half the reals are the reference, and as many fakes are drawn; published FIDs take 50,000 of both.
+    All inputs are evaluated with as many images as the smallest has, so that their metrics can be
+    compared. Without `num_reference` the reference is at most half of the real images, and there
+    are as many fakes; published FIDs use 50,000 of each. Raises UserError.
     """
     if json_file is not None:
         check_writable(json_file)
     world = World(0, 1)
     _, reader = open_dataset(Data(shards=data))
     extractor, _ = choose_extractor(settings, reader, world=world)
-    opened = [open_fakes(path, reader.image_shape, seed=seed) for path in inputs]
-    num = min([settings.num_samples, *(count for _, _, count in opened)])
-    prepared = prepare_reference(
-        real_images(reader, None, num_samples=max(num, num_reference or 0)),
+    opened = [open_input(path, reader.image_shape, seed=seed) for path in inputs]
+    num_samples = min([settings.num_samples, *(each.count for each in opened)])
+    reference = prepare_reference(
+        real_images(reader, None, num_samples=max(num_samples, num_reference or 0)),
         extractor,
         world=world,
-        num_samples=num,
+        num_samples=num_samples,
         num_reference=num_reference,
     )
-    scored = []
-    for path, (fakes, weights, _) in zip(inputs, opened, strict=True):
+    scores = []
+    for path, each in zip(inputs, opened, strict=True):
         result = evaluate(
-            fakes,
-            prepared,
+            each.fakes,
+            reference,
             extractor,
             world=world,
             seed=seed,
-            weights=weights,
+            weights=each.weights,
             wanted=settings.metrics,
         )
-        scored.append(Scored(str(path), result, judge(result)))
+        scores.append(Score(str(path), result, judge(result)))
     if json_file is not None:
-        rows = [
-            {"input": each.name, "verdict": str(each.verdict)} | each.result.to_dict()
-            for each in scored
-        ]
-        write_json(json_file, rows)
-    return scored
+        write_json(json_file, [to_row(score) for score in scores])
+    return scores
 
 
-def open_fakes(
-    path: Path, image_shape: tuple[int, int, int], *, seed: int
-) -> tuple[Fakes, str, int]:
-    """(fakes by number, what they come from, how many there are) of one input; raises UserError."""
+def to_row(score: Score) -> dict[str, object]:
+    """Return a score as plain values for JSON."""
+    return {"input": score.name, "verdict": str(score.verdict)} | score.result.to_dict()
+
+
+def show_scores(scores: list[Score]) -> None:
+    """Print the metrics of all inputs beside those of real images, the verdicts, the protocol."""
+    reals = scores[0].result.reals
+    rows = []
+    for name in scores[0].result.values:
+        values = [f"{score.result.values[name]:.4g}" for score in scores]
+        rows.append([name, *values, f"{reals[name]:.4g}" if name in reals else ""])
+    show_columns(["", *(score.name for score in scores), "real images"], rows)
+    for score in scores:
+        style = "bold red" if score.verdict.is_trouble else "bold green"
+        say(f"{score.name}: {score.verdict}", style=style)
+    say(scores[0].result.protocol.line())
+
+
+def open_input(path: Path, image_shape: Shape, *, seed: int) -> Input:
+    """Return the images of shards, of a folder or of a generator; raises UserError."""
     if (path / INDEX_FILE).exists():
-        shards = ShardReader(read_index(path))
-        if shards.image_shape != image_shape:
-            raise UserError(
-                f"{path} holds images {list(shards.image_shape)}, the data {list(image_shape)}; pack again"
-            )
-        return (
-            lambda a, b: torch.from_numpy(shards.gather(np.arange(a, b))),
-            "images",
-            shards.num_samples,
-        )
+        return open_packed(path, image_shape)
     if path.is_dir() and holds_images(path):
-        source = open_source(path)
-        channels, size, _ = image_shape
+        return open_folder(path, image_shape)
+    return open_generator(path, image_shape, seed=seed)
 
-        def read(start: int, stop: int) -> Tensor:
-            images = []
-            for number in range(start, stop):
-                try:
-                    images.append(decode_image(source.read(number), size=size, channels=channels))
-                except BadImage as error:
-                    raise UserError(
-                        f"{path}: broken image {source.names[number]} ({error}); remove it"
-                    ) from None
-            return torch.from_numpy(np.stack(images))
 
-        return read, "images", len(source)
+def open_packed(path: Path, image_shape: Shape) -> Input:
+    """Return the images of packed shards; raises UserError if they have another shape."""
+    reader = ShardReader(read_index(path))
+    if reader.image_shape != image_shape:
+        raise UserError(
+            f"images in {path} are {list(reader.image_shape)}, those of the data "
+            f"{list(image_shape)}; pack one of them again"
+        )
+    return Input(
+        lambda start, stop: torch.from_numpy(reader.gather(np.arange(start, stop))),
+        "images",
+        reader.num_samples,
+    )
+
+
+def open_folder(path: Path, image_shape: Shape) -> Input:
+    """Return the image files of a folder, cropped and resized to the shape of the data."""
+    source = open_source(path)
+    channels, size, _ = image_shape
+
+    def read(number: int) -> np.ndarray:
+        try:
+            return decode_image(source.read(number), size=size, channels=channels)
+        except BadImage as error:
+            name = source.names[number]
+            raise UserError(f"{path}: broken image {name} ({error}); remove it") from None
+
+    def read_all(start: int, stop: int) -> Tensor:
+        return torch.from_numpy(np.stack([read(number) for number in range(start, stop)]))
+
+    return Input(read_all, "images", len(source))
+
+
+def open_generator(path: Path, image_shape: Shape, *, seed: int) -> Input:
+    """Return the images of a generator; raises UserError if they have another shape."""
     generator = load_generator(path)
     if generator.image_shape != image_shape:
         raise UserError(
-            f"{path} makes images {list(generator.image_shape)}, the data are {list(image_shape)}; give the data it learned"
+            f"{path} generates images {list(generator.image_shape)}, those of the data are "
+            f"{list(image_shape)}; give the data it was trained on"
         )
 
-    def make(start: int, stop: int) -> Tensor:
-        latents = normal(
-            (generator.spec.latent_dim,),
-            torch.arange(start, stop),
-            seed=seed,
-            purpose="evaluation",
-        )
-        return generator.images(latents)
+    def generate(start: int, stop: int) -> Tensor:
+        numbers, latent_shape = torch.arange(start, stop), (generator.spec.latent_dim,)
+        return generator.images(normal(latent_shape, numbers, seed=seed, purpose="evaluation"))
 
-    return make, "ema", 2**62
+    return Input(generate, "ema", UNLIMITED)
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether a folder is one of images rather than a run or a checkpoint."""
+    """Return whether a folder contains images and is neither a run nor a checkpoint."""
     if any((folder / name).exists() for name in ("generator.json", "state.json", "checkpoints")):
         return False
     return any(path.suffix.lower() in EXTENSIONS for path in folder.rglob("*"))

@@ -1,6 +1,5 @@
-"""`distgan probe`: train the small classifier of a dataset's own labels, whose features then score generators."""
+"""`distgan probe`: train a classifier of a dataset, whose features evaluate generators of it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,30 +8,50 @@ import torch
 from distgan.config.schema import Data
 from distgan.data import open_dataset
 from distgan.evaluation.probe import Probe, probe_path, train_probe
+from distgan.reporting.console import complain, say, share_progress
 from distgan.run.folder import check_writable
 from distgan.runtime.accelerator import choose_precision
+from shards.reader import ShardReader
 
 
-def probe(
-    shards: str, *, flip: bool, seed: int, progress: Callable[[float, float], None]
-) -> tuple[Probe, Path]:
-    """Train a probe on packed shards and put it where trainings and evaluations look for it."""
+def probe(shards: str, *, flip: bool, seed: int) -> None:
+    """Train a probe on packed shards and save it where runs and evaluations look for it."""
     _, reader = open_dataset(Data(shards=shards))
     path = probe_path(reader.index.fingerprint)
     check_writable(path)
-    labels = torch.from_numpy(reader.labels(np.arange(reader.num_samples)))
+    trained = train_on(reader, flip=flip, seed=seed)
+    trained.save(path)
+    report(trained, path)
+
+
+def train_on(reader: ShardReader, *, flip: bool, seed: int) -> Probe:
+    """Train a probe on all images of a dataset, on a GPU if there is one."""
     on_cpu = not torch.cuda.is_available()
     precision, _ = choose_precision("auto", "no", on_cpu=on_cpu)
-    trained = train_probe(
-        lambda ids: torch.from_numpy(reader.gather(ids.numpy())),
-        labels,
-        class_names=reader.index.class_names or (),
-        dataset_fingerprint=reader.index.fingerprint,
-        flip=flip,
-        seed=seed,
-        device=torch.device("cpu" if on_cpu else "cuda"),
-        precision=torch.bfloat16 if precision == "bf16" else torch.float32,
-        progress=progress,
+    labels = torch.from_numpy(reader.labels(np.arange(reader.num_samples)))
+    with share_progress("training the probe") as progress:
+        return train_probe(
+            lambda ids: torch.from_numpy(reader.gather(ids.numpy())),
+            labels,
+            class_names=reader.index.class_names or (),
+            dataset_fingerprint=reader.index.fingerprint,
+            flip=flip,
+            seed=seed,
+            device=torch.device("cpu" if on_cpu else "cuda"),
+            precision=torch.bfloat16 if precision == "bf16" else torch.float32,
+            progress=progress,
+        )
+
+
+def report(trained: Probe, path: Path) -> None:
+    """Print how well a probe tells the classes apart."""
+    card = trained.card
+    if card.is_weak:
+        complain(
+            "the probe is hardly better than guessing (the classes may look too much alike); "
+            "evaluation.extractor=auto will use random features instead"
+        )
+    say(
+        f"accuracy {card.accuracy:.1%} on {card.num_held_out:,} held-out images; "
+        f"probe {trained.version} in {path}"
     )
-    trained.save(path)
-    return trained, path

@@ -1,4 +1,4 @@
-"""`distgan report`: the page of a run, or a table and a page of all runs in a folder."""
+"""`distgan report`: the page of a run, or a table and a page that compare the runs of a folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from distgan.reporting.run_record import find_runs, is_run, read_story
 
 @dataclass(frozen=True)
 class Report:
-    """The page that was written; a head and rows for the console where it compares runs."""
+    """The page that was written, and the table for the console if it compares runs."""
 
     page: Path
     head: Sequence[str] = ()
@@ -20,7 +20,10 @@ class Report:
 
 
 def report(folder: Path, *, out: Path | None) -> Report:
-    """Write the page of a run folder, or of the runs in a folder; raises UserError where there are none."""
+    """Write the page of a run folder, or one that compares the runs in a folder.
+
+    Raises UserError if there are no runs or the page cannot be written.
+    """
     if not folder.exists():
         raise UserError(f"no such file or folder: {folder}")
     page = out or folder / REPORT_FILE
@@ -30,7 +33,7 @@ def report(folder: Path, *, out: Path | None) -> Report:
         runs = find_runs(folder)
         if not runs:
             raise UserError(
-                f"{folder} is no run folder and holds none; give one that training wrote"
+                f"{folder} is not a run folder and contains none; give one that training wrote"
             )
         stories = [read_story(run) for run in runs]
         write_comparison(stories, page)
@@ -38,6 +41,5 @@ def report(folder: Path, *, out: Path | None) -> Report:
         raise UserError(
             f"cannot write {page}: {error.strerror}; choose another place with --out"
         ) from None
-    return Report(
-        page, COMPARED, [[text for text, _ in comparison_row(story)] for story in stories]
-    )
+    rows = [[text for text, _ in comparison_row(story)] for story in stories]
+    return Report(page, COMPARED, rows)

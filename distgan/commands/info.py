@@ -1,0 +1,34 @@
+"""`distgan info`: what is in a folder of packed shards."""
+
+from distgan.text import pluralize
+from shards.format.index import ShardIndex
+
+
+def describe(index: ShardIndex) -> list[tuple[str, str]]:
+    """Return (name, text) rows about a dataset, for the console."""
+    channels, height, width = index.image_shape
+    encoding = index.encoding
+    if index.quality is not None:
+        encoding += f" of quality {index.quality}"
+    size = f"{index.num_bytes / 1e6:,.1f} MB"
+    if index.is_encoded:
+        size += f", {index.num_bytes / index.raw_num_bytes:.0%} of raw"
+    rows = [("samples", f"{index.num_samples:,}")]
+    if index.num_rejected:
+        skipped = pluralize(index.num_rejected, "broken image")
+        rows.append(("left out", f"{skipped}, listed in rejected.jsonl"))
+    rows.append(("images", f"{width}x{height}, {pluralize(channels, 'channel')}, {encoding}"))
+    if index.class_names:
+        rows.append(("classes", describe_classes(index)))
+    rows.append(("shards", f"{len(index.shards)}, {size}"))
+    rows.append(("fingerprint", index.fingerprint))
+    return rows
+
+
+def describe_classes(index: ShardIndex) -> str:
+    """Return the number of classes, and up to 100 names with their numbers of images."""
+    names, counts = index.class_names or (), index.class_counts or ()
+    if len(names) > 100:
+        return str(len(names))
+    classes = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True)]
+    return f"{len(names)}: {', '.join(classes)}"
