@@ -72,7 +72,7 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
             f"{seconds(group, 'detect_sec')} | {seconds(group, 'resume_sec')} |"
         )
     failed = [row for group in kinds.values() for row in group if not row["survived"]]
-    lines += ["", "**Not survived:**", ""] if failed else []
+    lines += ["", "Not survived:", ""] if failed else []
     lines += [f"- {row['kind']}: {row.get('why', 'not explained yet')}." for row in failed]
     everything = [row for group in kinds.values() for row in group]
     dates = sorted({row["date"] for row in everything})
@@ -84,23 +84,32 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
     )
 
 
-PAGE_TEXT = """# What goes wrong, and what it costs
+PAGE_TEXT = """# Reliability: what failures cost
+
+Training and packing were interrupted by real kills, dead nodes and network failures, and then resumed. This page lists
+what was done and what it cost; every row comes from real processes.
 
 {table}
 
-**Survived**: the run went on to its end, its rows stand once each without a gap, and its last checkpoint (weights, optimizers,
-moving average) has the same sha256 as that of a run that nothing happened to. For packing: the shards do. **Lost** and **repeated**
-count training images over all faults of the row. **Computed again** is the mean number of images between the checkpoint that a
-run went on from and the fault: their steps are undone and taken again, which costs time, not exactness. **To detect**: from the
-fault until every other process of the run has ended; under SLURM until status.json says so (kill -9), or until the job has
-left its nodes and, where it goes on by itself, has been started again. **To resume**: from the new start until the first step
-beyond the fault; for packing until the end. Seconds are medians, with the worst in brackets. What comes after a SIGKILL is
-forked from a process that has already imported torch; jobs of SLURM start from nothing.
+- **survived**: the run finished after it was resumed. Its metrics have one row per report, without gaps or duplicates,
+  and its last checkpoint (weights, optimizers, moving average) has the same sha256 as that of an undisturbed run. For
+  packing, the shards have the same sha256.
+- **images lost**, **images repeated**: training images that the finished run skipped or used twice, summed over all
+  faults of the row.
+- **computed again**: mean number of images between the checkpoint that the run resumed from and the fault. Their steps
+  are discarded and taken again. This costs time, and does not change the result.
+- **s to detect**: seconds from the fault until every other process of the run had ended. Under SLURM, until
+  `status.json` reported it (kill -9), or until the job had left its nodes and, if it resumes by itself, was started
+  again.
+- **s to resume**: seconds from the new start until the first step after the fault; for packing, until the end. After a
+  SIGKILL the new process is forked from one that has already imported torch; SLURM jobs start from nothing.
 
-Every row comes from real processes that were really killed. Measured {dates} on: {machine} (CPU, gloo; shared with
-other work, so seconds are upper bounds). NCCL between several GPUs was not run.
+Seconds are medians, with the worst case in brackets. Measured {dates} on: {machine} (CPU, gloo; shared with other work,
+so that seconds are upper bounds). NCCL between several GPUs was not tested.
 
-    python -m tests.faults.campaign --kills 20    # appends 20 random kills; again for more
+## Measure it yourself
+
+    python -m tests.faults.campaign --kills 20    # adds 20 random kills to the file of results
     DISTGAN_FAULT_ROWS=tests/faults/rows.jsonl pytest -n 0 -m slurm tests/slurm
     python -m tests.faults.campaign --report      # writes this page
 """
