@@ -2,11 +2,12 @@
 
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 
 from distgan.evaluation.evaluate import Result, evaluate
-from distgan.evaluation.extractors import FeatureExtractor
+from distgan.evaluation.extractors import Extracted, Extractor, FeatureExtractor, weights_hash
 from distgan.evaluation.metrics import MetricSettings
+from distgan.evaluation.neighbours import squared_distances
 from distgan.evaluation.reference import PreparedReference, RealImages, split_reals
 from distgan.runtime.distributed import World
 
@@ -28,6 +29,38 @@ def cut(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, RealImages]:
     fifth = len(images) // 5
     rest = images[fifth:]
     return images[:fifth], labels[:fifth], RealImages(rest.__getitem__, len(rest), "digits-rest")
+
+
+class ExampleClassifier(Extractor):
+    """A classifier of 8x8 digits that is not trained: features are pixels, logits are densities.
+
+    The logit of a class is the log density of its labelled examples around the image, under a
+    normal kernel. Squared distances between pixels are exact in float64, so neighbours, and with
+    them most metrics, are the same on any CPU.
+    """
+
+    name = "examples"
+    dim = 64
+    class_names = tuple("0123456789")
+    BANDWIDTH = 100.0  # grey levels
+
+    def __init__(self) -> None:
+        super().__init__()
+        images, labels = digits()
+        fifth = len(images) // 5
+        self.examples = nn.Parameter(images[fifth:].flatten(1).double(), requires_grad=False)
+        self.labels = labels[fifth:]
+        self.version = weights_hash(self, self.BANDWIDTH)
+
+    def extract(self, images: Tensor) -> Extracted:
+        pixels = images.flatten(1)
+        distances = squared_distances(pixels.double(), self.examples)
+        log_densities = -distances / (2 * self.BANDWIDTH**2)
+        classes = [
+            log_densities[:, self.labels == label].logsumexp(1)
+            for label in range(len(self.class_names))
+        ]
+        return Extracted(pixels.float() / 256, torch.stack(classes, 1).float())
 
 
 def repeated(images: Tensor, num: int = NUM) -> Tensor:

@@ -21,7 +21,16 @@ from distgan.evaluation.reference import (
 )
 from distgan.evaluation.verdict import judge
 from distgan.runtime.distributed import current_world
-from tests.evaluation.sets import ALONE, NUM, SETTINGS, controlled_sets, cut, digits, score
+from tests.evaluation.sets import (
+    ALONE,
+    NUM,
+    SETTINGS,
+    ExampleClassifier,
+    controlled_sets,
+    cut,
+    digits,
+    score,
+)
 from tests.worlds import run_world
 
 Scores = dict[str, Result]
@@ -33,15 +42,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def prepared(probe: Probe, folder: Path) -> PreparedReference:
+def classifier() -> ExampleClassifier:
+    return ExampleClassifier()
+
+
+@pytest.fixture(scope="module")
+def prepared(classifier: ExampleClassifier, folder: Path) -> PreparedReference:
     return prepare_reference(
-        controlled_sets()[1], probe, world=ALONE, settings=SETTINGS, num_samples=NUM, folder=folder
+        controlled_sets()[1],
+        classifier,
+        world=ALONE,
+        settings=SETTINGS,
+        num_samples=NUM,
+        folder=folder,
     )
 
 
 @pytest.fixture(scope="module")
-def scores(probe: Probe, prepared: PreparedReference) -> Scores:
-    return {name: score(fakes, prepared, probe) for name, fakes in controlled_sets()[0].items()}
+def scores(classifier: ExampleClassifier, prepared: PreparedReference) -> Scores:
+    return {
+        name: score(fakes, prepared, classifier) for name, fakes in controlled_sets()[0].items()
+    }
 
 
 @pytest.mark.parametrize("metric", ["quality/frechet", "quality/kernel", "diversity/reverse_kl"])
@@ -123,6 +144,28 @@ def test_without_labels_the_extremes_are_still_named(folder: Path) -> None:
     )
 
 
+def test_a_trained_probe_tells_health_from_collapse(probe: Probe, folder: Path) -> None:
+    sets, reals = controlled_sets()
+    prepared = prepare_reference(
+        reals, probe, world=ALONE, settings=SETTINGS, num_samples=NUM, folder=folder
+    )
+    found = {name: score(sets[name], prepared, probe) for name in sets if name != "noise"}
+    assert {name: judge(result).name for name, result in found.items()} == {
+        "all classes": "healthy",
+        "half of the classes": "partial collapse",
+        "one class": "partial collapse",
+        "one image": "complete collapse",
+        "duplicates": "partial collapse",
+        "copies": "memorising",
+    }
+    assert found["all classes"].missing == ()
+    missing = set(found["half of the classes"].missing)
+    assert missing <= set("56789")
+    assert len(missing) >= 3  # a probe may read another digit as one of the others
+    assert "3" not in found["one class"].missing
+    assert len(found["one class"].missing) >= 6
+
+
 def test_every_value_is_declared_and_has_its_real_one(scores: Scores) -> None:
     for result in scores.values():
         assert set(result.values) <= set(METRICS)
@@ -130,25 +173,38 @@ def test_every_value_is_declared_and_has_its_real_one(scores: Scores) -> None:
 
 
 def test_a_result_carries_its_protocol_through_json(
-    probe: Probe, prepared: PreparedReference
+    classifier: ExampleClassifier, prepared: PreparedReference
 ) -> None:
     fakes = controlled_sets()[0]["all classes"]
-    result = evaluate(lambda a, b: fakes[a:b], prepared, probe, world=ALONE, seed=7, weights="ema")
+    result = evaluate(
+        lambda a, b: fakes[a:b], prepared, classifier, world=ALONE, seed=7, weights="ema"
+    )
     assert Result.from_dict(json.loads(json.dumps(result.to_dict()))) == result
     line = result.protocol.line()
-    for part in ("150 fakes, ema, seed 7", "150 reals", f"probe {probe.version}", "disjoint"):
+    for part in (
+        "150 fakes, ema, seed 7",
+        "150 reals",
+        f"examples {classifier.version}",
+        "disjoint",
+    ):
         assert part in line
 
 
-def test_only_the_wanted_metrics_are_computed(probe: Probe, prepared: PreparedReference) -> None:
+def test_only_the_wanted_metrics_are_computed(
+    classifier: ExampleClassifier, prepared: PreparedReference
+) -> None:
     fakes = controlled_sets()[0]["all classes"]
     wanted = {"quality/coverage", "diversity/copies"}
     assert (
-        set(evaluate(lambda a, b: fakes[a:b], prepared, probe, world=ALONE, wanted=wanted).values)
+        set(
+            evaluate(
+                lambda a, b: fakes[a:b], prepared, classifier, world=ALONE, wanted=wanted
+            ).values
+        )
         == wanted
     )
     with pytest.raises(UserError, match="unknown metric 'fid'"):
-        evaluate(lambda a, b: fakes[a:b], prepared, probe, world=ALONE, wanted={"fid"})
+        evaluate(lambda a, b: fakes[a:b], prepared, classifier, world=ALONE, wanted={"fid"})
 
 
 def test_only_published_features_give_a_fid(folder: Path) -> None:
@@ -184,11 +240,11 @@ def test_the_parts_are_disjoint_or_the_protocol_says_so() -> None:
     assert not set(against.tolist()) & set(control.tolist())
 
 
-def test_a_whole_reference_still_knows_copies(probe: Probe, folder: Path) -> None:
+def test_a_whole_reference_still_knows_copies(classifier: ExampleClassifier, folder: Path) -> None:
     reals = controlled_sets()[1]
     prepared = prepare_reference(
         reals,
-        probe,
+        classifier,
         world=ALONE,
         settings=SETTINGS,
         num_samples=NUM,
@@ -199,13 +255,13 @@ def test_a_whole_reference_still_knows_copies(probe: Probe, folder: Path) -> Non
     assert prepared.reference.copy_threshold > 0
 
 
-def test_a_dataset_too_small_is_said(probe: Probe) -> None:
+def test_a_dataset_too_small_is_said(classifier: ExampleClassifier) -> None:
     with pytest.raises(UserError, match="at least 12"):
-        prepare_reference(RealImages(digits()[0].__getitem__, 8, "few"), probe, world=ALONE)
+        prepare_reference(RealImages(digits()[0].__getitem__, 8, "few"), classifier, world=ALONE)
 
 
 def test_the_reference_is_measured_once(
-    probe: Probe, prepared: PreparedReference, folder: Path
+    classifier: ExampleClassifier, prepared: PreparedReference, folder: Path
 ) -> None:
     asked: list[int] = []
     images, _, reals = cut(*digits())
@@ -216,25 +272,25 @@ def test_the_reference_is_measured_once(
 
     again = RealImages(noting, reals.num_images, reals.fingerprint)
     cached = prepare_reference(
-        again, probe, world=ALONE, settings=SETTINGS, num_samples=NUM, folder=folder
+        again, classifier, world=ALONE, settings=SETTINGS, num_samples=NUM, folder=folder
     )
     assert asked == [1]
     assert cached.values == prepared.values
-    assert score(images[:NUM], cached, probe) == score(images[:NUM], prepared, probe)
+    assert score(images[:NUM], cached, classifier) == score(images[:NUM], prepared, classifier)
 
 
 def test_a_damaged_cache_is_measured_anew(
-    probe: Probe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    classifier: ExampleClassifier, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     reals = controlled_sets()[1]
     first = prepare_reference(
-        reals, probe, world=ALONE, settings=SETTINGS, num_samples=20, folder=tmp_path
+        reals, classifier, world=ALONE, settings=SETTINGS, num_samples=20, folder=tmp_path
     )
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:1000])
     assert (
         prepare_reference(
-            reals, probe, world=ALONE, settings=SETTINGS, num_samples=20, folder=tmp_path
+            reals, classifier, world=ALONE, settings=SETTINGS, num_samples=20, folder=tmp_path
         ).values
         == first.values
     )
