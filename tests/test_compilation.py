@@ -1,4 +1,4 @@
-"""Whether to compile is decided by trying, and a compiler that fails costs nothing."""
+"""The compilation mode is chosen by trying, and a compiler that fails does no harm."""
 
 import time
 from collections.abc import Callable
@@ -22,13 +22,13 @@ SPEC = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, l
 
 
 def networks() -> tuple[nn.Module, nn.Module]:
-    """A small pair."""
+    """Build a small generator and discriminator."""
     return build_generator(SPEC), build_discriminator(SPEC)
 
 
 @dataclass(frozen=True)
 class Compiler(Compilation):
-    """A mode with a compiler of the test's own."""
+    """A mode whose compiler is a function of the test."""
 
     change: Callable[[nn.Module], object]
 
@@ -36,8 +36,8 @@ class Compiler(Compilation):
         self.change(network)
 
 
-def tried(*modes: Compilation) -> Compilation:
-    """What the trial says of them."""
+def choice_among(*modes: Compilation) -> Compilation:
+    """Return what the trial chooses, and check that it leaves the networks alone."""
     pair, device = networks(), torch.device("cpu")
     before = [snapshot(network) for network in pair]
     decision = try_modes(
@@ -48,24 +48,24 @@ def tried(*modes: Compilation) -> Compilation:
         modes=modes,
     )
     for network, weights in zip(pair, before, strict=True):
-        assert all(p.grad is None for p in network.parameters())  # only copies were tried
+        assert all(p.grad is None for p in network.parameters())  # the trial works on copies
         assert all(torch.equal(p, w) for p, w in zip(network.parameters(), weights, strict=True))
     return decision
 
 
-def waits(network: nn.Module) -> None:
-    """Not a compiler but a brake."""
+def slow(network: nn.Module) -> None:
+    """Delay every forward."""
     network.register_forward_pre_hook(lambda *_: time.sleep(0.01))
 
 
-def forgets(network: nn.Module) -> None:
-    """No gradient comes through."""
+def without_gradient(network: nn.Module) -> None:
+    """Cut the graph, so that no gradient reaches the parameters."""
     forward = network.forward
     network.forward = lambda images: forward(images).detach().requires_grad_()
 
 
-def remembers(network: nn.Module) -> None:
-    """Fast, and wrong: every output is the first one, with a gradient of zero."""
+def wrong(network: nn.Module) -> None:
+    """Return the first output forever, which is fast, with a gradient of zero."""
     kept: dict[tuple[int, ...], torch.Tensor] = {}
     forward, weight = network.forward, next(network.parameters())
 
@@ -77,44 +77,44 @@ def remembers(network: nn.Module) -> None:
     network.forward = remembered
 
 
-def stumbles(network: nn.Module) -> None:
-    """No compiler at all."""
+def broken(network: nn.Module) -> None:
+    """Fail to compile."""
     raise RuntimeError("no C++ compiler found\nand a long story")
 
 
-def test_the_fastest_way_that_is_right_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By turns on copies; what is slower, wrong or fails stays out, and the reason tells of each."""
+def test_the_fastest_correct_mode_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mode that is slower, wrong or broken is not, and the reason names each of them."""
     monkeypatch.setattr("distgan.runtime.compilation.PASSES", 2)
-    changes = {"slow": waits, "wrong": remembers, "lost": forgets, "none": stumbles}
-    found = tried(*[Compiler(name, "", change) for name, change in changes.items()])
-    slow, wrong, lost, none = found.reason.split(", ")
-    assert found.mode == "eager" and "slow is 0." in slow and "times as fast as eager" in slow
-    assert "wrong fails here: its gradients differ from the eager ones by" in wrong
+    changes = {"slow": slow, "wrong": wrong, "lost": without_gradient, "none": broken}
+    found = choice_among(*[Compiler(name, "", change) for name, change in changes.items()])
+    slower, differs, lost, none = found.reason.split(", ")
+    assert found.mode == "eager" and "slow is 0." in slower and "times as fast as eager" in slower
+    assert "wrong fails here: its gradients differ from the eager ones by" in differs
     assert lost == "lost fails here: its gradients differ from the eager ones by 100%"
     assert none == "none fails here: no C++ compiler found"
 
     gains = iter([1.2, 1.5, 1.52])
     monkeypatch.setattr("distgan.runtime.compilation.measure_speedup", lambda *_, **__: next(gains))
-    found = tried(*[Compilation(name, "") for name in ("good", "best", "same within noise")])
+    found = choice_among(*[Compilation(name, "") for name in ("good", "best", "same within noise")])
     assert found.mode == "best" and "good is 1.20 times as fast as eager" in found.reason
 
 
 @pytest.mark.parametrize(
     ("setting", "mode"), [("always", "compiled"), ("never", "eager"), ("auto", "eager")]
 )
-def test_settings(setting: str, mode: str) -> None:
-    """The setting decides, and on a CPU nothing is tried."""
+def test_setting_decides(setting: str, mode: str) -> None:
+    """On a CPU `auto` tries nothing."""
     assert chosen(setting, networks()).mode == mode
 
 
 def test_graphs_need_a_gpu() -> None:
-    """Said before anything begins."""
+    """The error comes before anything is built."""
     with pytest.raises(UserError, match=r"train\.compile=graphs records work of a GPU"):
         chosen("graphs", networks())
 
 
-def test_a_run_with_graphs_says_so_and_nothing_else(shards: Path, tmp_path: Path) -> None:
-    """No word of the images, which have nothing to do with it."""
+def test_a_run_with_graphs_on_a_cpu_fails_in_one_line(shards: Path, tmp_path: Path) -> None:
+    """The error does not mention the images, which have nothing to do with it."""
     with pytest.raises(
         AssertionError, match=r"UserError: train\.compile=graphs records .*; leave it at auto\n"
     ):
@@ -122,7 +122,7 @@ def test_a_run_with_graphs_says_so_and_nothing_else(shards: Path, tmp_path: Path
 
 
 def chosen(setting: str, pair: tuple[nn.Module, nn.Module]) -> Compilation:
-    """What the setting comes to."""
+    """Return the mode for a setting of train.compile."""
     train = Train.model_validate({"compile": setting})
     return choose_compilation(
         train,
@@ -136,8 +136,8 @@ def chosen(setting: str, pair: tuple[nn.Module, nn.Module]) -> Compilation:
 
 
 @pytest.mark.slow
-def test_a_compiled_run_is_the_eager_one_but_for_rounding(shards: Path, tmp_path: Path) -> None:
-    """Under a penalty, which stays eager, and resumed half way."""
+def test_a_compiled_run_equals_the_eager_one_up_to_rounding(shards: Path, tmp_path: Path) -> None:
+    """With a penalty, which is not compiled, and resumed half way."""
     losses = []
     for setting, lengths in (("never", (0.06,)), ("always", (0.036, 0.06))):
         for kimg in lengths:
@@ -158,8 +158,8 @@ def test_a_compiled_run_is_the_eager_one_but_for_rounding(shards: Path, tmp_path
 
 
 @pytest.mark.gpu
-def test_auto_tries_on_a_gpu() -> None:
-    """Both modes are timed, and the reason says how they compare."""
+def test_auto_times_both_modes_on_a_gpu() -> None:
+    """The reason says how they compare with eager."""
     generator, discriminator = networks()
     reason = chosen("auto", (generator.cuda(), discriminator.cuda())).reason
     assert (
@@ -180,10 +180,10 @@ def test_auto_tries_on_a_gpu() -> None:
         ["train.d_steps=2"],
     ],
 )
-def test_graphs_are_the_eager_run_but_for_rounding(
+def test_a_run_with_graphs_equals_the_eager_one_up_to_rounding(
     shards: Path, tmp_path: Path, words: list[str]
 ) -> None:
-    """What the generator's backward needs outlives the discriminator's step."""
+    """Activations that the generator's backward needs survive the discriminator's step."""
     losses = []
     for setting in ("never", "graphs"):
         told = [f"train.compile={setting}", "train.kimg=0.06", *words]
@@ -198,6 +198,6 @@ def test_graphs_are_the_eager_run_but_for_rounding(
 
 
 def train_and_count_skips(shards: Path, run_dir: Path, words: list[str]) -> int:
-    """A run, and how many graphs the compiler left out."""
+    """Train, and return how many CUDA graphs the compiler gave up on."""
     train_run(shards, run_dir, words)
     return torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]

@@ -1,4 +1,4 @@
-"""A rank dies, hangs or fails: the others end soon, and say in one line which and where."""
+"""If a rank dies, hangs or fails, the others end within seconds and name it in one line."""
 
 import json
 import os
@@ -16,15 +16,8 @@ from tests.worlds import CONTEXT, free_port, train_run
 HOST = platform.node()
 
 
-class Nowhere:
-    """Where the notes of a run go."""
-
-    def put(self, result: object) -> None:
-        """Dropped."""
-
-
 def child(rank: int, port: int, shards: Path, run_dir: Path, failing_rank: int | None) -> None:
-    """One of three ranks; speaks into a file of its own, waits seconds where users wait half minutes."""
+    """Train as one of three ranks, with short timeouts, and write all output to a file."""
     import distgan.data
     import distgan.runtime.heartbeat
 
@@ -55,7 +48,7 @@ def child(rank: int, port: int, shards: Path, run_dir: Path, failing_rank: int |
 
 
 def start(shards: Path, run_dir: Path, failing_rank: int | None = None) -> list[BaseProcess]:
-    """Three ranks that train."""
+    """Start three ranks; returns once they train, or at once if one of them is going to fail."""
     port = free_port()
     ranks = [
         CONTEXT.Process(target=child, args=(rank, port, shards, run_dir, failing_rank))
@@ -72,7 +65,7 @@ def start(shards: Path, run_dir: Path, failing_rank: int | None = None) -> list[
 
 
 def end(ranks: list[BaseProcess], but: int | None = None) -> list[int | None]:
-    """Exit codes of all ranks but one, once they have ended."""
+    """Wait for all ranks but one, and return the exit codes of all."""
     for rank, process in enumerate(ranks):
         if rank != but:
             process.join(30)
@@ -84,8 +77,8 @@ def end(ranks: list[BaseProcess], but: int | None = None) -> list[int | None]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_the_lost_rank_is_named(how: signal.Signals, shards: Path, tmp_path: Path) -> None:
-    """Killed: at once. Frozen, as behind a pulled cable: after a silence, though the others hang in a collective."""
+def test_status_names_the_lost_rank(how: signal.Signals, shards: Path, tmp_path: Path) -> None:
+    """A killed rank is noticed at once, a frozen one after a while, although the others hang."""
     ranks, run_dir = start(shards, tmp_path / "run"), tmp_path / "run"
     os.kill(ranks[2].pid or 0, how)
     assert end(ranks, but=2)[:2] == [1, 1]
@@ -99,16 +92,16 @@ def test_the_lost_rank_is_named(how: signal.Signals, shards: Path, tmp_path: Pat
     assert run_dir.with_suffix(".0").read_text().count(f"lost rank 2 on {HOST}: {why}") >= 1
 
 
-def test_without_rank_zero_the_others_say_so(shards: Path, tmp_path: Path) -> None:
-    """They end too, and name it."""
+def test_other_ranks_name_a_lost_rank_zero(shards: Path, tmp_path: Path) -> None:
+    """They end too, and report it in place of rank zero."""
     ranks = start(shards, tmp_path / "run")
     ranks[0].kill()
     assert end(ranks)[1:] == [1, 1]
     assert f"PeerLost: lost rank 0 on {HOST}" in (tmp_path / "run.1").read_text()
 
 
-def test_what_fails_on_one_rank_is_in_the_status(shards: Path, tmp_path: Path) -> None:
-    """The words of the rank that failed, not the broken connection that the others see."""
+def test_status_has_the_error_of_the_rank_that_failed(shards: Path, tmp_path: Path) -> None:
+    """Not the broken connection that the other ranks see."""
     assert end(start(shards, tmp_path / "run", failing_rank=1)) == [1, 1, 1]
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["reason"] == f"rank 1 on {HOST} failed: division by zero"

@@ -1,4 +1,4 @@
-"""The batch script and the configurations, as far as they can be tried without a cluster."""
+"""The batch scripts and launcher configurations, as far as they can be tested without a cluster."""
 
 import os
 import shutil
@@ -21,10 +21,10 @@ SCRIPT = ROOT / "launch" / "slurm.sbatch"
         (["--run-dir=runs/x"], ROOT / "docs", "", "submit from the repository"),
     ],
 )
-def test_mistakes_are_told_before_anything_starts(
+def test_a_wrong_submission_ends_with_one_line(
     words: list[str], where: Path, array: str, expected: str
 ) -> None:
-    """Exit code 2 and one line with the remedy."""
+    """Exit code 2, and the line says what to type."""
     environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": array}
     done = subprocess.run(
         ["bash", str(SCRIPT), *words], cwd=where, env=environment, capture_output=True, text=True
@@ -33,8 +33,8 @@ def test_mistakes_are_told_before_anything_starts(
     assert expected in done.stderr
 
 
-def test_the_status_of_a_class_is_that_of_its_own_folder(tmp_path: Path) -> None:
-    """An array with a class a task: the job ends as the class did, whatever the launcher and the other classes say."""
+def test_a_job_of_one_class_ends_as_the_class_did(tmp_path: Path) -> None:
+    """Neither the launcher's exit code nor the status of another class counts."""
     run = tmp_path / "a run"
     for name, text in (
         ("scontrol", "echo node1"),
@@ -67,7 +67,7 @@ def test_the_status_of_a_class_is_that_of_its_own_folder(tmp_path: Path) -> None
     "script", [SCRIPT, SCRIPT.with_name("sweep.sbatch")], ids=lambda script: script.name
 )
 def test_shellcheck_finds_nothing(script: Path) -> None:
-    """In the batch scripts."""
+    """Lint the batch scripts."""
     done = subprocess.run(
         ["shellcheck", "-x", str(script)], capture_output=True, text=True, cwd=ROOT
     )
@@ -77,8 +77,8 @@ def test_shellcheck_finds_nothing(script: Path) -> None:
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_configurations_make_one_world(path: Path) -> None:
-    """More than one process is MULTI_GPU, on the CPU too: MULTI_CPU and use_cpu start worlds of one."""
+def test_configurations_start_one_world(path: Path) -> None:
+    """Several processes need MULTI_GPU, even on CPUs: MULTI_CPU and use_cpu start worlds of one."""
     config = yaml.safe_load(path.read_text())
     assert config["distributed_type"] == ("NO" if config["num_processes"] == 1 else "MULTI_GPU")
     assert config["use_cpu"] is False

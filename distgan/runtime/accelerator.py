@@ -1,4 +1,4 @@
-"""The process and its place among others: Accelerator, precision, threads, end with the launcher."""
+"""How this process takes part in a run: Accelerator, precision, threads, end with the launcher."""
 
 import ctypes
 import os
@@ -130,7 +130,8 @@ def check_world(num_processes: int) -> None:
     # where it then starts a single one, and the precision always.
     if {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys():
         raise UserError(
-            "the launcher was asked for several processes, but started one (as it does with --cpu); "
+            "the launcher was asked for several processes, but started one "
+            "(as it does with --cpu); "
             "for N processes type: accelerate launch --multi_gpu --num_processes N "
             "distgan/train.py ..., for one add --num_processes 1 and unset MASTER_ADDR"
         )

@@ -1,4 +1,4 @@
-"""Rank, world size and collectives, on torch.distributed alone. A world of one needs no process group."""
+"""Rank, world size and collectives. A world of one needs no process group."""
 
 import os
 from collections.abc import Callable
@@ -97,5 +97,5 @@ def leave_world() -> None:
 
 
 def launched_world_size() -> int:
-    """Return the number of processes that the launcher says it has started, 1 without a launcher."""
+    """Return the number of processes that the launcher started, 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))

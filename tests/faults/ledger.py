@@ -91,6 +91,8 @@ what was done and what it cost; every row comes from real processes.
 
 {table}
 
+The columns:
+
 - **survived**: the run finished after it was resumed. Its metrics have one row per report, without gaps or duplicates,
   and its last checkpoint (weights, optimizers, moving average) has the same sha256 as that of an undisturbed run. For
   packing, the shards have the same sha256.

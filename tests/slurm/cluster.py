@@ -1,10 +1,10 @@
-"""A real SLURM on one machine: munged, slurmctld and two slurmd, each node in a network namespace with a name of its own.
+"""A real SLURM on one machine: munged, slurmctld and two slurmd. Each node has its own network namespace.
 
           bridge dgbr 10.97.41.1: slurmctld, munged, this process
              │ veth                    │ veth
     node1 10.97.41.11: slurmd     node2 10.97.41.12: slurmd
 
-Nothing outside `folder`, the bridge, the namespaces and the freezer groups slurm_node* is touched.
+It changes nothing outside `folder` but the bridge, the namespaces and the freezer groups slurm_node*.
 """
 
 import os
@@ -23,7 +23,8 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "nsenter", "unshare
 FREEZER = Path("/sys/fs/cgroup/freezer")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
-# Short waits where SLURM's own are long: KillWait 30 s, SlurmdTimeout 300 s, cred_expire 120 s (a requeued job waits for it).
+# Shorter waits than SLURM's defaults: KillWait 30 s, SlurmdTimeout 300 s, and cred_expire 120 s,
+# for which a requeued job waits.
 CONF = """
 ClusterName=distgan
 SlurmctldHost={host}({network}.1)
@@ -66,10 +67,11 @@ PartitionName=urgent Nodes=ALL MaxTime=60 DefaultTime=30 PriorityTier=9 PreemptM
 
 
 def missing() -> str | None:
-    """Why no cluster can be had here, or None."""
+    """Return why no cluster can be started here, or None."""
     absent = [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]
     if absent:
-        return f"no {', '.join(absent)}: apt-get install slurm-wlm slurmctld slurmd slurm-client munge iproute2"
+        packages = "slurm-wlm slurmctld slurmd slurm-client munge iproute2"
+        return f"no {', '.join(absent)}: apt-get install {packages}"
     if os.geteuid() != 0:
         return "network namespaces need root"
     probe = run(
@@ -81,7 +83,7 @@ def missing() -> str | None:
 def run(
     command: Sequence[str], *, check: bool = True, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """A short command; its own words where it fails."""
+    """Run a short command; a failure shows its output."""
     done = subprocess.run(
         command,
         capture_output=True,
@@ -94,7 +96,7 @@ def run(
 
 
 def wait_until(true: Callable[[], object], what: str, timeout: float = 300) -> float:
-    """Seconds until it is true; AssertionError after `timeout`."""
+    """Wait, and return for how many seconds; AssertionError after `timeout` seconds."""
     began = time.monotonic()
     while not true():
         assert time.monotonic() - began < timeout, f"waited {timeout:g} s for {what}"
@@ -103,7 +105,7 @@ def wait_until(true: Callable[[], object], what: str, timeout: float = 300) -> f
 
 
 class Cluster:
-    """Two nodes and the commands of SLURM; `with Cluster(folder) as cluster`."""
+    """Two nodes and SLURM's commands. Use it as `with Cluster(folder) as cluster`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.conf = folder, folder / "slurm.conf"
@@ -117,11 +119,12 @@ class Cluster:
         return self
 
     def up(self) -> None:
-        """Write the configuration, build the network, start the daemons, wait for both nodes."""
+        """Write the configuration, create the network, start the daemons and wait for both nodes."""
         folder = self.folder
         for name in ("state", *(f"spool-{node}" for node in NODES)):
             (folder / name).mkdir(parents=True)
-        # As in production: with cgroups a step's signals reach its tasks only, not whatever these have started.
+        # As on real clusters: with cgroups a step's signals reach its tasks, but not the processes
+        # that these have started.
         proctrack = "cgroup" if FREEZER.is_dir() and os.access(FREEZER, os.W_OK) else "linuxproc"
         host = socket.gethostname()
         self.conf.write_text(
@@ -168,14 +171,14 @@ class Cluster:
             "log-file": "munged.log",
         }
         munge["seed-file"] = "munge.seed"
-        # --force: a socket in a folder that only root may enter is what is wanted here.
+        # --force: munged would refuse a socket in a folder that only root may enter.
         run(["munged", "--force", *(f"--{name}={folder / file}" for name, file in munge.items())])
         self.daemon("slurmctld")
         for node in NODES:
             self.start_node(node)
 
     def daemon(self, *command: str) -> None:
-        """Start a daemon; it outlives this call and has its own output file."""
+        """Start a daemon, with its output in a file of its own."""
         with (self.folder / f"{command[-1]}.out").open("a") as output:
             environment = os.environ | {"PATH": PATH, "SLURM_CONF": str(self.conf)}
             subprocess.run(
@@ -189,8 +192,8 @@ class Cluster:
             )
 
     def start_node(self, node: str) -> None:
-        """Boot a node and wait until jobs may run on it."""
-        # nsenter, not `ip netns exec`: that one mounts a /sys without cgroups.
+        """Start a node and wait until it accepts jobs."""
+        # nsenter, because `ip netns exec` mounts a /sys without cgroups.
         enter = [
             "nsenter",
             f"--net=/run/netns/dg-{node}",
@@ -208,25 +211,25 @@ class Cluster:
         )
 
     def pids(self, node: str) -> list[int]:
-        """Everything that runs on a node."""
+        """Return the process ids of all that runs on a node."""
         return [
             int(pid)
             for pid in run(["ip", "netns", "pids", f"dg-{node}"], check=False).stdout.split()
         ]
 
     def kill_node(self, node: str) -> None:
-        """All its processes die at once, as in a crash."""
+        """Kill all processes of a node at once, as a crash does."""
         for _ in range(10):
             for pid in self.pids(node):
                 kill(pid, signal.SIGKILL)
             time.sleep(0.05)
 
     def cable(self, node: str, state: str) -> None:
-        """`down` pulls a node's cable, `up` plugs it in again; its processes live on."""
+        """Disconnect a node from the network (`down`) or connect it again (`up`)."""
         run(["ip", "link", "set", f"dgv-{node}", state])
 
     def workers(self, node: str) -> list[int]:
-        """The training processes of a node, by pid (not their launchers)."""
+        """Return the process ids of a node's trainers, without their launchers."""
         commands = {
             pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in self.pids(node)
         }
@@ -237,18 +240,18 @@ class Cluster:
         ]
 
     def slurm(self, *command: str, check: bool = True) -> str:
-        """The output of one of SLURM's commands."""
+        """Run one of SLURM's commands and return its output."""
         return run(command, check=check, SLURM_CONF=str(self.conf)).stdout.strip()
 
     def node_state(self, node: str) -> str:
-        """idle, mix, alloc, comp, down, ..."""
+        """Return idle, mix, alloc, comp, down, ..."""
         return self.slurm(
             "sinfo", "-h", "-n", node, "-p", "urgent", "-o", "%t", check=False
         ).rstrip("*")
 
     def submit(self, *words: str, cwd: Path, **environment: str) -> str:
-        """sbatch; the job's number."""
-        # A clean environment: SLURM's and accelerate's own variables of an outer job must not leak in.
+        """Submit a job with sbatch and return its number."""
+        # Variables of SLURM and accelerate that belong to an outer job must not get in.
         exported = {
             name: value
             for name, value in os.environ.items()
@@ -267,11 +270,11 @@ class Cluster:
         return done.stdout.strip()
 
     def job(self, number: str) -> dict[str, str]:
-        """What SLURM says of a job: JobState, Restarts, ..."""
+        """Return what SLURM knows about a job: JobState, Restarts, ..."""
         return dict(re.findall(r"(\w+)=(\S*)", self.slurm("scontrol", "-o", "show", "job", number)))
 
     def __exit__(self, *_: object) -> None:
-        """Stop what was started; leave no trace outside the folder."""
+        """Stop everything, and remove what is outside the folder."""
         self.slurm(
             "scancel", "--signal=KILL", "--full", "--state=RUNNING", "--user=root", check=False
         )
@@ -289,7 +292,7 @@ class Cluster:
 
 
 def kill(pid: int, number: signal.Signals) -> None:
-    """Signal a process that may have gone already."""
+    """Send a signal to a process that may have ended already."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:

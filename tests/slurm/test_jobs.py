@@ -1,6 +1,6 @@
-"""The real batch script, the real trainer and real shards on a real SLURM of two nodes, and everything that befalls a job.
+"""The batch script on a real SLURM of two nodes, under everything that can happen to a job.
 
-Every run ends with each image seen once and with the weights of the run that nothing happened to.
+Every run ends having seen each image once, with the weights of an undisturbed run.
 """
 
 import json
@@ -26,7 +26,7 @@ BATCH, KIMG = 12, 9.6
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two idle nodes."""
+    """Start two idle nodes."""
     with Cluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
 
@@ -56,12 +56,12 @@ class Job:
 
     @property
     def restarts(self) -> int:
-        """How often SLURM has started it again."""
+        """How often SLURM has restarted it."""
         return int(self.cluster.job(self.number)["Restarts"])
 
     @property
     def images(self) -> int:
-        """Images seen by the newest row."""
+        """Images seen at the newest row of metrics.jsonl."""
         return (
             rows(self.run)[-1]["progress/images"]
             if (self.run / "metrics.jsonl").exists() and rows(self.run)
@@ -74,7 +74,7 @@ class Job:
         return json.loads((self.run / "status.json").read_text())
 
     def until(self, state: str, timeout: float = 300) -> float:
-        """Wait for one of SLURM's states; shows the log where it does not come."""
+        """Wait for one of SLURM's states; a failure shows the log."""
         try:
             return wait_until(lambda: self.state == state, f"{self.number} to be {state}", timeout)
         except AssertionError as error:
@@ -83,7 +83,7 @@ class Job:
             ) from None
 
     def until_images(self, number: int, timeout: float = 300) -> float:
-        """Wait until so many images are seen."""
+        """Wait until the run has seen so many images."""
         try:
             return wait_until(lambda: self.images >= number, f"{number} images", timeout)
         except AssertionError as error:
@@ -92,7 +92,7 @@ class Job:
             ) from None
 
     def until_restart(self, count: int, timeout: float = 300) -> float:
-        """Wait until SLURM has taken the job back and started it for the `count`th time again, seconds."""
+        """Wait until SLURM has restarted the job `count` times; returns for how many seconds."""
         began = time.monotonic()
         try:
             wait_until(lambda: self.restarts >= count, f"restart {count}", timeout)
@@ -104,7 +104,7 @@ class Job:
         return time.monotonic() - began
 
     def survived(self, kind: str, digest: str, **seconds: float | None) -> None:
-        """It ends, every image is seen once, and the weights are those of the undisturbed run."""
+        """Check that it saw every image once and ends with the weights of the undisturbed run."""
         self.until("COMPLETED")
         counted = count_images(self.run, batch_size=BATCH, total=self.total)
         same = checkpoint_digest(self.run) == digest
@@ -119,7 +119,7 @@ Submit = Callable[..., Job]
 
 @pytest.fixture(scope="module")
 def submit(cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Submit:
-    """Submit a job of two nodes, one process each, with a run folder of its own."""
+    """Return a function that submits a job of two nodes with one process each."""
     runs = tmp_path_factory.mktemp("runs")
 
     def submit(name: str, *options: str, **more: object) -> Job:
@@ -130,7 +130,7 @@ def submit(cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def undisturbed(submit: Submit) -> Job:
-    """A two-node run that nothing happens to."""
+    """Finish a run on two nodes without any disturbance."""
     job = submit("undisturbed")
     job.until("COMPLETED")
     return job
@@ -138,12 +138,12 @@ def undisturbed(submit: Submit) -> Job:
 
 @pytest.fixture(scope="module")
 def digest(undisturbed: Job) -> str:
-    """sha256 of its last checkpoint."""
+    """Return the sha256 of its last checkpoint."""
     return checkpoint_digest(undisturbed.run)
 
 
-def test_two_nodes_are_one_world(undisturbed: Job) -> None:
-    """One process a node, rank zero on the first, every image once."""
+def test_two_nodes_form_one_world(undisturbed: Job) -> None:
+    """One process per node, rank zero on the first, and every image seen once."""
     provenance = json.loads((undisturbed.run / "provenance.json").read_text())
     assert provenance["world"] == {"processes": 2, "device": "cpu"}
     assert (provenance["host"], provenance["slurm"]["SLURM_JOB_ID"]) == (
@@ -156,8 +156,10 @@ def test_two_nodes_are_one_world(undisturbed: Job) -> None:
     assert undisturbed.restarts == 0
 
 
-def test_scancel_saves_and_stays_cancelled(submit: Submit, cluster: Cluster, digest: str) -> None:
-    """No requeue after scancel; the same command, submitted again, goes on where the run was."""
+def test_a_cancelled_job_is_saved_and_not_requeued(
+    submit: Submit, cluster: Cluster, digest: str
+) -> None:
+    """The same command, submitted again, resumes the run."""
     job = submit("cancelled")
     job.until_images(600)
     cluster.slurm("scancel", job.number)
@@ -179,10 +181,10 @@ def test_scancel_saves_and_stays_cancelled(submit: Submit, cluster: Cluster, dig
         ("scontrol requeue", ["scontrol", "requeue"]),
     ],
 )
-def test_goes_on_by_itself(
+def test_a_warned_or_requeued_job_resumes_by_itself(
     kind: str, command: list[str], submit: Submit, cluster: Cluster, digest: str
 ) -> None:
-    """A warning from SLURM, or a requeue by hand: saved at once, started again, nothing computed twice."""
+    """It is saved at once and restarted, and no step is computed twice."""
     job = submit(command[-1].strip("-"))
     job.until_images(600)
     cluster.slurm(*command, job.number)
@@ -193,8 +195,10 @@ def test_goes_on_by_itself(
     job.survived(kind, digest, detect_sec=detect, resume_sec=resume, images_again=0)
 
 
-def test_a_warning_during_start_up_is_kept(submit: Submit, cluster: Cluster, digest: str) -> None:
-    """USR1 that comes before there is anything to save neither kills the job nor is lost."""
+def test_a_warning_during_start_up_is_not_lost(
+    submit: Submit, cluster: Cluster, digest: str
+) -> None:
+    """USR1 before there is anything to save does not kill the job."""
     job = submit("early")
     wait_until(
         lambda: job.log.exists() and "starts on" in job.log.read_text(), "the script to listen"
@@ -205,13 +209,13 @@ def test_a_warning_during_start_up_is_kept(submit: Submit, cluster: Cluster, dig
     job.survived("USR1 during start-up", digest, detect_sec=detect)
 
 
-def test_time_limit(submit: Submit, cluster: Cluster, digest: str) -> None:
-    """Before the limit SLURM warns, the run is saved, and the job goes on under a new limit."""
+def test_a_job_resumes_after_its_time_limit(submit: Submit, cluster: Cluster, digest: str) -> None:
+    """SLURM warns before the limit, the run is saved, and the job resumes under a new limit."""
     job = submit("limit", "--time=2", "--signal=B:USR1@60")
     job.until_images(600)
 
     def slowed_down() -> bool:
-        """The run must not end before its time, so one rank sleeps most of it; not long enough to be missed."""
+        """Suspend one rank most of the time, too briefly to be lost, so that the run is not done."""
         for worker in cluster.workers("node2"):
             kill(worker, signal.SIGSTOP)
             time.sleep(5)
@@ -223,8 +227,10 @@ def test_time_limit(submit: Submit, cluster: Cluster, digest: str) -> None:
     job.survived("time limit", digest, images_again=0)
 
 
-def test_killed_worker(submit: Submit, cluster: Cluster, digest: str) -> None:
-    """kill -9 of a rank: the others say who and where at once, and the job goes on from its last checkpoint."""
+def test_a_job_resumes_after_kill_9_of_a_rank(
+    submit: Submit, cluster: Cluster, digest: str
+) -> None:
+    """The status names the rank at once, and the job resumes from its last checkpoint."""
     job = submit("killed")
     job.until_images(1200)
     began = time.monotonic()
@@ -244,8 +250,8 @@ def test_killed_worker(submit: Submit, cluster: Cluster, digest: str) -> None:
     )
 
 
-def test_pulled_cable(submit: Submit, cluster: Cluster, digest: str) -> None:
-    """A short cut is waited out; after a long one the job runs on as soon as the node is back."""
+def test_a_job_survives_network_failures(submit: Submit, cluster: Cluster, digest: str) -> None:
+    """It waits during a short one, and resumes after a long one when the node is back."""
     job = submit("cable")
     job.until_images(600)
     cluster.cable("node2", "down")
@@ -277,8 +283,10 @@ def test_pulled_cable(submit: Submit, cluster: Cluster, digest: str) -> None:
     )
 
 
-def test_preempted_twice_and_a_node_lost(submit: Submit, cluster: Cluster, digest: str) -> None:
-    """Two preemptions and a crashed node later the weights are those of the undisturbed run."""
+def test_a_job_survives_two_preemptions_and_a_dead_node(
+    submit: Submit, cluster: Cluster, digest: str
+) -> None:
+    """Its weights are then those of the undisturbed run."""
     job, preemptions = submit("story"), []
     for restart in (1, 2):
         job.until_images(restart * 1200)
@@ -310,8 +318,10 @@ def test_preempted_twice_and_a_node_lost(submit: Submit, cluster: Cluster, diges
         )  # fmt: skip
 
 
-def test_array(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
-    """Each task of an array is a run of its own, here of one process: `{task}` is its number."""
+def test_each_task_of_an_array_is_a_run_of_its_own(
+    cluster: Cluster, shards: Path, tmp_path: Path
+) -> None:
+    """`{task}` is replaced by the number of the task."""
     job = Job(
         cluster, shards, tmp_path / "run-{task}", "--array=1-2", f"--output={tmp_path}/%a.log", "--cpus-per-task=2",
         kimg=0.12, words=("train.seed={task}",),
