@@ -1,4 +1,4 @@
-"""Small data for all tests: numbered images, packed once."""
+"""Fixtures for all tests: numbered images, packed once, and a small GAN."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ NUM_IMAGES = 30
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 grey 32x32 images in two classes; each hides its number in its first two pixels."""
+    """Pack 30 grey 32x32 images in two classes, each with its number in its first two pixels."""
     root = tmp_path_factory.mktemp("images")
     noise = np.random.default_rng(0)
     for number in range(NUM_IMAGES):
@@ -33,6 +33,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def gan() -> Iterator[GAN]:
-    """Players in a world of one; Accelerate's state is undone afterwards."""
+    """Build a small GAN in a world of one process, and undo Accelerate's state afterwards."""
     yield make_gan()
     AcceleratorState._reset_state(True)

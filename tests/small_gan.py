@@ -1,4 +1,4 @@
-"""Small gan and batches for tests of the step."""
+"""A small GAN and its batches, for tests of the training step."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def make_gan(loss: Loss = PLAIN.loss, optim: Optim = PLAIN.optim, **networks: An
 
 
 def micro_batch(size: int = 4, *, first: int = 0) -> MicroBatch:
-    """Random images and latents, the same for the same place."""
+    """Return random images and latents; equal positions give equal batches."""
     draw = torch.Generator().manual_seed(first)
     reals = torch.rand(size, 1, 32, 32, generator=draw) * 2 - 1
     return MicroBatch(
@@ -35,5 +35,5 @@ def micro_batch(size: int = 4, *, first: int = 0) -> MicroBatch:
 
 
 def snapshot(network: nn.Module) -> list[torch.Tensor]:
-    """Copies of all parameters."""
+    """Return copies of all parameters."""
     return [parameter.detach().clone() for parameter in network.parameters()]

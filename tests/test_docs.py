@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from distgan.cli import app
+from distgan.run.files import read_rows
 from tests.docs import PAGES, ROOT
+from tests.faults import ledger
 from tests.test_commands import call
 from tests.worlds import SMALL
 
@@ -25,6 +27,11 @@ NEEDS_NETWORK = ("pip ", "hf ")
 def test_tables_are_those_of_the_code(name: str) -> None:
     """If not: python -m tests.docs."""
     assert (ROOT / name).read_text() == PAGES[name]()
+
+
+def test_reliability_page_is_made_from_the_recorded_faults() -> None:
+    """If not: python -m tests.faults.campaign --report."""
+    assert ledger.PAGE.read_text() == ledger.page(read_rows(ledger.ROWS))
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))

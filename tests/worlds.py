@@ -1,4 +1,4 @@
-"""Real worlds for tests: forked processes with a gloo group, and training runs in them that note what they read."""
+"""Worlds of real processes for tests: ranks that form a gloo group, and recorded training runs."""
 
 import hashlib
 import json
@@ -14,34 +14,36 @@ from typing import Any
 import numpy as np
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["distgan.trainer"]
-)  # imported once: a new world then starts in well under a second
+# Imported once, so that a new world starts in well under a second.
+CONTEXT.set_forkserver_preload(["distgan.trainer"])
 
+# A run of a few seconds.
 SMALL = (
-    "networks.generator_width=4", "networks.discriminator_width=4", "networks.latent_dim=8", "train.batch_size=12",
-    "train.cpu_threads=1", "train.precision=launcher", "log.wandb=disabled", "log.report=false", "log.every_kimg=0.012",
-    "log.samples_every_kimg=1", "checkpoint.every_kimg=1", "evaluation.num_samples=12", "evaluation.every_kimg=1",
+    "networks.generator_width=4", "networks.discriminator_width=4", "networks.latent_dim=8",
+    "train.batch_size=12", "train.cpu_threads=1", "train.precision=launcher",
+    "log.wandb=disabled", "log.report=false", "log.every_kimg=0.012", "log.samples_every_kimg=1",
+    "checkpoint.every_kimg=1", "evaluation.num_samples=12", "evaluation.every_kimg=1",
 )  # fmt: skip
 
-
-REMEDIES = (  # as many as go together
-    "train.batch_size=16", "networks.discriminator_norm=none", "networks.minibatch_stddev=4", "loss.adversarial=relativistic",
-    "loss.r1=0.1", "loss.r2=0.1", "loss.penalty_interval=2", "loss.penalty_final=0.5", "loss.unroll_steps=1",
-    "loss.diversity.mode_seeking=1", "loss.diversity.feature_distance=1", 'loss.augment=["color","translation","cutout"]',
-    "loss.augment_probability=0.5", "loss.augment_target=0.6", "loss.augment_ramp_kimg=1", "optim.schedule=cosine",
-    "optim.lookahead_steps=2",
+# As many remedies against collapse as can be combined.
+REMEDIES = (
+    "train.batch_size=16", "networks.discriminator_norm=none", "networks.minibatch_stddev=4",
+    "loss.adversarial=relativistic", "loss.r1=0.1", "loss.r2=0.1", "loss.penalty_interval=2",
+    "loss.penalty_final=0.5", "loss.unroll_steps=1", "loss.diversity.mode_seeking=1",
+    "loss.diversity.feature_distance=1", 'loss.augment=["color","translation","cutout"]',
+    "loss.augment_probability=0.5", "loss.augment_target=0.6", "loss.augment_ramp_kimg=1",
+    "optim.schedule=cosine", "optim.lookahead_steps=2",
 )  # fmt: skip
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """Return a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def _child(
+def run_rank(
     rank: int,
     size: int,
     port: int,
@@ -50,11 +52,16 @@ def _child(
     function: Callable[..., Any],
     arguments: Sequence[Any],
 ) -> None:
-    os.environ.clear()  # the server that forks has that of the first test
+    """Call the function as one rank of a world; the target of its process.
+
+    `results` gets (rank, value, None) or (rank, None, traceback).
+    """
+    os.environ.clear()  # the fork server still has the environment of the first test
     os.environ |= environment
     if size > 1:
         os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
+            "RANK": str(rank), "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -67,12 +74,15 @@ def _child(
 def run_world(
     size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60
 ) -> list[Any]:
-    """Call `function(*arguments)` on every rank of a new world; results in rank order, or the first failure raised."""
+    """Call `function(*arguments)` on all ranks of a new world; return the results in rank order.
+
+    Raises AssertionError with the tracebacks of all ranks that failed.
+    """
     results, port = CONTEXT.SimpleQueue(), free_port()
     environment = dict(os.environ)
     processes = [
         CONTEXT.Process(
-            target=_child, args=(rank, size, port, results, environment, function, arguments)
+            target=run_rank, args=(rank, size, port, results, environment, function, arguments)
         )
         for rank in range(size)
     ]
@@ -91,10 +101,15 @@ def run_world(
 
 
 def train_run(
-    shards: Path, run_dir: Path, words: Sequence[str], stop_after: int | None = None
+    shards: Path, run_dir: Path, overrides: Sequence[str], stop_after: int | None = None
 ) -> dict[str, Any]:
-    """Train in this process; notes the ids of all images read, and any file that another rank than zero writes."""
-    import distgan.data as streams_module
+    """Train in this process and return what happened.
+
+    The result has the run's state, the images seen at its start and end, the ids of all images
+    read, the weights of both networks, and the files that a rank other than zero wrote. After
+    `stop_after` images the run gets a SIGTERM.
+    """
+    import distgan.data as data_module
     import distgan.trainer as trainer_module
     from distgan.config.load import load_config
     from distgan.runtime.distributed import leave_world
@@ -104,7 +119,7 @@ def train_run(
     writes: list[str] = []
     rank = int(os.environ.get("RANK", "0"))
 
-    class NotingStream(streams_module.BatchStream):
+    class RecordingStream(data_module.BatchStream):
         def __next__(self) -> Any:
             batch = super().__next__()
             ids.extend(image_id(image) for image in batch.numpy())
@@ -112,17 +127,17 @@ def train_run(
                 interrupt.signal_name = "SIGTERM"
             return batch
 
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+    def record_writes(event: str, arguments: tuple[Any, ...]) -> None:
         reading = event == "open" and "r" in str(arguments[1] or "r")
         writing = event in ("open", "os.rename", "os.mkdir", "os.remove") and not reading
         if writing and str(arguments[0]).startswith(str(run_dir)):
             writes.append(f"{event} {arguments[0]}")
 
     if rank:
-        sys.addaudithook(watch)
-    streams_module.BatchStream = NotingStream
+        sys.addaudithook(record_writes)
+    data_module.BatchStream = RecordingStream
     interrupt = Interrupt()
-    config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *words])
+    config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *overrides])
     trainer = trainer_module.Trainer(
         config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"]
     )
@@ -147,16 +162,16 @@ def train_run(
 
 
 def image_id(image: np.ndarray) -> int:
-    """The number that `numbered_images` hid in the first two pixels."""
+    """Return the number that the fixture `shards` hid in the first two pixels of an image."""
     return int(image[0, 0, 0]) * 256 + int(image[0, 0, 1])
 
 
 def checkpoint_digest(run_dir: Path) -> str:
-    """sha256 of the tensors of a run's newest checkpoint."""
+    """Return the sha256 of the tensors in a run's newest checkpoint."""
     newest = sorted((run_dir / "checkpoints").iterdir())[-1]
     return hashlib.sha256((newest / "tensors.safetensors").read_bytes()).hexdigest()
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl."""
+    """Return the rows of metrics.jsonl."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -1,6 +1,6 @@
-"""Kill real training and packing processes at random moments, start them again, and compare with what nothing happened to.
+"""Kill training and packing at random moments, restart it, and compare it with undisturbed runs.
 
-python -m tests.faults.campaign --kills 20     appends a row a kill to tests/faults/rows.jsonl; again for more
+python -m tests.faults.campaign --kills 20     appends one row per kill to tests/faults/rows.jsonl
 python -m tests.faults.campaign --report       writes docs/reliability.md from all rows
 """
 
@@ -21,21 +21,21 @@ from PIL import Image
 
 from distgan.run.files import read_rows
 from shards.pack import pack
-from tests.faults.ledger import PAGE, ROWS, count_images, note, page
-from tests.worlds import CONTEXT, SMALL, _child, checkpoint_digest, free_port, train_run
+from tests.faults.ledger import PAGE, ROWS, count_images, page, record_fault
+from tests.worlds import CONTEXT, SMALL, checkpoint_digest, free_port, run_rank, train_run
 
 BATCH, TOTAL, CHECKPOINT = 12, 2400, 120  # images
-WORDS = [
+OVERRIDES = [
     f"train.kimg={TOTAL / 1000}",
     f"checkpoint.every_kimg={CHECKPOINT / 1000}",
     "log.samples_every_kimg=0.6",
 ]
 assert f"train.batch_size={BATCH}" in SMALL
-PATIENCE_SEC = 300.0
+TIMEOUT_SEC = 300.0
 
 
 def make_images(folder: Path, *, number: int, size: int) -> Path:
-    """Grey noise as PNG files, the same every time."""
+    """Write PNG files of grey noise, the same every time."""
     noise = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for i in range(number):
@@ -45,87 +45,90 @@ def make_images(folder: Path, *, number: int, size: int) -> Path:
     return folder
 
 
-class Nowhere:
-    """Takes results and drops them: a queue's lock would die with who holds it."""
+class NoResults:
+    """A queue that drops what it gets. A real one would stay locked if its holder is killed."""
 
     def put(self, result: Any) -> None:
-        """Nothing."""
+        """Drop the result."""
 
 
 class World:
-    """Processes that train together, started as by a launcher, but not stopped by one: the ranks are on their own."""
+    """Processes that train together, without a launcher that stops the others when one dies."""
 
     def __init__(self, size: int, shards: Path, run_dir: Path) -> None:
-        port, arguments = free_port(), (shards, run_dir, WORDS)
+        port, arguments = free_port(), (shards, run_dir, OVERRIDES)
         self.processes: list[BaseProcess] = [
             CONTEXT.Process(
-                target=_child,
-                args=(rank, size, port, Nowhere(), dict(os.environ), train_run, arguments),
+                target=run_rank,
+                args=(rank, size, port, NoResults(), dict(os.environ), train_run, arguments),
             )
             for rank in range(size)
         ]
         for process in self.processes:
             process.start()
 
-    def wait(self, true: Callable[[], bool], *, pause: float = 0.01) -> None:
-        """Until it is true, or all processes have ended."""
+    def wait_until(self, condition: Callable[[], bool], *, pause: float = 0.01) -> None:
+        """Wait until the condition holds or all processes have ended."""
         began = time.monotonic()
-        while not true() and any(process.is_alive() for process in self.processes):
-            assert time.monotonic() - began < PATIENCE_SEC, "the run hangs"
+        while not condition() and any(process.is_alive() for process in self.processes):
+            assert time.monotonic() - began < TIMEOUT_SEC, "the run hangs"
             time.sleep(pause)
 
     def kill(self, ranks: list[int]) -> bool:
-        """SIGKILL; whether all were alive to be killed."""
+        """Send SIGKILL to the ranks; return whether all of them were still alive."""
         alive = all(self.processes[rank].is_alive() for rank in ranks)
         for rank in ranks:
             self.processes[rank].kill()
         return alive
 
-    def ended(self) -> None:
-        """Wait for all."""
-        self.wait(lambda: False)
+    def join(self) -> None:
+        """Wait until all processes have ended."""
+        self.wait_until(lambda: False)
 
 
-def images_in(run_dir: Path) -> int:
-    """Images seen by the newest row."""
+def images_seen(run_dir: Path) -> int:
+    """Return the images seen according to the newest row of metrics.jsonl."""
     rows = read_rows(run_dir / "metrics.jsonl")
     return rows[-1]["progress/images"] if rows else 0
 
 
 def undisturbed_run(shards: Path, folder: Path) -> str:
-    """sha256 of the last checkpoint of two processes that nothing happens to."""
-    World(2, shards, folder).ended()
+    """Train with two undisturbed processes; return the sha256 of their last checkpoint."""
+    World(2, shards, folder).join()
     return checkpoint_digest(folder)
 
 
 def kill_training(
     shards: Path, run_dir: Path, digest: str, *, draw: random.Random, victims: str
 ) -> dict[str, Any] | None:
-    """Two processes train, `one`, `all` or rank zero `at a checkpoint` dies; the row, or None where the run had ended."""
+    """Kill `one` or `all` of two training ranks, or rank zero `at a checkpoint`; start them again.
+
+    Returns the row for the record, or None if the run had ended before the kill.
+    """
     world = World(2, shards, run_dir)
     point = draw.randrange(TOTAL)
-    world.wait(lambda: images_in(run_dir) >= point)
+    world.wait_until(lambda: images_seen(run_dir) >= point)
     if victims == "at a checkpoint":
-        world.wait(lambda: any((run_dir / "checkpoints").glob(".*.tmp")), pause=0.0)
+        world.wait_until(lambda: any((run_dir / "checkpoints").glob(".*.tmp")), pause=0.0)
         time.sleep(draw.random() * 0.01)
     else:
         time.sleep(draw.random() * 0.2)
     ranks = {"one": [draw.randrange(2)], "all": [0, 1], "at a checkpoint": [0]}[victims]
     if not world.kill(ranks):
-        world.ended()
+        world.join()
         return None
     began = time.monotonic()
-    world.ended()
+    world.join()
     detect = time.monotonic() - began if len(ranks) == 1 else None
-    images = images_in(run_dir)
+    images = images_seen(run_dir)
     checkpoints = [
         round(float(path.name) * 1000) for path in (run_dir / "checkpoints").glob("[0-9]*")
     ]
     began = time.monotonic()
     again = World(2, shards, run_dir)
-    again.wait(lambda: images_in(run_dir) > images)
+    again.wait_until(lambda: images_seen(run_dir) > images)
     resume = time.monotonic() - began
-    again.ended()
+    again.join()
     counted = count_images(run_dir, batch_size=BATCH, total=TOTAL)
     return {
         "survived": checkpoint_digest(run_dir) == digest and not any(counted.values()),
@@ -137,7 +140,7 @@ def kill_training(
 
 
 def digest_of(folder: Path) -> str:
-    """sha256 over names and contents of a folder's files."""
+    """Return the sha256 over the names and contents of a folder's files."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -146,14 +149,17 @@ def digest_of(folder: Path) -> str:
 
 
 def pack_images(source: Path, out: Path) -> None:
-    """Pack in this process and two workers."""
+    """Pack with this process and two workers."""
     pack(str(source), out, size=64, channels=1, shard_size_mb=1, workers=2)
 
 
 def kill_packing(
     source: Path, out: Path, whole: Path, *, draw: random.Random, seconds: float
 ) -> dict[str, Any] | None:
-    """A pack dies somewhere in its `seconds`, and is started again; the row, or None where it had ended."""
+    """Kill a pack at a random moment of the `seconds` that it takes, and start it again.
+
+    Returns the row for the record, or None if the pack had ended before the kill.
+    """
     process = CONTEXT.Process(target=pack_images, args=(source, out))
     process.start()
     time.sleep(draw.random() * seconds)
@@ -165,10 +171,10 @@ def kill_packing(
     began = time.monotonic()
     again = CONTEXT.Process(target=pack_images, args=(source, out))
     again.start()
-    again.join(PATIENCE_SEC)
+    again.join(TIMEOUT_SEC)
     same = again.exitcode == 0 and digest_of(out) == digest_of(whole)
-    return {"survived": same, "images_lost": 0 if same else None, "images_repeated": 0 if same else None,
-            "resume_sec": time.monotonic() - began}  # fmt: skip
+    counts = dict.fromkeys(("images_lost", "images_repeated"), 0 if same else None)
+    return {"survived": same, **counts, "resume_sec": time.monotonic() - began}
 
 
 KINDS = {
@@ -180,7 +186,7 @@ KINDS = {
 
 
 class Campaign:
-    """Everything needed for one kill after another."""
+    """Shards, an undisturbed run and an undisturbed pack, against which each kill is compared."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -201,7 +207,7 @@ class Campaign:
         self.pack_sec = time.monotonic() - began
 
     def kill(self, kind: str, draw: random.Random) -> dict[str, Any]:
-        """One kill of that kind; tries again where the victim had ended before."""
+        """Carry out one kill and return its row; repeat it if the victim had ended before."""
         victims, row = KINDS[kind], None
         while row is None:
             place = Path(tempfile.mkdtemp(dir=self.folder)) / "place"
@@ -212,17 +218,19 @@ class Campaign:
             else:
                 row = kill_training(self.shards, place, self.digest, draw=draw, victims=victims)
             if row is None or row["survived"]:
-                shutil.rmtree(place.parent)  # what did not survive stays, to be looked at
+                shutil.rmtree(place.parent)  # what did not survive is kept for inspection
         return row
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=0, help="how many to add")
-    parser.add_argument("--rows", type=Path, default=ROWS, help="where the rows are gathered")
+    parser.add_argument("--kills", type=int, default=0, help="number of kills to add")
+    parser.add_argument(
+        "--rows", type=Path, default=ROWS, help="file that the rows are appended to"
+    )
     parser.add_argument("--report", action="store_true", help=f"write {PAGE}")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -232,11 +240,9 @@ def main() -> None:
         for number in range(options.kills):
             kind = list(KINDS)[number % len(KINDS)]
             row = campaign.kill(kind, draw)
-            note(kind, options.rows, **row)
-            print(
-                f"{number + 1}: {kind}: {'survived' if row['survived'] else f'NOT SURVIVED, see {folder}'}",
-                flush=True,
-            )
+            record_fault(kind, options.rows, **row)
+            outcome = "survived" if row["survived"] else f"NOT SURVIVED, see {folder}"
+            print(f"{number + 1}: {kind}: {outcome}", flush=True)
         if all(row["survived"] for row in read_rows(options.rows)):
             shutil.rmtree(folder)
     if options.report:

@@ -1,4 +1,4 @@
-"""What can go wrong around a run: the disk fills up, W&B misbehaves, settings and manifests are garbage."""
+"""A run survives a full disk and a broken W&B server; garbage in files and settings is refused."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from distgan.run.checkpoints import CheckpointError
 from distgan.run.files import read_rows
 from tests.worlds import checkpoint_digest, rows, run_world, train_run
 
-WORDS = ["train.kimg=0.072", "checkpoint.every_kimg=0.024", "checkpoint.keep=1"]
+OVERRIDES = ["train.kimg=0.072", "checkpoint.every_kimg=0.024", "checkpoint.keep=1"]
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 3 MB."""
+    """Mount a disk of 3 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -42,7 +42,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, *, leave: int) -> Path:
-    """Take all but `leave` bytes of a disk."""
+    """Fill a disk up to `leave` bytes."""
     state = os.statvfs(disk)
     filler = disk / "filler"
     filler.write_bytes(bytes(max(0, state.f_bavail * state.f_frsize - leave)))
@@ -50,28 +50,30 @@ def fill(disk: Path, *, leave: int) -> Path:
 
 
 @pytest.mark.parametrize("leave", [0, 40_000])
-def test_a_full_disk_loses_nothing(
+def test_run_on_a_full_disk_fails_cleanly_and_resumes_bit_identically(
     shards: Path, tmp_path: Path, small_disk: Path, leave: int
 ) -> None:
-    """No room for a row, or for a checkpoint: one line, the checkpoint before stays; with room again the run ends as if
-    nothing had happened."""
-    run_world(1, train_run, shards, tmp_path / "whole", WORDS)
+    """Without room for a row or a checkpoint the run fails with one line, its checkpoint intact.
+
+    Once there is room again, the same command ends with the same weights as an undisturbed run.
+    """
+    run_world(1, train_run, shards, tmp_path / "whole", OVERRIDES)
     run = small_disk / "run"
-    run_world(1, train_run, shards, run, WORDS, 24)
+    run_world(1, train_run, shards, run, OVERRIDES, 24)
     filler = fill(small_disk, leave=leave)
     with pytest.raises(
         AssertionError,
         match=r"(RunFailed|UserError): .*No space left on device.* type the same command",
     ):
-        run_world(1, train_run, shards, run, WORDS)
+        run_world(1, train_run, shards, run, OVERRIDES)
     filler.unlink()
-    assert run_world(1, train_run, shards, run, WORDS)[0]["state"] == "done"
+    assert run_world(1, train_run, shards, run, OVERRIDES)[0]["state"] == "done"
     assert checkpoint_digest(run) == checkpoint_digest(tmp_path / "whole")
     assert [row["progress/images"] for row in rows(run)] == list(range(12, 73, 12))
 
 
 class BadServer:
-    """Something that listens where W&B should be, and answers with nothing, with garbage, or with a refusal."""
+    """A server in place of W&B's that answers with nothing, with garbage or with a refusal."""
 
     ANSWERS: ClassVar = {
         "silent": b"",
@@ -87,7 +89,7 @@ class BadServer:
         threading.Thread(target=self.serve, daemon=True).start()
 
     def serve(self) -> None:
-        """Answer everyone alike until closed."""
+        """Give every client the same answer until closed."""
         with suppress(OSError):
             while True:
                 connection, _ = self.server.accept()
@@ -99,17 +101,17 @@ class BadServer:
                         connection.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the server and all connections."""
         self.server.close()
         for connection in self.open:
             connection.close()
 
 
 @pytest.mark.parametrize("kind", ["dead", "silent", "garbage", "refusing"])
-def test_wandb_never_ends_a_training(
+def test_broken_wandb_server_does_not_stop_training(
     kind: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dead at the start, silent, garbage or refusing: the run is trained to its end in bounded time, rows on the disk."""
+    """The run trains to its end in bounded time, writes its rows and records a warning."""
     server = BadServer("silent" if kind == "dead" else kind)
     if kind == "dead":
         server.close()
@@ -135,8 +137,8 @@ def test_wandb_never_ends_a_training(
 
 @given(st.text(max_size=40))
 @settings(max_examples=300, deadline=None)
-def test_any_word_is_a_setting_or_one_line(word: str) -> None:
-    """Whatever stands on the command line: a configuration, or a UserError."""
+def test_any_override_is_accepted_or_a_user_error(word: str) -> None:
+    """Arbitrary text on the command line gives a configuration or a UserError."""
     with suppress(UserError):
         load_config(None, [word])
     with suppress(UserError):
@@ -149,8 +151,8 @@ def test_any_word_is_a_setting_or_one_line(word: str) -> None:
 @settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_any_preset_file_is_settings_or_one_line(tmp_path: Path, content: bytes) -> None:
-    """Whatever a .toml file holds: a configuration, or a UserError."""
+def test_any_preset_file_is_accepted_or_a_user_error(tmp_path: Path, content: bytes) -> None:
+    """Arbitrary bytes in a preset file give a configuration or a UserError."""
     (tmp_path / "preset.toml").write_bytes(content)
     with suppress(UserError):
         load_config(str(tmp_path / "preset.toml"))
@@ -170,8 +172,8 @@ JSON = st.recursive(
 @settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_any_manifest_is_believed_or_refused(tmp_path: Path, manifest: object) -> None:
-    """Whatever manifest.json holds: the checkpoint as it was written, or a CheckpointError."""
+def test_arbitrary_manifest_is_refused(tmp_path: Path, manifest: object) -> None:
+    """A manifest.json of arbitrary JSON raises CheckpointError and nothing else."""
     path = tmp_path / "00000001.000"
     path.mkdir(exist_ok=True)
     (path / "state.json").write_text("{}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.ledger import count_images, note
+from tests.faults.ledger import count_images, record_fault
 from tests.slurm.cluster import Cluster, kill, missing, wait_until
 from tests.worlds import SMALL, checkpoint_digest, rows
 
@@ -108,7 +108,9 @@ class Job:
         self.until("COMPLETED")
         counted = count_images(self.run, batch_size=BATCH, total=self.total)
         same = checkpoint_digest(self.run) == digest
-        note(f"SLURM: {kind}", survived=same and not any(counted.values()), **counted, **seconds)
+        record_fault(
+            f"SLURM: {kind}", survived=same and not any(counted.values()), **counted, **seconds
+        )
         assert counted == {"images_lost": 0, "images_repeated": 0}
         assert same
         assert self.status["state"] == "done"
@@ -260,7 +262,7 @@ def test_a_job_survives_network_failures(submit: Submit, cluster: Cluster, diges
     cluster.cable("node2", "up")
     resume = job.until_images(images + 10 * BATCH)
     assert job.restarts == 0
-    note(
+    record_fault(
         "SLURM: cable pulled for 5 s",
         survived=True,
         images_lost=0,
@@ -312,7 +314,7 @@ def test_a_job_survives_two_preemptions_and_a_dead_node(
         "a node killed", digest, detect_sec=detect, resume_sec=resume, images_again=images % 240
     )
     for detect, resume in preemptions:
-        note(
+        record_fault(
             "SLURM: preempted by another partition", survived=True, images_lost=0, images_repeated=0, images_again=0,
             detect_sec=detect, resume_sec=resume,
         )  # fmt: skip
