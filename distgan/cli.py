@@ -10,7 +10,14 @@ import typer
 from typer import Argument, Option
 
 from distgan.errors import UserError
-from distgan.reporting.console import complain, counting_progress, say, show_columns, show_table
+from distgan.reporting.console import (
+    counting_progress,
+    say,
+    show_columns,
+    show_error,
+    show_table,
+    show_warning,
+)
 from shards.errors import ShardError
 
 app = typer.Typer(
@@ -38,11 +45,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except (UserError, ShardError) as error:
-            complain(str(error))
+            show_error(str(error))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             resume = "; repeat the command to resume" if function.__name__ in RESUMABLE else ""
-            complain(f"stopped{resume}")
+            show_error(f"stopped{resume}")
             raise typer.Exit(75) from None
 
     return guarded
@@ -107,7 +114,7 @@ def verify(shards: Shards) -> None:
 
     problems = verify_shards(shards)
     for problem in problems:
-        complain(str(problem))
+        show_error(str(problem))
     if problems:
         raise typer.Exit(1)
     say(f"{shards}: all shards are intact")
@@ -249,8 +256,11 @@ def report(
     from distgan.commands.report import report as write_report
 
     written = write_report(folder, out=out)
-    if written.rows:
-        show_columns(list(written.head), [list(row) for row in written.rows])
+    for group in written.groups:
+        say(group.title, style="bold")
+        show_columns(group.columns, [[cell.text for cell in row] for row in group.results])
+    for warning in written.warnings:
+        show_warning(warning)
     say(f"wrote {written.page}")
 
 
@@ -314,7 +324,7 @@ def sweep(
         typer.echo("\n".join(chosen[0].words))
         return
     if show:
-        rows = [[str(i), run.entry.label, str(run.entry.seed), read_status(run.entry.folder)["state"]]
+        rows = [[str(i), run.entry.label, str(run.entry.seed), read_status(run.entry.folder).state]
                 for i, run in enumerate(runs)]  # fmt: skip
         show_columns(["number", "cell", "seed", "state"], rows)
         say(
@@ -326,14 +336,14 @@ def sweep(
         interrupt.install()
         job.run_all(chosen, group=file.stem, launcher=asked.launcher, interrupt=interrupt)
     if interrupt.raised:
-        complain(f"{interrupt.signal_name}; saved, and the same command goes on from here")
+        show_error(f"{interrupt.signal_name}; saved, and the same command goes on from here")
         raise typer.Exit(75)
     if index is None:
         ranked = leaderboard.gather_cells([run.entry for run in runs], rank_by=asked.rank_by)
         head, table = leaderboard.table(ranked, rank_by=asked.rank_by)
         show_columns(head, table)
         if note := leaderboard.unlike(ranked):
-            complain(note)
+            show_error(note)
         files = leaderboard.write_leaderboard(ranked, folder, rank_by=asked.rank_by)
         say(f"wrote {', '.join(map(str, files))}")
     if not board and not all(run.is_finished for run in chosen):

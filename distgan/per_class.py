@@ -145,7 +145,7 @@ class PerClassTrainer:
     def train_classes(self, trained: dict[int, int]) -> str:
         """Train what is unfinished and update `trained`; returns the outcome of the last class."""
         has_ended = self.world.broadcast_from_main(
-            lambda: [read_status(self.dir_of(c))["state"] in FINISHED_STATES for c in self.classes]
+            lambda: [read_status(self.dir_of(c)).state in FINISHED_STATES for c in self.classes]
         )
         for each, is_finished in zip(self.classes, has_ended, strict=True):
             if trained[each.number] >= each.total_images and is_finished:
@@ -222,7 +222,7 @@ class PerClassTrainer:
     def is_joined(self, images_seen: int) -> bool:
         """Return whether the mixture of these very classes has been written and evaluated."""
         status = read_status(self.run_dir)
-        return (status["state"], status["images_seen"]) == ("done", images_seen)
+        return (status.state, status.images_seen) == ("done", images_seen)
 
     def interruption(self) -> str | None:
         """Return why not to join now, if any rank has received a signal. Collective."""

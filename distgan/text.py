@@ -4,11 +4,6 @@ import math
 from typing import Any
 
 NO_VALUE = "–"
-CONTROL_CHARACTERS = dict.fromkeys(
-    {*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-    - {ord("\n"), ord("\t")}
-)
-"""Terminal escapes and overrides of the writing direction, for `str.translate`."""
 
 
 def is_number(value: Any) -> bool:
@@ -55,8 +50,3 @@ def pluralize(count: int, noun: str) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error message, or the error's type if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def printable(text: str) -> str:
-    """Return a text without control characters, which could rewrite what a terminal shows."""
-    return text.translate(CONTROL_CHARACTERS)

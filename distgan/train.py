@@ -29,7 +29,7 @@ from distgan.config.flat import changed_from_defaults
 from distgan.config.load import load_config, preset_names
 from distgan.config.schema import Config
 from distgan.errors import RunFailed, UserError
-from distgan.reporting.console import complain, show_table
+from distgan.reporting.console import show_error, show_table
 from shards.errors import ShardError
 
 EXIT_CODES = {"done": 0, "preempted": 75, "collapsed": 76}
@@ -67,11 +67,11 @@ def train(
         state = run(config, name=Path(preset).stem if preset else "run", run_dir=run_dir)
     except (UserError, ShardError) as error:
         if local_rank == "0":  # one process per node, since files may differ between nodes
-            complain(str(error))
+            show_error(str(error))
         raise SystemExit(2) from None
     except RunFailed as error:
         if rank == "0" or error.must_report:
-            complain(str(error))
+            show_error(str(error))
         raise SystemExit(1) from None
     INTERRUPT.ignore()
     raise SystemExit(EXIT_CODES[state])

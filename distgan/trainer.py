@@ -96,7 +96,7 @@ class Trainer:
         self.logger.last_verdict = self.evaluator.verdict.name
         with recorded_outcome(self.logger, self.heartbeat, images_seen=lambda: state.images_seen):
             run_dir = self.session.run_dir
-            recorded = self.world.broadcast_from_main(lambda: read_status(run_dir)["state"])
+            recorded = self.world.broadcast_from_main(lambda: read_status(run_dir).state)
             if state.images_seen >= self.session.total_images and recorded in FINISHED_STATES:
                 self.logger.already_done(images_seen=state.images_seen)
                 return recorded

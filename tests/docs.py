@@ -119,7 +119,7 @@ def metrics_page() -> str:
         "| --- | --- | --- |",
         *(
             row(f"`{name}`", metric.unit, metric.sentence)
-            for name, metric in training.METRICS.items()
+            for name, metric in training.TRAINING_METRICS.items()
         ),
         "",
         "## In an evaluation",

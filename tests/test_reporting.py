@@ -12,7 +12,7 @@ from PIL import Image
 from distgan.errors import UserError
 from distgan.images import save_grid, save_losses_plot, to_uint8
 from distgan.reporting import console
-from distgan.reporting.metrics import METRICS, RunningMeans
+from distgan.reporting.metrics import TRAINING_METRICS, RunningMeans
 from distgan.run.files import read_rows
 from distgan.run.folder import RunFolder
 from distgan.runtime.distributed import World
@@ -50,7 +50,7 @@ def test_rows_have_only_declared_names(shards: Path, tmp_path: Path) -> None:
     words = [*REMEDIES, "loss.gradient_penalty=0.1", "train.kimg=0.064", "log.every_kimg=0.032"]
     run_world(1, train_run, shards, tmp_path / "run", words)
     for row in read_rows(tmp_path / "run" / "metrics.jsonl"):
-        assert set(row) == set(METRICS)
+        assert set(row) == set(TRAINING_METRICS)
 
 
 def test_pictures_show_what_they_are_given(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from distgan.networks.base import GeneratorSpec
 from distgan.networks.generator_file import find_generator, load_generator, save_generator
 from distgan.networks.latents import generate, sample_latents
 from distgan.networks.mixture import MixtureSpec
-from distgan.reporting.page import protocol_line
-from distgan.reporting.run_record import RunRecord, figures, is_run, read_story
+from distgan.reporting.run_record import RunRecord, read_record
+from distgan.run.files import is_run
+from distgan.text import format_number
 
 CARD_MARK = "<!-- Written by distgan export. Take this line out, and it is never overwritten. -->"
 TOLERANCE = 1e-3  # between torch and onnxruntime, of values in [-1, 1]: an eighth of a grey level
@@ -72,7 +73,7 @@ def export(source: Path, out: Path, *, format: str, license: str) -> list[str]:
                 out,
                 spec,
                 told,
-                story=read_story(source) if is_run(source) else None,
+                story=read_record(source) if is_run(source) else None,
                 license=license,
             )
         )
@@ -159,7 +160,7 @@ def model_card(
         "tags": ["gan", spec.architecture, "distgan"],
     }
     kimg = (
-        f"{figures(told['images_seen'] / 1000)} thousand real images"
+        f"{format_number(told['images_seen'] / 1000)} thousand real images"
         if told["images_seen"]
         else "unknown"
     )
@@ -227,7 +228,7 @@ def quality_lines(story: RunRecord | None) -> list[str]:
     if story is None or not story.evaluations:
         return [*lines, "Not measured."]
     last = story.evaluations[-1]
-    reals = last.get("reals", {})
+    reals = last.reals
     if story.verdict:
         lines += [
             f"Verdict of the training: {literal(story.verdict)} {literal(story.verdict_detail)}".rstrip(),
@@ -236,11 +237,11 @@ def quality_lines(story: RunRecord | None) -> list[str]:
     lines += table(
         ("metric", "fakes", "real images"),
         [
-            (name, figures(value), figures(reals.get(name)))
-            for name, value in last["values"].items()
+            (name, format_number(value), format_number(reals.get(name)))
+            for name, value in last.values.items()
         ],
     )
-    return [*lines, "", literal(protocol_line(story))]
+    return [*lines, "", literal(story.protocol_line)]
 
 
 def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from distgan.config.schema import Data
 from distgan.data import open_dataset
 from distgan.evaluation.probe import Probe, probe_path, train_probe
-from distgan.reporting.console import complain, say, share_progress
+from distgan.reporting.console import fraction_progress, say, show_error
 from distgan.run.folder import check_writable
 from distgan.runtime.accelerator import choose_precision
 from shards.reader import ShardReader
@@ -29,7 +29,7 @@ def train_on(reader: ShardReader, *, flip: bool, seed: int) -> Probe:
     on_cpu = not torch.cuda.is_available()
     precision, _ = choose_precision("auto", "no", on_cpu=on_cpu)
     labels = torch.from_numpy(reader.labels(np.arange(reader.num_samples)))
-    with share_progress("training the probe") as progress:
+    with fraction_progress("training the probe") as progress:
         return train_probe(
             lambda ids: torch.from_numpy(reader.gather(ids.numpy())),
             labels,
@@ -47,7 +47,7 @@ def report(trained: Probe, path: Path) -> None:
     """Print how well a probe tells the classes apart."""
     card = trained.card
     if card.is_weak:
-        complain(
+        show_error(
             "the probe is hardly better than guessing (the classes may look too much alike); "
             "evaluation.extractor=auto will use random features instead"
         )

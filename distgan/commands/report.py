@@ -1,45 +1,67 @@
-"""`distgan report`: the page of a run, or a table and a page that compare the runs of a folder."""
+"""`distgan report`: the page of one run, or tables and a page that compare the runs in a folder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from distgan.errors import UserError
-from distgan.reporting.comparison import COMPARED, comparison_row, write_comparison
+from distgan.reporting.comparison import Group, group_runs, write_comparison
 from distgan.reporting.page import REPORT_FILE, write_report
-from distgan.reporting.run_record import find_runs, is_run, read_story
+from distgan.reporting.run_record import RunRecord, read_record
+from distgan.run.files import find_runs, is_run
 
 
 @dataclass(frozen=True)
 class Report:
-    """The page that was written, and the table for the console if it compares runs."""
+    """The page that was written, the groups of runs it compares, and what was damaged."""
 
     page: Path
-    head: Sequence[str] = ()
-    rows: Sequence[list[str]] = ()
+    groups: list[Group]
+    warnings: list[str]
 
 
 def report(folder: Path, *, out: Path | None) -> Report:
-    """Write the page of a run folder, or one that compares the runs in a folder.
-
-    Raises UserError if there are no runs or the page cannot be written.
-    """
+    """Write the page of a run folder, or of the runs in a folder; raises UserError."""
     if not folder.exists():
         raise UserError(f"no such file or folder: {folder}")
     page = out or folder / REPORT_FILE
-    try:
+    with disk_errors(f"cannot read {folder}"):
         if is_run(folder):
-            return Report(write_report(folder, out=page))
-        runs = find_runs(folder)
-        if not runs:
-            raise UserError(
-                f"{folder} is not a run folder and contains none; give one that training wrote"
-            )
-        stories = [read_story(run) for run in runs]
-        write_comparison(stories, page)
-    except OSError as error:
+            record = read_record(folder)
+            with disk_errors(f"cannot write {page}", "; choose another place with --out"):
+                write_report(record, page)
+            return Report(page, [], list(record.warnings))
+        records, warnings = read_records(find_runs(folder))
+    if not records:
         raise UserError(
-            f"cannot write {page}: {error.strerror}; choose another place with --out"
-        ) from None
-    rows = [[text for text, _ in comparison_row(story)] for story in stories]
-    return Report(page, COMPARED, rows)
+            f"{folder} is neither a run folder nor a folder of run folders; give one that training "
+            f"wrote{''.join(f'; {warning}' for warning in warnings)}"
+        )
+    groups = group_runs(records)
+    with disk_errors(f"cannot write {page}", "; choose another place with --out"):
+        write_comparison(groups, page, warnings=warnings)
+    return Report(page, groups, warnings)
+
+
+def read_records(paths: list[Path]) -> tuple[list[RunRecord], list[str]]:
+    """Return the runs that can be read, and a warning for each file or folder that cannot."""
+    records, warnings = [], []
+    for path in paths:
+        try:
+            with disk_errors(f"cannot read {path}"):
+                records.append(read_record(path))
+        except UserError as error:
+            warnings.append(str(error))
+        else:
+            warnings += [f"{path}: {warning}" for warning in records[-1].warnings]
+    return records, warnings
+
+
+@contextmanager
+def disk_errors(problem: str, remedy: str = "") -> Iterator[None]:
+    """Raise UserError if a file cannot be read or written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{problem}: {error.strerror or error}{remedy}") from None

@@ -84,8 +84,8 @@ class Run:
     def is_finished(self) -> bool:
         """Whether its status says that there is nothing left to train."""
         status = read_status(self.entry.folder)
-        short = status["state"] == "done" and status["images_seen"] < self.total_images
-        return status["state"] in FINISHED_STATES and not short
+        short = status.state == "done" and status.images_seen < self.total_images
+        return status.state in FINISHED_STATES and not short
 
 
 # ------------------------------------------------------------------------------------------------ from the file to runs
@@ -283,6 +283,8 @@ def run_one(run: Run, *, group: str, launcher: str, interrupt: Interrupt) -> str
         except subprocess.TimeoutExpired:
             continue
     after = read_status(run.entry.folder)
-    if after["state"] in ("running", "not started") or (after == before and process.returncode):
+    if after.state in ("running", "not started", "unknown") or (
+        after == before and process.returncode
+    ):
         return f"failed with exit code {process.returncode}"
-    return after["state"]
+    return after.state

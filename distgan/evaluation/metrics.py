@@ -17,7 +17,7 @@ class Metric(NamedTuple):
 
     sentence: str
     unit: str
-    better: Literal["higher", "lower", ""]
+    better: Literal["higher", "lower", ""] = ""
 
 
 METRICS: dict[str, Metric] = {

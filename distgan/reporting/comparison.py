@@ -1,89 +1,197 @@
-"""Many runs beside one another: a page with curves over one another, a sortable table and the last grids."""
+"""Runs side by side: the settings that differ, results, curves and samples, on one page.
 
+Runs are grouped by dataset and evaluation protocol, because only scores of one group can be compared.
+"""
+
+import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from markupsafe import Markup
-
-from distgan.evaluation.metrics import METRICS
-from distgan.reporting.curves import NUM_COLORS, Chart, Curve, draw
+from distgan.reporting.charts import FRACTION
+from distgan.reporting.curves import NUM_COLORS, Chart, Curve, Drawing, draw
+from distgan.reporting.metrics import metric_label
 from distgan.reporting.page import REPORT_FILE
-from distgan.reporting.rendering import duration, picture, write_page
-from distgan.reporting.run_record import RunRecord, figures, is_number
+from distgan.reporting.rendering import image_file_uri, write_page
+from distgan.reporting.run_record import RunRecord
+from distgan.text import NO_VALUE, format_duration, format_number, is_number, pluralize
 
-COMPARED = ("run", "state", "verdict", "kimg", "best frechet", "its coverage", "images/s", "time")
-"""The columns of a comparison, on the page and in the console."""
+COLUMNS = ("run", "state", "verdict", "kimg", "best {distance}", "coverage", "images/s", "time")
+NUM_TEXT_COLUMNS = 3  # the others are numbers
+VARYING = ("seed", "weights")  # entries of a protocol that do not keep scores from being compared
 
 
-def write_comparison(stories: Sequence[RunRecord], out: Path) -> Path:
-    """Write the page that lays runs beside one another; raises OSError."""
-    charts = [
-        (chart, Markup(draw(chart)))
-        for chart in comparison_charts(stories[:NUM_COLORS])
-        if not chart.is_empty
-    ]
-    cards = []
-    for story in stories:
-        grids = story.sample_grids
-        page = story.path / REPORT_FILE
-        link = quote(os.path.relpath(page, out.parent)) if page.exists() else None
-        cards.append((story, picture(grids[-1][1]) if grids else None, link))
-    extractors = {
-        str(row["protocol"].get("extractor_version"))
-        for s in stories
-        for row in s.evaluations[-1:]
-        if "protocol" in row
-    }
+@dataclass(frozen=True)
+class Cell:
+    """A text of a table, and what its column is sorted by."""
+
+    text: str
+    key: float | str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one dataset that were evaluated in the same way."""
+
+    dataset: str
+    protocol: str
+    runs: list[RunRecord]
+
+    @property
+    def title(self) -> str:
+        """The group in one line."""
+        return f"{self.dataset}, {pluralize(len(self.runs), 'run')}: {self.protocol}"
+
+    @property
+    def distance(self) -> str:
+        """Name of the distance that all runs have: FID in Inception's features."""
+        is_fid = any("quality/fid" in row.values for run in self.runs for row in run.evaluations)
+        return "quality/fid" if is_fid else "quality/frechet"
+
+    @property
+    def columns(self) -> list[str]:
+        """Heads of the table of results."""
+        return [name.format(distance=metric_label(self.distance)) for name in COLUMNS]
+
+    @property
+    def results(self) -> list[list[Cell]]:
+        """The table of results, one row per run."""
+        return [result_cells(run, self.distance) for run in self.runs]
+
+
+def write_comparison(groups: Sequence[Group], out: Path, *, warnings: Sequence[str] = ()) -> Path:
+    """Write the page that compares runs; raises OSError."""
     return write_page(
         "comparison.html.j2",
         out,
         title=out.resolve().parent.name,
-        compared=COMPARED,
-        cards=cards,
-        charts=charts,
-        table=[comparison_row(story) for story in stories],
-        num_drawn=min(NUM_COLORS, len(stories)),
-        is_mixed=len(extractors) > 1,
+        warnings=warnings,
+        num_runs=sum(len(group.runs) for group in groups),
+        num_text_columns=NUM_TEXT_COLUMNS,
+        max_curves=NUM_COLORS,
+        groups=[group_values(group, out) for group in groups],
     )
 
 
-def comparison_charts(stories: Sequence[RunRecord]) -> list[Chart]:
-    """Curves of all runs over one another."""
+def group_values(group: Group, out: Path) -> dict[str, Any]:
+    """Return everything that the template shows of a group."""
+    drawn = group.runs[:NUM_COLORS]
+    return {
+        "group": group,
+        "settings": differing_settings(group.runs),
+        "legend": [Curve(run.name, color, [0.0], [0.0]) for color, run in enumerate(drawn)],
+        "drawings": comparison_drawings(drawn, group.distance),
+        "cards": [(run, last_grid(run), page_link(run, out)) for run in group.runs],
+    }
 
-    def chart(title: str, note: str, name: str, **rest: Any) -> Chart:
-        curves = []
-        for color, story in enumerate(stories):
-            evaluated = [
-                {"progress/images": row["progress/images"]} | row["values"]
-                for row in story.evaluations
-            ]
-            curves.append(
-                Curve.of_rows(story.name, color, evaluated if name in METRICS else story.rows, name)
-            )
-        return Chart(title, note, tuple(curve for curve in curves if len(curve.kimg)), **rest)
 
+def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
+    """Return the runs by dataset and protocol; runs without an evaluation join the largest group."""
+    datasets: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        datasets.setdefault(dataset_key(run), []).append(run)
+    groups = []
+    for members in datasets.values():
+        keys = Counter(protocol_key(run) for run in members if run.evaluations)
+        usual = keys.most_common(1)[0][0] if keys else ""
+        by_protocol: dict[str, list[RunRecord]] = {}
+        for run in members:
+            by_protocol.setdefault(protocol_key(run) if run.evaluations else usual, []).append(run)
+        groups += [describe_group(each) for each in by_protocol.values()]
+    return groups
+
+
+def dataset_key(run: RunRecord) -> str:
+    """Return what tells datasets apart: the fingerprint, or else the place, and the classes."""
+    return json.dumps([run.fingerprint or run.dataset_name, run.settings.get("data.classes")])
+
+
+def protocol_key(run: RunRecord) -> str:
+    """Return what tells the protocols of last evaluations apart."""
+    protocol = run.evaluations[-1].protocol
+    same = {name: value for name, value in protocol.items() if name not in VARYING}
+    return json.dumps(same, sort_keys=True)
+
+
+def describe_group(runs: list[RunRecord]) -> Group:
+    """Return a group of runs with its dataset and protocol in words."""
+    first = runs[0]
+    fingerprint = f" ({first.fingerprint[:12]})" if first.fingerprint else ""
+    evaluated = [run.evaluations[-1].protocol for run in runs if run.evaluations]
+    if not evaluated:
+        return Group(f"{first.dataset_name}{fingerprint}", "no evaluation yet", runs)
+    protocol = evaluated[0]
+    words = (
+        f"{format_number(protocol.get('num_fakes'))} generated against "
+        f"{format_number(protocol.get('num_reference'))} real images, "
+        f"features {protocol.get('extractor', '–')} {protocol.get('extractor_version', '')}"
+    )
+    return Group(f"{first.dataset_name}{fingerprint}", words.strip(), runs)
+
+
+def differing_settings(runs: Sequence[RunRecord]) -> tuple[list[str], list[list[str]]]:
+    """Return (names, one row of values per run) of the settings that differ between runs."""
+    tables = [{each.name: each.value for each in run.settings_table} for run in runs]
+    every = dict.fromkeys(name for table in tables for name in table)
+    names = [name for name in every if len({table.get(name) for table in tables}) > 1]
+    return names, [[table.get(name, NO_VALUE) for name in names] for table in tables]
+
+
+def comparison_drawings(runs: Sequence[RunRecord], distance: str) -> list[Drawing]:
+    """Return the charts with one curve per run, in the order of their colours."""
+
+    def chart(title: str, y_label: str, caption: str, name: str, **rest: Any) -> Chart:
+        curves = (Curve(run.name, color, *run.curve(name)) for color, run in enumerate(runs))
+        return Chart(title, y_label, caption, tuple(curves), **rest)
+
+    label = metric_label(distance)
+    comparable = "Comparable only between runs with the same loss."
+    charts = [
+        chart(label, "squared feature units (log)", "Lower is better.", distance, is_log=True),
+        chart("Coverage", "fraction of real images", "Higher is better.", "quality/coverage",
+              limits=FRACTION),
+        chart("Discriminator loss", "loss", comparable, "loss/d"),
+        chart("Generator loss", "loss", comparable, "loss/g"),
+        chart("Discriminator accuracy", "fraction of generated images", "Classified as generated.",
+              "accuracy/d_fake", limits=FRACTION),
+        chart("Throughput", "images/s", "Pauses for samples and evaluations included.",
+              "time/images_per_sec"),
+    ]  # fmt: skip
+    return [draw(each) for each in charts if not each.is_empty]
+
+
+def last_grid(run: RunRecord) -> str | None:
+    """Return the newest grid of samples as a data URI, None if there is none."""
+    return image_file_uri(run.sample_grids[-1][1]) if run.sample_grids else None
+
+
+def page_link(run: RunRecord, out: Path) -> str | None:
+    """Return a link from a page to that of a run, None if there is none."""
+    page = run.path / REPORT_FILE
+    is_there = page.exists() and page.resolve() != out.resolve()
+    return quote(os.path.relpath(page, out.parent)) if is_there else None
+
+
+def result_cells(run: RunRecord, distance: str) -> list[Cell]:
+    """Return a run's row in the table of results, in the order of COLUMNS."""
+    values = run.best_evaluation.values if run.best_evaluation else {}
+    rate = round(run.images_per_sec) if is_number(run.images_per_sec) else None
+    texts = [run.name, run.status.state, run.verdict or NO_VALUE]
+    numbers = [run.images_seen / 1000, values.get(distance), values.get("quality/coverage"), rate]
     return [
-        chart("Distance to the reals", "lower is better", "quality/frechet", is_log=True),
-        chart("Coverage", "share of reals", "quality/coverage", limits=(-0.02, 1.04)),
-        chart("Discriminator's loss", "of runs with one loss", "loss/d"),
-        chart("Generator's loss", "of runs with one loss", "loss/g"),
-        chart("Fakes seen through", "share", "accuracy/d_fake", limits=(-0.02, 1.04)),
-        chart("Speed", "images/s", "time/images_per_sec"),
+        *(Cell(text, text) for text in texts),
+        *(number_cell(number) for number in numbers),
+        Cell(format_duration(run.train_sec), run.train_sec),
     ]
 
 
-def comparison_row(story: RunRecord) -> list[tuple[str, float | str]]:
-    """(what is shown, what is sorted by) of one run, in the order of COMPARED."""
-    best = story.best_evaluation
-    values = best["values"] if best else {}
-    frechet = values.get("quality/frechet", values.get("quality/fid"))
-    rate = round(story.images_per_sec) if is_number(story.images_per_sec) else None
-    words = [story.name, story.status["state"], story.verdict or "–"]
-    numbers: list[Any] = [story.images_seen / 1000, frechet, values.get("quality/coverage"), rate]
-    row: list[tuple[str, float | str]] = [(word, word) for word in words]
-    row += [(figures(number), number if is_number(number) else math.inf) for number in numbers]
-    return [*row, (duration(story.train_sec), story.train_sec)]
+def number_cell(number: float | None) -> Cell:
+    """Return a number's cell; an unknown one is sorted last."""
+    if number is None or not math.isfinite(number):
+        return Cell(NO_VALUE, math.inf)
+    return Cell(format_number(number), number)

@@ -1,190 +1,227 @@
-"""What a person sees: tables, a progress bar in a terminal, plain lines elsewhere. The one place that knows rich."""
+"""Output for people: tables, messages and progress. The only module that imports rich.
+
+In a terminal, tables fit its width and progress is a bar. Elsewhere, as in the log of a job, each
+message is one plain line and progress is a line every few seconds.
+"""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
 
+from distgan.text import format_clock
+from shards.errors import printable
+
 SECONDS_BETWEEN_LINES = 10.0
+UNLIMITED_WIDTH = 10_000
+NARROW = 110  # a terminal of fewer columns shows a shorter progress bar
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that wraps nothing when it is no terminal, so that logs keep one event a line."""
+    """Return a console that wraps lines only in a terminal."""
     console = Console(stderr=stderr, highlight=False)
     if not console.is_terminal:
-        console.width = 10_000
+        console.width = UNLIMITED_WIDTH
     return console
 
 
-def show_table(title: str, rows: list[tuple[str, Any]]) -> None:
-    """A table of two columns; plain `name: value` lines when it is no terminal."""
-    console = make_console()
-    if not console.is_terminal:
-        console.print(escape(title))
-        for name, value in rows:
-            console.print(f"  {escape(name)}: {escape(in_words(value))}")
-        return
-    table = Table(title=escape(title), title_justify="left", show_header=False)
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(escape(name), escape(in_words(value)))
-    console.print(table)
-
-
-def in_words(value: Any) -> str:
-    """A value as a person would type it."""
-    return "none" if value is None else str(value)
-
-
-def show_columns(head: list[str], rows: list[list[str]]) -> None:
-    """A table of a name and numbers, one column a thing compared."""
-    table = Table(box=SIMPLE_HEAD)
-    for place, name in enumerate(head):
-        table.add_column(escape(name), justify="right" if place else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console = make_console()
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
+def plain(value: Any) -> str:
+    """Return a value as text for rich, without effect of markup and control characters in it."""
+    text = "none" if value is None else str(value)
+    return escape("\n".join(map(printable, text.split("\n"))))
 
 
 def say(text: str, *, style: str = "") -> None:
-    """One line."""
-    make_console().print(escape(text), style=style)
+    """Print a message."""
+    make_console().print(plain(text), style=style)
 
 
-def complain(text: str) -> None:
-    """A user's mistake, on standard error."""
-    make_console(stderr=True).print(f"[bold red]error:[/] {escape(text)}")
+def show_warning(text: str) -> None:
+    """Print a warning to standard error."""
+    make_console(stderr=True).print(f"[bold yellow]warning:[/] {plain(text)}")
 
 
-def duration(seconds: float) -> str:
-    """Seconds as 3:07 or 1:02:07."""
-    minutes, secs = divmod(int(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+def show_error(text: str) -> None:
+    """Print an error to standard error."""
+    make_console(stderr=True).print(f"[bold red]error:[/] {plain(text)}")
 
 
-@contextmanager
-def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield `show(done, total)`: a bar with rate and time left in a terminal, a line now and then elsewhere."""
+def show_table(title: str, rows: Sequence[tuple[str, Any]]) -> None:
+    """Print names and values under a title."""
     console = make_console()
-    started = last_line = time.monotonic()
-    already: int | None = None  # done by an earlier, interrupted call
-    columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]} images/s"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None, rate="-")
-
-        def show(done: int, total: int) -> None:
-            nonlocal last_line, already
-            already = done if already is None else already
-            now = time.monotonic()
-            rate = (done - already) / max(now - started, 1e-9)
-            progress.update(task, completed=done, total=total, rate=f"{rate:,.0f}")
-            if not console.is_terminal and (
-                now - last_line > SECONDS_BETWEEN_LINES or done == total
-            ):
-                last_line = now
-                left = duration((total - done) / max(rate, 1e-9))
-                console.print(
-                    f"{escape(what)}: {done:,} of {total:,} images, {rate:,.0f} images/s, {left} left"
-                )
-
-        try:
-            yield show
-        except Exception:  # whoever reads the error needs no bar that stands still
-            progress.update(task, visible=False)
-            raise
+    if not console.is_terminal:
+        console.print(plain(title))
+        for name, value in rows:
+            console.print(f"  {plain(name)}: {plain(value)}")
+        return
+    table = Table(title=plain(title), title_justify="left", show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(plain(name), plain(value))
+    console.print(table)
 
 
-@contextmanager
-def share_progress(what: str) -> Iterator[Callable[[float, float], None]]:
-    """Yield `show(share done, accuracy)`: a bar in a terminal, a line now and then elsewhere."""
+def show_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first column has names and whose others have numbers.
+
+    Cells wrap only between words. If the terminal is too narrow for that, each row becomes a block
+    of lines.
+    """
     console = make_console()
-    last_line = time.monotonic()
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=1.0)
-
-        def show(share: float, accuracy: float) -> None:
-            nonlocal last_line
-            text = f"{what}: accuracy {accuracy:.1%}"
-            progress.update(task, completed=share, description=text)
-            if not console.is_terminal and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
-                last_line = time.monotonic()
-                console.print(f"{text}, {share:.0%} done")
-
-        try:
-            yield show
-        except Exception:  # whoever reads the error needs no bar that stands still
-            progress.update(task, visible=False)
-            raise
+    table = Table(box=SIMPLE_HEAD)
+    for number, cells in enumerate(zip(head, *rows, strict=True)):
+        longest_word = max((len(word) for cell in cells for word in cell.split()), default=1)
+        justify: JustifyMethod = "right" if number else "left"
+        table.add_column(plain(head[number]), justify=justify, min_width=longest_word)
+    for row in rows:
+        table.add_row(*map(plain, row))
+    if console.measure(table).minimum <= console.width:
+        console.print(table)
+        return
+    for name, *values in rows:
+        console.print(f"\n{plain(name)}", style="bold")
+        block = Table.grid(padding=(0, 2), pad_edge=True)
+        for row in zip(head[1:], values, strict=True):
+            block.add_row(*map(plain, row))
+        console.print(block)
 
 
-class TrainingConsole:
-    """The progress of a training run; `start` and `close` stand around it."""
+class ProgressBar:
+    """A progress bar in a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, *, total_images: int) -> None:
+    def __init__(self, *columns: ProgressColumn, text: str = "", total: float | None = None):
         self.console = make_console()
-        self.total_images = total_images
-        self.progress = Progress(
-            BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}"),
-            console=self.console, disable=not self.console.is_terminal,
-        )  # fmt: skip
-        self.task = self.progress.add_task("", total=total_images)
-        self.last_line = 0.0
-        self.first: tuple[float, int] | None = None  # when the first row came, and its images
+        is_hidden = not self.console.is_terminal
+        self.progress = Progress(*columns, console=self.console, disable=is_hidden)
+        self.task = self.progress.add_task(plain(text), total=total)
+        self.last_line = time.monotonic()
+        self.is_used = False
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether there is room only for the essentials."""
+        return self.console.width < NARROW
 
     def start(self) -> None:
         """Show the bar."""
         self.progress.start()
 
-    def close(self) -> None:
-        """Leave the bar as it stands."""
+    def update(self, done: float, *, total: float, text: str, line: str) -> None:
+        """Show the progress, with `text` beside the bar; or `line` if it is time for one."""
+        self.is_used = True
+        self.progress.update(self.task, completed=done, total=total, description=plain(text))
+        is_due = time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES
+        if not self.console.is_terminal and (is_due or done >= total):
+            self.last_line = time.monotonic()
+            self.console.print(plain(line))
+
+    def close(self, *, keep: bool = True) -> None:
+        """Stop updating, and remove the bar if it is not to be kept or never showed progress."""
+        if not (keep and self.is_used):
+            self.progress.update(self.task, visible=False)
         self.progress.stop()
 
+
+@contextmanager
+def open_bar(what: str, *columns: ProgressColumn) -> Iterator[ProgressBar]:
+    """Yield a progress bar that disappears if there is an error."""
+    bar = ProgressBar(SpinnerColumn(), *columns, TimeRemainingColumn(), text=what)
+    bar.start()
+    try:
+        yield bar
+    except BaseException:
+        bar.close(keep=False)
+        raise
+    bar.close()
+
+
+@contextmanager
+def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield `show(done, total)` for a number of images; shows their rate, too."""
+    started = time.monotonic()
+    already: int | None = None  # done by an earlier, interrupted command
+    text_column = TextColumn("{task.description}")
+    with open_bar(what, text_column, BarColumn(), MofNCompleteColumn()) as bar:
+
+        def show(done: int, total: int) -> None:
+            nonlocal already
+            already = done if already is None else already
+            rate = (done - already) / max(time.monotonic() - started, 1e-9)
+            left = format_clock((total - done) / rate) if rate else "unknown time"
+            line = f"{what}: {done:,} of {total:,} images, {rate:,.0f} images/s, {left} left"
+            bar.update(done, total=total, text=f"{what}, {rate:,.0f} images/s", line=line)
+
+        yield show
+
+
+@contextmanager
+def fraction_progress(what: str) -> Iterator[Callable[[float, float], None]]:
+    """Yield `show(fraction done, accuracy)` for the training of a classifier."""
+    with open_bar(what, TextColumn("{task.description}"), BarColumn()) as bar:
+
+        def show(fraction: float, accuracy: float) -> None:
+            text = f"{what}: accuracy {accuracy:.1%}"
+            bar.update(fraction, total=1.0, text=text, line=f"{text}, {fraction:.0%} done")
+
+        yield show
+
+
+class TrainingConsole:
+    """The progress of a training run."""
+
+    def __init__(self, *, total_images: int) -> None:
+        self.total_images = total_images
+        self.bar = ProgressBar(
+            BarColumn(bar_width=12),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.description}"),
+            total=total_images,
+        )
+        self.bar.last_line = 0.0  # the first report is printed at once
+        self.first: tuple[float, int] | None = None  # time and images of the first report
+
+    def start(self) -> None:
+        """Show the bar."""
+        self.bar.start()
+
+    def close(self) -> None:
+        """Stop updating the bar."""
+        self.bar.close()
+
     def show(self, row: dict[str, Any]) -> None:
-        """One row of metrics: the bar moves; elsewhere a line every few seconds."""
-        images = row["progress/images"]
-        rate, now = row.get("time/images_per_sec", 0.0), time.monotonic()
+        """Show a row of metrics."""
+        images, kimg = row["progress/images"], f"{row['progress/kimg']:,.1f} kimg"
+        loss = f"loss D {row['loss/d']:.2f} G {row['loss/g']:.2f}"
+        rate = f"{row.get('time/images_per_sec', 0.0):,.0f} images/s"
+        wait = f"data wait {row['time/data_wait_frac']:.0%}"
+        left = f"{self.time_left(row)} left"
+        line = "  ".join([kimg, f"epoch {row['progress/epoch']:.1f}", loss, rate, wait, left])
+        text = "  ".join([kimg, loss, rate, left]) if self.bar.is_narrow else line
+        self.bar.update(images, total=self.total_images, text=text, line=line)
+
+    def time_left(self, row: dict[str, Any]) -> str:
+        """Return the remaining time at the mean speed so far, pauses included."""
+        images, now = row["progress/images"], time.monotonic()
         self.first = self.first or (now, images)
         done, seconds = images - self.first[1], now - self.first[0]
-        usual = done / seconds if done and seconds else rate  # with evaluations and all
-        left = duration((self.total_images - images) / usual) if usual else "-"
-        text = (
-            f"{row['progress/kimg']:,.1f} kimg  epoch {row['progress/epoch']:.1f}  D {row['loss/d']:.2f}  G {row['loss/g']:.2f}  "
-            f"{rate:,.0f} images/s  wait {row['time/data_wait_frac']:.0%}  left {left}"
-        )
-        self.progress.update(self.task, completed=images, description=text)
-        if not self.console.is_terminal and (
-            now - self.last_line > SECONDS_BETWEEN_LINES or images >= self.total_images
-        ):
-            self.last_line = now
-            self.console.print(text)
+        rate = done / seconds if done and seconds else row.get("time/images_per_sec", 0.0)
+        return format_clock((self.total_images - images) / rate) if rate else "-"
 
     def say(self, text: str, *, style: str = "") -> None:
-        """A line above the bar."""
-        self.progress.console.print(escape(text), style=style)
+        """Print a message above the bar."""
+        self.bar.console.print(plain(text), style=style)

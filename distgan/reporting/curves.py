@@ -1,40 +1,25 @@
-"""Curves over kimg as inline SVG: drawn by matplotlib, coloured by the page, so that light and dark are one picture."""
+"""Line charts: from numbers to the coordinates that the template `chart.html.j2` draws as SVG."""
 
-import io
 import math
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-NUM_COLORS = 10  # of the page's style sheet, --c0 and on
-MOST_POINTS = 400  # of a curve; more are averaged
-SIZE_INCHES = (4.6, 2.5)  # small, so that letters stay readable when a telephone shrinks it
-INK, MUTED, GRID, BAD = (
-    "#010101",
-    "#020202",
-    "#030303",
-    "#040404",
-)  # stand-ins for the page's colours
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "distgan",
-    "font.size": 9,
-    "font.family": "sans-serif",
-    "text.parse_math": False,
-    "figure.subplot.left": 0.11,  # fixed margins: to fit them to the labels takes longer than to draw
-    "figure.subplot.right": 0.985,
-    "figure.subplot.bottom": 0.19,
-    "figure.subplot.top": 0.92,
-}
+NUM_COLORS = 10  # of the style sheet: --c0, --c1, ...
+MAX_POINTS = 400  # of a curve; neighbouring points of longer ones are averaged
+MAX_DOTS = 30  # a curve of at most so many points shows each as a dot
+MAX_TICKS = 6
+WIDTH, HEIGHT = 390, 230  # of a chart, in its own units; the page scales it
+LEFT, RIGHT, TOP, BOTTOM = 58, 382, 20, 188  # edges of the area with the curves
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart; `level` is drawn dotted: its value for real images, or at equilibrium."""
+    """A metric over training; `level` is drawn as a dotted line: its value for real images, say."""
 
     label: str
     color: int
@@ -42,35 +27,29 @@ class Curve:
     values: Sequence[float]
     level: float | None = None
 
-    @classmethod
-    def of_rows(
-        cls, label: str, color: int, rows: Sequence[dict[str, Any]], name: str, **rest: Any
-    ) -> "Curve":
-        """The curve of a metric through rows that have it."""
-        found = [
-            (row["progress/images"] / 1000, row[name])
-            for row in rows
-            if isinstance(row.get(name), int | float)
-        ]
-        kimg, values = zip(*found, strict=True) if found else ((), ())
-        return cls(label, color, kimg, values, **rest)
+    @property
+    def css_color(self) -> str:
+        """The colour of the style sheet."""
+        return f"var(--c{self.color % NUM_COLORS})"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """An event at a place on the x-axis."""
+    """A vertical line; `text` explains it when the pointer rests on it."""
 
     kimg: float
     label: str
+    text: str = ""
     is_bad: bool = False
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves in one frame, with the legend that the page writes above it."""
+    """Curves that share a vertical axis, with a title, a caption and the axis's label and limits."""
 
     title: str
-    note: str
+    y_label: str
+    caption: str
     curves: tuple[Curve, ...]
     limits: tuple[float, float] | None = None
     is_log: bool = False
@@ -80,110 +59,133 @@ class Chart:
         """Whether there is nothing to draw."""
         return not any(len(curve.kimg) for curve in self.curves)
 
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear or logarithmic scale from values to coordinates."""
+
+    low: float
+    high: float
+    first: float  # coordinate of `low`
+    last: float  # coordinate of `high`
+    is_log: bool = False
+
+    def place(self, values: Sequence[float] | Array) -> Array:
+        """Return coordinates; NaN for values that a logarithmic scale does not have."""
+        numbers, low, high = np.asarray(values, float), self.low, self.high
+        if self.is_log:
+            numbers = np.log10(np.where(numbers > 0, numbers, np.nan))
+            low, high = math.log10(low), math.log10(high)
+        return self.first + (numbers - low) / (high - low) * (self.last - self.first)
+
     @property
-    def has_levels(self) -> bool:
-        """Whether any curve has a dotted line."""
-        return any(curve.level is not None for curve in self.curves)
+    def ticks(self) -> list[tuple[float, str]]:
+        """(coordinate, number) of each tick."""
+        from matplotlib.ticker import LogLocator, MaxNLocator
+
+        is_narrow = self.is_log and self.high < 100 * self.low
+        log = LogLocator(subs=(1, 2, 5) if is_narrow else (1,), numticks=MAX_TICKS)
+        linear = MaxNLocator(MAX_TICKS, steps=[1, 2, 2.5, 5, 10])
+        values = (log if self.is_log else linear).tick_values(self.low, self.high)
+        shown = [value for value in values if self.low <= value <= self.high]
+        return [(float(self.place([value])[0]), f"{value:.6g}") for value in shown]
 
 
-def draw(chart: Chart, *, epochs: Sequence[Mark] = (), events: Sequence[Mark] = ()) -> str:
-    """The chart as an <svg> element; holds no text but numbers and the labels of marks, which matplotlib escapes."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+@dataclass(frozen=True)
+class Line:
+    """A curve in coordinates: SVG paths of its points and, if there are many, of their mean."""
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE_INCHES)
-        canvas = FigureCanvasSVG(figure)
-        axes = figure.subplots()
-        figure.patch.set_visible(False)
-        axes.patch.set_visible(False)
-        for curve in chart.curves:
-            draw_curve(axes, curve)
-        for mark in epochs:
-            axes.axvline(mark.kimg, color=MUTED, linewidth=0.7, linestyle=(0, (4, 3)))
-            place = (mark.kimg, 1.0)
-            axes.annotate(mark.label, place, xycoords=axes.get_xaxis_transform(), xytext=(0, 2), textcoords="offset points",
-                          ha="center", color=MUTED, fontsize=8)  # fmt: skip
-        for mark in events:
-            color = BAD if mark.is_bad else MUTED
-            axes.axvline(mark.kimg, color=color, linewidth=0.8, alpha=0.6)
-            place = (mark.kimg, 0.0)
-            axes.annotate(mark.label, place, xycoords=axes.get_xaxis_transform(), xytext=(2, 3), textcoords="offset points",
-                          color=color, fontsize=8, weight="bold")  # fmt: skip
-        dress(axes, chart)
-        buffer = io.StringIO()
-        canvas.print_svg(
-            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
-    return for_page(buffer.getvalue())
+    css_color: str
+    path: str
+    mean_path: str = ""
+    dots: list[tuple[float, float]] = field(default_factory=list)
+    level: float | None = None
 
 
-def draw_curve(axes: Any, curve: Curve) -> None:
-    """The reports pale where they are many, and their moving mean over a fiftieth of the run on top."""
-    color = stand_in(curve.color)
-    kimg, values = np.asarray(curve.kimg, float), np.asarray(curve.values, float)
-    values[~np.isfinite(values)] = np.nan
-    if len(kimg) > MOST_POINTS:
-        parts = np.array_split(np.arange(len(kimg)), MOST_POINTS)
-        kimg, values = (
-            np.array([part_of[part].mean() for part in parts]) for part_of in (kimg, values)
-        )
+@dataclass(frozen=True)
+class Drawing:
+    """A chart in coordinates."""
+
+    chart: Chart
+    x: Axis
+    y: Axis
+    lines: list[Line]
+    epochs: list[tuple[float, Mark]]
+    events: list[tuple[float, Mark]]
+    width: int = WIDTH
+    height: int = HEIGHT
+
+
+def draw(chart: Chart, *, epochs: Sequence[Mark] = (), events: Sequence[Mark] = ()) -> Drawing:
+    """Return the coordinates of a chart that is not empty."""
+    end = max(max(curve.kimg, default=0.0) for curve in chart.curves)
+    x = Axis(0.0, end or 1.0, LEFT, RIGHT)
+    y = vertical_axis(chart)
+    lines = [draw_curve(curve, x, y) for curve in chart.curves if len(curve.kimg)]
+    return Drawing(chart, x, y, lines, place_marks(epochs, x), place_marks(events, x))
+
+
+def place_marks(marks: Sequence[Mark], x: Axis) -> list[tuple[float, Mark]]:
+    """Return the marks that the axis includes, with their coordinates."""
+    return [(float(x.place([mark.kimg])[0]), mark) for mark in marks if mark.kimg <= x.high]
+
+
+def vertical_axis(chart: Chart) -> Axis:
+    """Return the axis that shows all values and levels of a chart."""
+    values = [value for curve in chart.curves for value in curve.values]
+    values += [curve.level for curve in chart.curves if curve.level is not None and curve.kimg]
+    found = [value for value in values if math.isfinite(value)]
+    positive = [value for value in found if value > 0]
+    if chart.limits is not None:
+        return Axis(*chart.limits, BOTTOM, TOP)
+    if chart.is_log and positive and max(positive) > 10 * min(positive):
+        return Axis(min(positive) / 1.2, max(positive) * 1.2, BOTTOM, TOP, is_log=True)
+    low, high = min(found, default=0.0), max(found, default=1.0)
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return Axis(low - margin, high + margin, BOTTOM, TOP)
+
+
+def draw_curve(curve: Curve, x: Axis, y: Axis) -> Line:
+    """Return a curve's coordinates; a long one also as its moving mean over 1/50 of the run."""
+    kimg, values = thin_out(np.asarray(curve.kimg, float), np.asarray(curve.values, float))
+    places, heights = x.place(kimg), y.place(values)
     window = len(kimg) // 50
-    if window > 1:
-        axes.plot(kimg, values, color=color, linewidth=0.7, alpha=0.35)
-        values = moving_mean(values, window)
-    marker = "o" if len(kimg) <= 30 else None
-    axes.plot(kimg, values, color=color, linewidth=1.5, marker=marker, markersize=2.5)
-    if curve.level is not None and math.isfinite(curve.level):
-        axes.axhline(curve.level, color=color, linewidth=1, linestyle=":")
+    mean_path = svg_path(places, y.place(moving_mean(values, window))) if window > 1 else ""
+    dots = []
+    if len(kimg) <= MAX_DOTS:
+        dots = [(px, py) for px, py in zip(places, heights, strict=True) if math.isfinite(py)]
+    level = None
+    if curve.level is not None:
+        height = float(y.place([curve.level])[0])
+        level = height if TOP <= height <= BOTTOM else None
+    return Line(curve.css_color, svg_path(places, heights), mean_path, dots, level)
 
 
-def moving_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Mean of the numbers around each place; at the ends, and beside what is no number, of fewer."""
-    is_number = np.isfinite(values)
+def thin_out(kimg: Array, values: Array) -> tuple[Array, Array]:
+    """Return at most MAX_POINTS points, each the mean of its part of the curve; infinity is NaN."""
+    values = np.where(np.isfinite(values), values, np.nan)
+    if len(kimg) <= MAX_POINTS:
+        return kimg, values
+    parts = np.array_split(np.arange(len(kimg)), MAX_POINTS)
+    means = [np.array([array[part].mean() for part in parts]) for array in (kimg, values)]
+    return means[0], means[1]
+
+
+def moving_mean(values: Array, window: int) -> Array:
+    """Return the mean of the finite values around each place; the ends have fewer of them."""
+    is_finite = np.isfinite(values)
     sums, counts = (
         np.convolve(each, np.ones(window), mode="same")
-        for each in (np.where(is_number, values, 0), is_number)
+        for each in (np.where(is_finite, values, 0), is_finite)
     )
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
-def dress(axes: Any, chart: Chart) -> None:
-    """Scales, grid and the colours of the frame."""
-    from matplotlib.ticker import LogLocator
-
-    positive = [value for curve in chart.curves for value in curve.values if 0 < value < math.inf]
-    if chart.is_log and positive:
-        is_narrow = max(positive) < 100 * min(positive)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_narrow else (1,)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
-    if chart.limits is not None:
-        axes.set_ylim(*chart.limits)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("thousand images", color=MUTED)
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", colors=MUTED, length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
-
-
-def stand_in(color: int) -> str:
-    """The hex colour that stands for --c0, --c1 and on."""
-    return f"#0500{color % NUM_COLORS:02x}"
-
-
-def for_page(svg: str) -> str:
-    """Only the element, as wide as its place, its colours those of the page, without ids that other charts have too."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    names = {INK: "ink", MUTED: "muted", GRID: "grid", BAD: "bad"}
-    names |= {stand_in(color): f"c{color}" for color in range(NUM_COLORS)}
-    for color, name in names.items():
-        svg = svg.replace(color, f"var(--{name})")
-    return svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
+def svg_path(x: Iterable[float], y: Iterable[float]) -> str:
+    """Return the `d` of an SVG path through finite points, with a gap wherever one is not finite."""
+    words, command = [], "M"
+    for px, py in zip(x, y, strict=True):
+        if math.isfinite(py):
+            words.append(f"{command}{px:.1f} {py:.1f}")
+        command = "L" if math.isfinite(py) else "M"
+    return "".join(words)

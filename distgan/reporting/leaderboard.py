@@ -67,9 +67,9 @@ def read_run(entry: Entry) -> dict[str, Any]:
             "time/images_per_sec": last["progress/images"] / seconds,
         }
     told = {
-        "state": status["state"],
-        "verdict": status["verdict"].partition(" (")[0],
-        "images_seen": status["images_seen"],
+        "state": status.state,
+        "verdict": status.verdict.partition(" (")[0],
+        "images_seen": status.images_seen,
     }
     return (
         {"seed": entry.seed, "folder": str(entry.folder)}

@@ -1,76 +1,72 @@
-"""Templates into files and pictures into text: what the pages of one run and of many share."""
+"""Templates to HTML files, and images to text in them: what the pages of one and of many runs share."""
 
 import base64
 import io
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from distgan.reporting.run_record import figures
+from distgan.text import format_kimg, format_number
+from shards.files import write_atomic
 
-MOST_PIXELS = 560  # width of a picture in a page
-QUALITY = 88  # of JPEG
+MAX_WIDTH = 560  # of an image in a page, in pixels
+JPEG_QUALITY = 88
 
 
 def write_page(template: str, out: Path, **values: Any) -> Path:
-    """Fill a template, in which every text is escaped, and put it in place whole."""
-    environment = Environment(
-        loader=PackageLoader("distgan.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["figures"] = figures
+    """Render a template into a file; raises OSError."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    text = environment.get_template(template).render(**values)
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)  # on a full disk a part of it would lie in the way
+    text = make_environment().get_template(template).render(**values)
+    write_atomic(out, text, sync=False)
     return out
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    hours, minutes = seconds / 3600, seconds / 60
-    return (
-        f"{hours:.1f} h"
-        if hours >= 2
-        else f"{minutes:.1f} min"
-        if minutes >= 2
-        else f"{seconds:.0f} s"
+@cache  # compiling the templates takes most of the time
+def make_environment() -> Environment:
+    """Return the templates with their filters; they escape all text."""
+    environment = Environment(
+        loader=PackageLoader("distgan.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters |= {"number": format_number, "kimg": format_kimg}
+    return environment
 
 
-def thinned(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of them, evenly, the first and the last among them."""
-    if len(items) <= most:
+def pick_evenly(items: Sequence[Any], count: int) -> list[Any]:
+    """Return at most `count` items at even distances, the first and the last among them."""
+    if len(items) <= count:
         return list(items)
-    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
+    return [items[round(place * (len(items) - 1) / (count - 1))] for place in range(count)]
 
 
-def picture(path: Path) -> str | None:
-    """A picture file for the page, None where it cannot be read; images that were enlarged go back to their own size."""
+def image_file_uri(path: Path) -> str | None:
+    """Return an image file as a data URI, in its original size if it was enlarged twofold.
+
+    None if there is no such file, or it is no image.
+    """
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
-    except OSError:  # no file, or no picture
+    except OSError:
         return None
     halved = image.reduce(2)
-    if halved.resize(image.size, Image.Resampling.NEAREST).tobytes() == image.tobytes():
-        image = halved
-    return data_uri(image)
+    is_doubled = halved.resize(image.size, Image.Resampling.NEAREST).tobytes() == image.tobytes()
+    return image_uri(halved if is_doubled else image)
 
 
-def data_uri(image: Image.Image) -> str:
-    """A JPEG in base64, no wider than MOST_PIXELS."""
-    if image.width > MOST_PIXELS:
-        height = round(image.height * MOST_PIXELS / image.width)
-        image = image.resize((MOST_PIXELS, height), Image.Resampling.LANCZOS)
+def image_uri(image: Image.Image) -> str:
+    """Return an image as a data URI: a JPEG no wider than MAX_WIDTH."""
+    if image.width > MAX_WIDTH:
+        height = round(image.height * MAX_WIDTH / image.width)
+        image = image.resize((MAX_WIDTH, height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    # Not optimised: that takes a buffer which noise overflows.
-    image.convert("RGB").save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    # Without `optimize`, whose buffer is too small for an image of noise.
+    image.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -238,10 +238,13 @@ class RunLogger:
         """Write report.html. A report that cannot be written is a warning, never a failed run."""
         if self.folder is None or not self.config.log.report:
             return
-        from distgan.reporting.page import write_report
+        from distgan.reporting.page import REPORT_FILE, write_report
+        from distgan.reporting.run_record import read_record
 
+        folder = self.folder.path
+        search_nearest = state in ("done", "collapsed")  # an interrupted run has no time for it
         try:
-            write_report(self.folder.path, has_time=state in ("done", "collapsed"))
+            write_report(read_record(folder), folder / REPORT_FILE, search_nearest=search_nearest)
         except Exception as error:  # a library or a disk may raise anything
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             with suppress(RunFailed):  # the disk may have no room for the warning either

@@ -1,13 +1,68 @@
-"""The files of a run folder: how they are read, also if a process was killed while it wrote."""
+"""The files of a run folder: what they hold and how they are read.
+
+A running process may be writing any of them, and a killed one may have left it incomplete. The
+readers skip what is damaged and describe it, in one line for each file, to the function `warn`.
+"""
 
 import json
 import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-NO_STATUS = {"state": "not started", "reason": "", "verdict": "", "images_seen": 0, "time": ""}
+from pydantic import BaseModel, ConfigDict, Field
+
+Row = TypeVar("Row")
+Model = TypeVar("Model", bound=BaseModel)
+Warn = Callable[[str], None]
+
+
+class Status(BaseModel):
+    """Contents of status.json, the contract for scripts."""
+
+    model_config = ConfigDict(frozen=True)
+    state: str = "unknown"  # running, done, preempted, collapsed or failed
+    reason: str = ""
+    verdict: str = ""
+    images_seen: int = 0
+    time: str = ""
+
+
+class World(BaseModel):
+    """The processes of a run."""
+
+    processes: int = 1
+    device: str = ""
+
+
+class Provenance(BaseModel):
+    """Contents of provenance.json."""
+
+    command: list[str] = []
+    git_commit: str | None = ""
+    versions: dict[str, str | None] = {}
+    world: World = World()
+    hardware: str = ""
+
+
+class EvaluationRow(BaseModel):
+    """A line of evaluations.jsonl; the protocol and the classes stay plain values."""
+
+    model_config = ConfigDict(extra="allow")
+    images_seen: int = Field(alias="progress/images", ge=0)
+    values: dict[str, float]
+    reals: dict[str, float] = {}
+    protocol: dict[str, Any] = {}
+
+
+class Event(BaseModel):
+    """A line of events.jsonl."""
+
+    kind: str = ""
+    images_seen: int = Field(ge=0)
+    what: str
+    verdict: str = ""
 
 
 def is_run(folder: Path) -> bool:
@@ -21,51 +76,68 @@ def find_runs(folder: Path) -> list[Path]:
     return sorted(filter(is_run, found))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; {} if there is no such file; raises ValueError and OSError."""
-    if not path.exists():
-        return {}
-    found = json.loads(path.read_text())
-    if not isinstance(found, dict):
-        raise ValueError("not a JSON object")
-    return found
+def ignore(_: str) -> None:
+    """Ignore a warning."""
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return the tables of a TOML file; {} if there is no such file; raises ValueError and OSError."""
-    return tomllib.loads(path.read_text()) if path.exists() else {}
+def read_status(folder: Path) -> Status:
+    """Return the contents of status.json; the state is `not started` if there is none."""
+    path = folder / "status.json"
+    return read_json(path, Status) if path.exists() else Status(state="not started")
 
 
-def read_status(folder: Path) -> dict[str, Any]:
-    """Return NO_STATUS updated from status.json; its values keep the types of NO_STATUS."""
+def read_json(path: Path, model: type[Model], *, warn: Warn = ignore) -> Model:
+    """Return the contents of a JSON file, or the model's defaults if it is missing or damaged."""
     try:
-        found = read_json(folder / "status.json")
+        return model.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return model()
     except (OSError, ValueError):
-        return dict(NO_STATUS)
-    return {
-        name: found[name] if isinstance(found.get(name), type(default)) else default
-        for name, default in NO_STATUS.items()
-    }
+        warn(f"{path.name} is damaged")
+        return model()
 
 
-def read_rows(path: Path, *, warn: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
-    """Return the objects of a .jsonl file; damaged lines are skipped and reported to `warn`."""
-    if not path.exists():
-        return []
-    lines = path.read_text(errors="replace").split("\n")
-    rows = [parse_object(line) for line in lines if line]
-    if warn and (num_damaged := rows.count(None)):
-        warn(f"{path.name}: skipped {num_damaged} damaged of {len(rows)} lines")
-    return [row for row in rows if row is not None]
-
-
-def parse_object(line: str) -> dict[str, Any] | None:
-    """Return the JSON object in a line, None if there is none."""
+def read_toml(path: Path, *, warn: Warn = ignore) -> dict[str, Any]:
+    """Return the tables of a TOML file, or {} if it is missing or damaged."""
     try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        warn(f"{path.name} is damaged")
+        return {}
+
+
+def read_rows(path: Path, *, warn: Warn = ignore) -> list[dict[str, Any]]:
+    """Return the objects of a .jsonl file."""
+    return read_lines(path, parse_object, warn=warn)
+
+
+def read_models(path: Path, model: type[Model], *, warn: Warn = ignore) -> list[Model]:
+    """Return the lines of a .jsonl file that fit a model."""
+    return read_lines(path, model.model_validate_json, warn=warn)
+
+
+def read_lines(path: Path, parse: Callable[[str], Row], *, warn: Warn = ignore) -> list[Row]:
+    """Return the parsed lines of a file; a line is damaged if `parse` raises ValueError."""
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    rows, num_damaged = [], 0
+    for line in filter(None, lines):
+        try:
+            rows.append(parse(line))
+        except ValueError:
+            num_damaged += 1
+    if num_damaged:
+        warn(f"{path.name}: skipped {num_damaged} damaged of {len(rows) + num_damaged} lines")
+    return rows
+
+
+def parse_object(line: str) -> dict[str, Any]:
+    """Return the JSON object in a line; raises ValueError."""
+    found = json.loads(line)
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return found
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
