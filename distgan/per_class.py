@@ -247,7 +247,7 @@ class PerClassTrainer:
             self.folder.write_status("running", "joining the classes", images_seen=images_seen)
             self.folder.add_metrics(self.total_metrics(images_seen))
         evaluator = build_evaluator(session, self.config)
-        check_agreement(self.config, session.fingerprint, evaluator, self.world)
+        check_agreement(session, self.config, evaluator)
         result, _, _ = evaluator.evaluate(mixture, spec.latent_dim, images_seen=images_seen)
         verdict = judge(
             result, self.config.collapse.thresholds

@@ -53,7 +53,7 @@ class Trainer:
         check_batch(config, self.world)
         self.folder = self.world.run_on_main(lambda: open_folder(session.run_dir))
         self.evaluator = build_evaluator(session, config)
-        check_agreement(config, session.fingerprint, self.evaluator, self.world)
+        check_agreement(session, config, self.evaluator)
         self.gan = self.build_gan()
         self.checkpointer = Checkpointer(session, config, gan=self.gan, evaluator=self.evaluator)
         self.notes = self.checkpointer.restore_newest()

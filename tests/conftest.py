@@ -1,10 +1,12 @@
 """Fixtures for all tests: numbered images, packed once, and a small GAN."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
@@ -13,6 +15,19 @@ from shards.pack import pack
 from tests.small_gan import make_gan
 
 NUM_IMAGES = 30
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs, so that tests compute the same on all machines, unless `-m gpu` asks for them."""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests that need a GPU if there is none."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU, or hidden: pytest -n 0 -m gpu"))
 
 
 @pytest.fixture(scope="session")

@@ -6,40 +6,45 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.worlds import CONTEXT, free_port, train_run
+from tests.worlds import CONTEXT, free_port, run_world, train_run
 
 HOST = platform.node()
+HOUR = 3600.0
 
 
-def child(rank: int, port: int, shards: Path, run_dir: Path, failing_rank: int | None) -> None:
+def child(
+    rank: int, port: int, shards: Path, run_dir: Path, faults: dict[int, str], grace_sec: float
+) -> None:
     """Train as one of three ranks, with short timeouts, and write all output to a file."""
     import distgan.data
-    import distgan.runtime.heartbeat
+    from distgan.runtime import heartbeat
 
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "3",
-        "LOCAL_WORLD_SIZE": "3",
-    }
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sys.stdout = sys.stderr = run_dir.with_suffix(f".{rank}").open("w", buffering=1)
-    (
-        distgan.runtime.heartbeat.BEAT_SEC,
-        distgan.runtime.heartbeat.SILENCE_SEC,
-        distgan.runtime.heartbeat.GRACE_SEC,
-    ) = (
-        0.2,
-        3.0,
-        1.0,
-    )
-    if rank == failing_rank:
-        distgan.data.BatchStream.__next__ = lambda self: 1 / 0  # type: ignore[method-assign,assignment]
+    heartbeat.BEAT_SEC, heartbeat.SILENCE_SEC, heartbeat.GRACE_SEC = 0.2, 3.0, grace_sec
+    next_batch, num_batches = distgan.data.BatchStream.__next__, 0
+
+    def faulty(stream: Any) -> Any:
+        nonlocal num_batches
+        num_batches += 1
+        if faults[rank] == "fails":
+            raise ZeroDivisionError("division by zero")
+        if num_batches == 20:
+            time.sleep(HOUR)
+        return next_batch(stream)
+
+    if rank in faults:
+        distgan.data.BatchStream.__next__ = faulty  # type: ignore[method-assign]
     try:
         train_run(shards, run_dir, ["train.kimg=600"])
     except BaseException as error:
@@ -47,21 +52,29 @@ def child(rank: int, port: int, shards: Path, run_dir: Path, failing_rank: int |
         sys.exit(1)
 
 
-def start(shards: Path, run_dir: Path, failing_rank: int | None = None) -> list[BaseProcess]:
-    """Start three ranks; returns once they train, or at once if one of them is going to fail."""
-    port = free_port()
+def start(
+    shards: Path, run_dir: Path, faults: dict[int, str] | None = None, *, grace_sec: float = 1.0
+) -> list[BaseProcess]:
+    """Start three ranks, some of which may hang or fail; returns once they train."""
+    port, faults = free_port(), faults or {}
     ranks = [
-        CONTEXT.Process(target=child, args=(rank, port, shards, run_dir, failing_rank))
+        CONTEXT.Process(target=child, args=(rank, port, shards, run_dir, faults, grace_sec))
         for rank in range(3)
     ]
     for process in ranks:
         process.start()
     metrics = run_dir / "metrics.jsonl"
-    began = time.monotonic()
-    while failing_rank is None and not (metrics.exists() and metrics.read_text()):
-        assert time.monotonic() - began < 60, "the run does not start"
-        time.sleep(0.05)
+    if "fails" not in faults.values():
+        wait_until(lambda: metrics.exists() and bool(metrics.read_text()), "the first metrics")
     return ranks
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
+    """Wait for a condition; AssertionError after `timeout` seconds."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < timeout, f"waited {timeout:g} s for {what}"
+        time.sleep(0.05)
 
 
 def end(ranks: list[BaseProcess], but: int | None = None) -> list[int | None]:
@@ -76,20 +89,22 @@ def end(ranks: list[BaseProcess], but: int | None = None) -> list[int | None]:
     return codes
 
 
+def recorded(run_dir: Path) -> tuple[str, str]:
+    """Return the state and the reason in status.json."""
+    status = json.loads((run_dir / "status.json").read_text())
+    return status["state"], status["reason"]
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_status_names_the_lost_rank(how: signal.Signals, shards: Path, tmp_path: Path) -> None:
     """A killed rank is noticed at once, a frozen one after a while, although the others hang."""
     ranks, run_dir = start(shards, tmp_path / "run"), tmp_path / "run"
     os.kill(ranks[2].pid or 0, how)
     assert end(ranks, but=2)[:2] == [1, 1]
-    status = json.loads((run_dir / "status.json").read_text())
-    why = (
-        "its process has ended (connection closed)"
-        if how == signal.SIGKILL
-        else "no sign of life for 3 s"
-    )
-    assert (status["state"], status["reason"]) == ("failed", f"lost rank 2 on {HOST}: {why}")
-    assert run_dir.with_suffix(".0").read_text().count(f"lost rank 2 on {HOST}: {why}") >= 1
+    killed, frozen = "its process has ended (connection closed)", "no sign of life for 3 s"
+    reason = f"lost rank 2 on {HOST}: {killed if how == signal.SIGKILL else frozen}"
+    assert recorded(run_dir) == ("failed", reason)
+    assert run_dir.with_suffix(".0").read_text().count(reason) >= 1
 
 
 def test_other_ranks_name_a_lost_rank_zero(shards: Path, tmp_path: Path) -> None:
@@ -102,6 +117,71 @@ def test_other_ranks_name_a_lost_rank_zero(shards: Path, tmp_path: Path) -> None
 
 def test_status_has_the_error_of_the_rank_that_failed(shards: Path, tmp_path: Path) -> None:
     """Not the broken connection that the other ranks see."""
-    assert end(start(shards, tmp_path / "run", failing_rank=1)) == [1, 1, 1]
-    status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert status["reason"] == f"rank 1 on {HOST} failed: division by zero"
+    assert end(start(shards, tmp_path / "run", {1: "fails"})) == [1, 1, 1]
+    assert recorded(tmp_path / "run")[1] == f"rank 1 on {HOST} failed: division by zero"
+
+
+def test_a_loss_is_recorded_while_rank_zero_hangs(shards: Path, tmp_path: Path) -> None:
+    """NCCL may end a process that hangs in a collective, so the status does not wait for it."""
+    ranks, run_dir = start(shards, tmp_path / "run", {0: "hangs"}, grace_sec=HOUR), tmp_path / "run"
+    ranks[2].kill()
+    wait_until(lambda: recorded(run_dir)[0] == "failed", "the status", timeout=20)
+    assert ranks[0].is_alive()
+    assert recorded(run_dir)[1].startswith(f"lost rank 2 on {HOST}")
+    for process in ranks:
+        process.kill()
+        process.join()
+
+
+def steps_with_a_slow_rank(slow_step: int) -> int:
+    """Take three steps, one of which rank 1 begins 3 s late, with a step timeout of 1 s."""
+    import torch
+    import torch.distributed as dist
+
+    from distgan.runtime import heartbeat as module
+    from distgan.runtime.distributed import current_world
+
+    module.STEP_TIMEOUT = timedelta(seconds=1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=1))
+    heartbeat = module.Heartbeat(current_world())
+    for step in range(3):
+        heartbeat.should_stop(False)
+        if (dist.get_rank(), step) == (1, slow_step):
+            time.sleep(3)
+        dist.all_reduce(torch.ones(1))
+    heartbeat.close()
+    return step + 1
+
+
+def test_slow_work_before_the_first_step_is_waited_for() -> None:
+    """A rank may load images or compile for longer than a collective of a later step may take."""
+    assert run_world(2, steps_with_a_slow_rank, 0) == [3, 3]
+
+
+def test_a_rank_that_misses_a_collective_ends_the_run() -> None:
+    """Once training has begun, the collectives' timeout is short."""
+    with pytest.raises(AssertionError, match=r"(?i)timed? ?out"):
+        run_world(2, steps_with_a_slow_rank, 2)
+
+
+def handling_when_the_group_is_made() -> str | None:
+    """Return how NCCL is going to handle errors, as it reads it when a group is created."""
+    import torch.distributed as dist
+
+    from distgan.config.schema import Train
+    from distgan.runtime.accelerator import build_accelerator
+
+    create, found = dist.init_process_group, []
+
+    def noting(*args: Any, **kwargs: Any) -> None:
+        found.append(os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING"))
+        create(*args, **kwargs)
+
+    dist.init_process_group = noting
+    build_accelerator(Train())
+    return found[0]
+
+
+def test_nccl_does_not_end_the_process() -> None:
+    """It only aborts its communicator: 2 is CleanUpOnly, the default 3 ends the process."""
+    assert run_world(2, handling_when_the_group_is_made) == ["2", "2"]

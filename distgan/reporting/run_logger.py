@@ -17,7 +17,7 @@ from distgan.evaluation.verdict import Verdict
 from distgan.images import save_grid, save_losses_plot
 from distgan.reporting import console
 from distgan.reporting.wandb_sink import WandbSink, default_group, new_run_id
-from distgan.run.files import read_rows
+from distgan.run.files import read_rows, read_status
 from distgan.run.folder import RunFolder, explained
 from shards.files import write_atomic
 
@@ -194,6 +194,15 @@ class RunLogger:
         parts = {"training": training} | maintenance_sec
         listed = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
         self.say(f"{total_sec:,.1f} s in total: {listed}")
+
+    @on_rank_zero
+    def record_failure(self, reason: str, *, images_seen: int) -> None:
+        """Write the state `failed` at once, from any thread. `close` does the rest."""
+        folder = self.folder
+        if folder is not None and read_status(folder.path).state == "running":
+            folder.write_status(
+                "failed", reason, images_seen=images_seen, verdict=self.last_verdict
+            )
 
     @on_rank_zero
     def close(self, state: str, reason: str, *, images_seen: int) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -71,6 +72,7 @@ class RunFolder:
             for folder in (path, self.samples, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
             self.lock = (path / ".lock").open("a+")
+            self.status_lock = threading.Lock()  # a thread may report the loss of a rank
         except OSError as error:
             raise UserError(
                 f"cannot write to the run folder {path}: {error.strerror}; choose another with --run-dir"
@@ -126,7 +128,7 @@ class RunFolder:
             "host": platform.node(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        with explained(self.path):
+        with explained(self.path), self.status_lock:
             write_atomically(self.path / "status.json", json.dumps(status, indent=1) + "\n")
 
     def add_event(self, kind: str, sentence: str, *, images_seen: int, **figures: Any) -> None:

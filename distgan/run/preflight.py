@@ -69,15 +69,19 @@ def group_sizes(config: Config) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if size > 1}
 
 
-def check_agreement(config: Config, fingerprint: str, evaluator: Evaluator, world: World) -> None:
-    """Raise UserError on all ranks if one has other data or settings than rank zero. Collective."""
+def check_agreement(session: Session, config: Config, evaluator: Evaluator) -> None:
+    """Raise UserError on all ranks if one differs from rank zero in data or settings. Collective."""
+    world = session.world
     settings = {
         name: json.dumps(value)
         for name, value in flat_values(config).items()
         if name not in MACHINE_LOCAL
     }
-    extractor = {"extractor of evaluations": evaluator.extractor.version}
-    facts = {"dataset": fingerprint} | extractor | settings
+    facts = {
+        "dataset": session.fingerprint,
+        "precision": session.accelerator.mixed_precision,  # chosen by each rank for its hardware
+        "extractor of evaluations": evaluator.extractor.version,
+    } | settings
     expected = world.broadcast_object(facts)
     differs = torch.tensor(
         [[expected[name] != facts[name] for name in facts]],
@@ -88,8 +92,8 @@ def check_agreement(config: Config, fingerprint: str, evaluator: Evaluator, worl
         if ranks := [str(rank) for rank, other in enumerate(column) if other]:
             raise UserError(
                 f"rank {', '.join(ranks)}: another {name} than on rank 0; "
-                "every machine needs the same shards, the same command and, if `distgan probe` "
-                "was run, its probe"
+                "every machine needs the same shards, the same command, GPUs of one generation or "
+                "else --mixed_precision, and, if `distgan probe` was run, its probe"
             )
 
 

@@ -80,8 +80,10 @@ def recorded_outcome(
 ) -> Iterator[None]:
     """Record a failure of the block in the run folder, tell the other ranks, and raise it again.
 
-    A block that ends normally has recorded its own outcome.
+    A block that ends normally has recorded its own outcome. The loss of a rank is recorded at once,
+    because NCCL may end this process before the block fails.
     """
+    heartbeat.on_loss = lambda reason: logger.record_failure(reason, images_seen=images_seen())
     heartbeat.on_hang = lambda reason: logger.close("failed", reason, images_seen=images_seen())
     try:
         yield

@@ -3,9 +3,9 @@
 import ctypes
 import os
 import platform
+import resource
 import signal
 import sys
-from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
@@ -17,19 +17,26 @@ from accelerate.utils import (
 
 from distgan.config.schema import Train
 from distgan.errors import UserError
-from distgan.runtime.distributed import launched_world_size
+from distgan.runtime.distributed import START_TIMEOUT, launched_world_size
 from shards.files import usable_cores
 
-COLLECTIVE_TIMEOUT = timedelta(seconds=120)
+OTHER_OPEN_FILES = 512  # besides the connections to other ranks
 ONE_BUCKET_MB = 4096  # larger than any network here: DDP reduces all gradients of a network at once
 
 
 def build_accelerator(train: Train) -> tuple[Accelerator, str]:
     """Return the Accelerator, and a phrase that says why it uses its precision.
 
-    Raises UserError if the world is not the one that was asked for.
+    Raises UserError if the world is not the one that was asked for, or does not fit this machine.
     """
     on_cpu = runs_on_cpu()
+    if not on_cpu:
+        check_gpus()
+    if launched_world_size() > 1:
+        allow_open_files(launched_world_size() + OTHER_OPEN_FILES)
+        # After an error abort the communicator only. By default NCCL's watchdog would end the
+        # process, perhaps before rank zero has recorded why.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
     precision, reason = choose_precision(
         train.precision, os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), on_cpu=on_cpu
     )
@@ -45,7 +52,7 @@ def build_accelerator(train: Train) -> tuple[Accelerator, str]:
                 DistributedDataParallelKwargs(
                     bucket_cap_mb=ONE_BUCKET_MB, gradient_as_bucket_view=True
                 ),
-                InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+                InitProcessGroupKwargs(timeout=START_TIMEOUT),
             ],
         )
     except (RuntimeError, ValueError) as error:
@@ -73,6 +80,30 @@ def runs_on_cpu() -> bool:
     return not (torch.cuda.is_available() or has_mps)
 
 
+def check_gpus() -> None:
+    """Raise UserError if this node has fewer GPUs than processes; NCCL needs one for each."""
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if 0 < gpus < processes:
+        raise UserError(
+            f"{processes} processes on a node with {gpus} GPU{'s' if gpus > 1 else ''}, and each "
+            f"needs its own; use --num_processes {gpus}, or train on the CPU with "
+            "ACCELERATE_USE_CPU=true"
+        )
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files to `count`; UserError if the machine forbids it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= count or soft == resource.RLIM_INFINITY:
+        return
+    if hard < count and hard != resource.RLIM_INFINITY:
+        raise UserError(
+            f"a world of this size needs {count} open files in a process, and this machine allows "
+            f"{hard}; raise its hard limit (ulimit -Hn)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
 def choose_precision(setting: str, launcher: str, *, on_cpu: bool) -> tuple[str, str]:
     """Return (`no`, `bf16` or `fp16`; why) for train.precision and the launcher's precision."""
     if launcher == "fp16" and on_cpu:
@@ -88,8 +119,11 @@ def choose_precision(setting: str, launcher: str, *, on_cpu: bool) -> tuple[str,
         if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
             return "bf16", "this CPU multiplies bf16 fast"
         return "no", "this CPU has no fast bf16"
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+    if capability >= (8, 0):
         return "bf16", "this GPU multiplies bf16 fast"
+    if capability >= (7, 0):
+        return "fp16", "this GPU multiplies fp16 fast, and has no fast bf16"
     return "no", "this device has no fast bf16"
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,11 @@ from torch import Tensor
 from distgan.errors import UserError
 
 T = TypeVar("T")
+
+# How long a collective waits for a rank that is alive: it may be loading images or compiling, and
+# a dead one is detected by the heartbeat long before.
+START_TIMEOUT = timedelta(minutes=30)  # until the first step is done
+STEP_TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,14 @@ def leave_world() -> None:
     """Destroy the process group, if there is one, as the last act of a process."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def set_collective_timeout(timeout: timedelta) -> None:
+    """Change how long the collectives of this rank wait, from the next one on."""
+    if dist.is_available() and dist.is_initialized():
+        # `set_timeout` is new in torch 2.14, which deprecates the other.
+        name = "set_timeout" if hasattr(dist.distributed_c10d, "set_timeout") else "_set_pg_timeout"
+        getattr(dist.distributed_c10d, name)(timeout)
 
 
 def launched_world_size() -> int:

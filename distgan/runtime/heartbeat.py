@@ -19,10 +19,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from distgan.errors import RunFailed
-from distgan.runtime.distributed import World
+from distgan.runtime.distributed import (
+    START_TIMEOUT,
+    STEP_TIMEOUT,
+    World,
+    set_collective_timeout,
+)
 from distgan.runtime.stop import CoordinatedStop
 
 BEAT_SEC = 1.0
@@ -70,11 +76,13 @@ class Link:
 class Heartbeat:
     """Connections to the other ranks, watched by a thread. Creating one is a collective.
 
-    `on_hang` is called with the reason before a process that hangs in a collective is ended.
+    With the reason as argument, `on_loss` is called as soon as a rank is lost, and `on_hang` before
+    this process is ended because it hangs in a collective.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self.on_loss: Callable[[str], None] = lambda reason: None
         self.on_hang: Callable[[str], None] = lambda reason: None
         self.loss: PeerLost | None = None
         self.loss_known, self.loss_handled = threading.Event(), threading.Event()
@@ -84,6 +92,7 @@ class Heartbeat:
         self.selector = selectors.DefaultSelector()
         self.stop = CoordinatedStop(world, self.send)
         if world.size > 1:
+            set_collective_timeout(START_TIMEOUT)
             self.connect()
             threading.Thread(target=self.watch, daemon=True).start()
 
@@ -93,6 +102,8 @@ class Heartbeat:
         Every rank calls it before every step. Raises PeerLost.
         """
         stop = self.stop.poll(interrupted)
+        if self.stop.next_boundary == 2:  # the first step is done
+            set_collective_timeout(STEP_TIMEOUT)
         if self.loss is not None:
             raise self.loss
         return stop
@@ -223,7 +234,9 @@ class Heartbeat:
         threading.Thread(target=self.end_process, args=(self.loss,), daemon=True).start()
 
     def end_process(self, loss: PeerLost) -> None:
-        """End this process if it does not end by itself."""
+        """Record the loss, and end this process if it does not end by itself."""
+        with suppress(RunFailed):  # as on a full disk
+            self.on_loss(str(loss))
         if self.loss_handled.wait(GRACE_SEC):
             time.sleep(CLOSING_SEC)
         else:
