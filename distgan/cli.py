@@ -1,6 +1,5 @@
 """The `distgan` command: one thin function per command. Heavy imports wait until they are needed."""
 
-import shlex
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -10,14 +9,7 @@ import typer
 from typer import Argument, Option
 
 from distgan.errors import UserError
-from distgan.reporting.console import (
-    counting_progress,
-    say,
-    show_columns,
-    show_error,
-    show_table,
-    show_warning,
-)
+from distgan.reporting.console import counting_progress, say, show_columns, show_error, show_table
 from shards.errors import ShardError
 
 app = typer.Typer(
@@ -254,14 +246,9 @@ def report(
 ) -> None:
     """Write an HTML report of a run, or a comparison of several runs."""
     from distgan.commands.report import report as write_report
+    from distgan.commands.report import show_report
 
-    written = write_report(folder, out=out)
-    for group in written.groups:
-        say(group.title, style="bold")
-        show_columns(group.columns, [[cell.text for cell in row] for row in group.results])
-    for warning in written.warnings:
-        show_warning(warning)
-    say(f"wrote {written.page}")
+    show_report(write_report(folder, out=out))
 
 
 @command
@@ -307,47 +294,17 @@ def sweep(
 
     Repeat the command to resume an interrupted sweep.
     """
-    from distgan.commands import sweep as job
-    from distgan.reporting import leaderboard
-    from distgan.run.files import read_status
-    from distgan.runtime.signals import Interrupt
+    from distgan.commands import sweep as commands
 
-    asked = job.read_sweep(file)
-    folder = folder or Path("runs") / file.stem
-    runs = job.plan_runs(asked, folder=folder, words=overrides or ())
-    if index is not None and not index < len(runs):
-        raise UserError(
-            f"--index {index}: there are {len(runs)} runs, numbers 0 to {len(runs) - 1}; see them with --list"
-        )
-    chosen = runs if index is None else [runs[index]]
+    plan = commands.plan_sweep(file, overrides or (), folder=folder, index=index, board=board)
     if words:
-        typer.echo("\n".join(chosen[0].words))
-        return
-    if show:
-        rows = [[str(i), run.entry.label, str(run.entry.seed), read_status(run.entry.folder).state]
-                for i, run in enumerate(runs)]  # fmt: skip
-        show_columns(["number", "cell", "seed", "state"], rows)
-        say(
-            f"as an array: sbatch --array=0-{len(runs) - 1} launch/sweep.sbatch {shlex.join([str(file), *(overrides or ())])}"
-        )
-        return
-    interrupt = Interrupt()
-    if not board:
-        interrupt.install()
-        job.run_all(chosen, group=file.stem, launcher=asked.launcher, interrupt=interrupt)
-    if interrupt.raised:
-        show_error(f"{interrupt.signal_name}; saved, and the same command goes on from here")
-        raise typer.Exit(75)
-    if index is None:
-        ranked = leaderboard.gather_cells([run.entry for run in runs], rank_by=asked.rank_by)
-        head, table = leaderboard.table(ranked, rank_by=asked.rank_by)
-        show_columns(head, table)
-        if note := leaderboard.unlike(ranked):
-            show_error(note)
-        files = leaderboard.write_leaderboard(ranked, folder, rank_by=asked.rank_by)
-        say(f"wrote {', '.join(map(str, files))}")
-    if not board and not all(run.is_finished for run in chosen):
-        raise typer.Exit(1)
+        typer.echo("\n".join(commands.arguments_of_run(plan)))
+    elif show:
+        commands.list_runs(plan)
+    elif board:
+        raise typer.Exit(0 if commands.write_board(plan) else 2)
+    else:
+        raise typer.Exit(commands.train_runs(plan))
 
 
 @command

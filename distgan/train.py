@@ -83,8 +83,9 @@ def run(config: Config, *, name: str, run_dir: Path | None) -> str:
     from distgan.runtime.distributed import leave_world
     from distgan.trainer import Trainer
 
-    trainer = PerClassTrainer if config.networks.per_class else Trainer
-    state = trainer(config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv).run()
+    kind = PerClassTrainer if config.networks.per_class else Trainer
+    trainer = kind(config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv)
+    state = trainer.run()
     leave_world()
     return state
 

@@ -1,7 +1,8 @@
-"""Sweeps: from a file to runs, running them whatever befalls one, and a leaderboard that says what the runs measured."""
+"""Sweeps: the runs of a file, training them even if one fails, the leaderboard, SLURM arrays."""
 
 import json
 import os
+import re
 import signal
 import stat
 import statistics
@@ -14,15 +15,26 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from distgan.commands import sweep as job
+from distgan.commands import sweep as command
+from distgan.commands.sweep_file import Sweep, cells, plan_runs, read_sweep
+from distgan.config.flat import toml_value
+from distgan.config.load import load_config
 from distgan.errors import UserError
-from distgan.reporting.leaderboard import Entry, gather_cells, table, unlike, write_leaderboard
+from distgan.reporting.leaderboard import (
+    Entry,
+    difference_note,
+    gather_cells,
+    to_table,
+    write_leaderboard,
+)
 from distgan.runtime.signals import Interrupt
+from shards.errors import ShardError
 from tests.test_commands import call
 from tests.worlds import SMALL
 
 ROOT = Path(__file__).parent.parent
-DOOR = """
+DISTGAN = [sys.executable, "-c", "from distgan.cli import app; app()"]
+FAKE_TRAINING = """
 import json, pathlib, sys
 folder = pathlib.Path(sys.argv[sys.argv.index("--run-dir") + 1])
 folder.mkdir(parents=True, exist_ok=True)
@@ -33,24 +45,28 @@ if "train.batch_size=32" in sys.argv:
 status = {"state": "done", "verdict": "healthy", "images_seen": 1000, "time": ""}
 (folder / "status.json").write_text(json.dumps(status))
 """
+EVALUATE = """
+row = {"values": {"quality/frechet": 1.0}, "protocol": {"extractor": "random"}}
+(folder / "evaluations.jsonl").write_text(json.dumps(row))
+"""
 
 
 def write(path: Path, text: str) -> Path:
-    """The sweep as a file."""
+    """Write a file and return its path."""
     path.write_text(text)
     return path
 
 
-def sweep(tmp_path: Path, text: str) -> job.Sweep:
-    """The sweep that a text asks for."""
-    return job.read_sweep(write(tmp_path / "some.toml", text))
+def sweep(tmp_path: Path, text: str) -> Sweep:
+    """Return the sweep in a file with this text."""
+    return read_sweep(write(tmp_path / "some.toml", text))
 
 
-# ------------------------------------------------------------------------------------------------ from the file to runs
+# --- from the file to runs -----------------------------------------------------------------------
 
 
-def test_grid_is_every_combination_with_every_seed(tmp_path: Path) -> None:
-    """2 variants x 2 x 2 values x 2 seeds, the seeds outermost; each run has its settings and a folder of its own."""
+def test_a_grid_is_every_combination_with_every_seed(tmp_path: Path) -> None:
+    """2 variants x 2 x 2 values x 2 seeds, one seed after the other; each run has its own folder."""
     text = """
         kimg = 3
         seeds = [5, 6]
@@ -63,32 +79,28 @@ def test_grid_is_every_combination_with_every_seed(tmp_path: Path) -> None:
         "train.batch_size" = [16, 32]
         optim.betas = [[0.0, 0.9], [0.5, 0.9]]
     """
-    runs = job.plan_runs(
-        sweep(tmp_path, text),
-        folder=tmp_path,
-        words=["networks.latent_dim=7", "train.batch_size=9"],
-    )
+    overrides = ["networks.latent_dim=7", "train.batch_size=9"]
+    runs = plan_runs(sweep(tmp_path, text), folder=tmp_path, overrides=overrides)
     assert len({run.entry.folder for run in runs}) == len(runs) == 16
     assert [run.entry.seed for run in runs] == [5] * 8 + [6] * 8
     assert len({json.dumps(run.entry.settings) for run in runs}) == 8
     last = runs[-1]
     assert last.entry.label == "smooth, train.batch_size=32, optim.betas=[0.5, 0.9]"
     assert last.total_images == 3000
-    assert last.words[:3] == ("--preset", "digits", "--run-dir")
-    words = list(last.words[4:])
+    assert last.arguments[:3] == ("--preset", "digits", "--run-dir")
+    settings = list(last.arguments[4:])
     assert {
         "optim.lr_d=0.001",
         "loss.label_smoothing=0.1",
         "optim.betas=[0.5, 0.9]",
         "train.seed=6",
-    } < set(words)
-    assert words.index("train.batch_size=9") < words.index(
-        "train.batch_size=32"
-    )  # the cell's own comes last and wins
+    } < set(settings)
+    # The cell's own value comes last and wins.
+    assert settings.index("train.batch_size=9") < settings.index("train.batch_size=32")
 
 
-def test_draws_are_reproducible_and_in_their_ranges(tmp_path: Path) -> None:
-    """The same file draws the same; more draws keep the first ones; another seed draws others."""
+def test_draws_are_reproducible_and_within_their_ranges(tmp_path: Path) -> None:
+    """More draws keep the first ones, and another seed gives other draws."""
     text = """
         [random]
         num = {num}
@@ -99,7 +111,7 @@ def test_draws_are_reproducible_and_in_their_ranges(tmp_path: Path) -> None:
         networks.generator_width = [8, 16]
     """
     few, many, other = (
-        [settings for _, settings in job.cells(sweep(tmp_path, text.format(num=num, seed=seed)))]
+        [settings for _, settings in cells(sweep(tmp_path, text.format(num=num, seed=seed)))]
         for num, seed in ((5, 0), (40, 0), (5, 1))
     )
     assert few == many[:5] != other
@@ -107,9 +119,8 @@ def test_draws_are_reproducible_and_in_their_ranges(tmp_path: Path) -> None:
         1e-5 <= each["optim.lr_g"] <= 1e-3 and each["networks.generator_width"] in (8, 16)
         for each in many
     )
-    assert (
-        0.2 < sum(each["optim.lr_g"] < 1e-4 for each in many) / 40 < 0.8
-    )  # half of them, were there many more
+    # About half of them, since the logarithm is uniform.
+    assert 0.2 < sum(each["optim.lr_g"] < 1e-4 for each in many) / 40 < 0.8
 
 
 @pytest.mark.parametrize(
@@ -122,68 +133,73 @@ def test_draws_are_reproducible_and_in_their_ranges(tmp_path: Path) -> None:
             "[grid]\ntrain.batch_size = [16, 0]",
             "cell train.batch_size=0: .*greater than or equal to 1",
         ),
-        ("[grid]\ntrain.batch_size = 16", "no list of values"),
-        ("[grid]\ntrain.seed = [1]", "train.seed is set for every run with seeds"),
+        ("[grid]\ntrain.batch_size = 16", "not a list of values"),
+        ("[grid]\ntrain.seed = [1]", "set train.seed for all runs, with seeds"),
         (
             "[grid]\ntrain.batch_size = [16]\n[variants]\na = {train.batch_size = 8}",
             "more than one of variants, grid",
         ),
         ("[random]\nnum = 2\n[random.settings]\noptim.lr_g = {log_uniform = [0, 1]}", "above 0"),
         ("seeds = [1, 1]", "two runs are the same"),
-        ("rank_by = 'beauty'", "'beauty' is no metric"),
+        ("rank_by = 'beauty'", "'beauty' is not a metric"),
         ("data = 'nowhere'", "nowhere"),
         ("[grid", "not valid TOML"),
     ],
 )
-def test_mistakes_are_told_before_the_first_run(text: str, expected: str, tmp_path: Path) -> None:
-    """Of any cell, with what is wrong."""
-    with pytest.raises(ValueError, match=expected):
-        job.plan_runs(sweep(tmp_path, text), folder=tmp_path / "runs")
+def test_mistakes_are_found_before_the_first_run(text: str, expected: str, tmp_path: Path) -> None:
+    """The error about any cell says what is wrong, and nothing is written."""
+    with pytest.raises((UserError, ShardError), match=expected):
+        plan_runs(sweep(tmp_path, text), folder=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
-# ------------------------------------------------------------------------------------------------ running
+def test_any_text_of_the_file_reaches_the_settings(tmp_path: Path) -> None:
+    """Emoji, quotes, backslashes and dates arrive in the arguments of the runs as they were."""
+    text = """
+        [fixed]
+        log.project = "\U0001f98a \\u0022a\\u0022 'b' c:\\\\d \u202f"
+        log.group = 2026-11-28
+    """
+    [run] = plan_runs(sweep(tmp_path, text), folder=tmp_path)
+    config = load_config(None, run.arguments[4:])
+    assert config.log.project == "\U0001f98a \"a\" 'b' c:\\d \u202f"
+    assert config.log.group == "2026-11-28"
 
 
-def test_a_crash_ends_nothing_else_and_what_is_finished_is_skipped(
+# --- running -------------------------------------------------------------------------------------
+
+
+def test_a_crash_does_not_end_the_sweep_and_finished_runs_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three cells, the second crashes: the others are done, and the same again starts that one alone."""
-    monkeypatch.setattr(job, "DOOR", write(tmp_path / "door.py", DOOR))
-    runs = job.plan_runs(
-        sweep(tmp_path, "kimg = 1\n[grid]\ntrain.batch_size = [16, 32, 64]"),
-        folder=tmp_path / "runs",
-    )
+    """Three cells, the second crashes: the others are done, and a repeat trains only that one."""
+    monkeypatch.setattr(command, "TRAIN_SCRIPT", write(tmp_path / "train.py", FAKE_TRAINING))
+    three = sweep(tmp_path, "kimg = 1\n[grid]\ntrain.batch_size = [16, 32, 64]")
+    runs = plan_runs(three, folder=tmp_path / "runs")
     for _ in range(2):
-        job.run_all(runs, group="some", launcher="", interrupt=Interrupt())
+        command.run_all(runs, group="some", launcher="", interrupt=Interrupt())
     assert [run.is_finished for run in runs] == [True, False, True]
     started = (tmp_path / "runs" / "started").read_text().split()
     assert started == ["batch_size=16", "batch_size=32", "batch_size=64", "batch_size=32"]
     said = capsys.readouterr().out
-    assert said.count("failed with exit code 1; the others go on") == 2
-    assert said.count("finished already") == 2
-    longer = job.plan_runs(
-        sweep(tmp_path, "kimg = 2\n[grid]\ntrain.batch_size = [16]"), folder=tmp_path / "runs"
-    )
-    assert (longer[0].entry.folder, longer[0].is_finished) == (runs[0].entry.folder, False)
+    assert said.count("failed with exit code 1; continuing with the others") == 2
+    assert said.count("already finished") == 2
+    # After the first run there is an estimate for the other two.
+    assert re.search(r"run 1 of 3: .*seed 0\n", said)
+    assert re.search(r"run 2 of 3: .*seed 0, about \d+ s left\n", said)
+    longer = sweep(tmp_path, "kimg = 2\n[grid]\ntrain.batch_size = [16]")
+    [run] = plan_runs(longer, folder=tmp_path / "runs")
+    assert (run.entry.folder, run.is_finished) == (runs[0].entry.folder, False)
 
 
 @pytest.mark.slow
-def test_a_signal_is_handed_on_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
-    """SIGTERM to the command: its run is saved, it exits 75 without starting the next; the index takes one run alone."""
-    text = f"data = {str(shards)!r}\n[grid]\noptim.lr_g = [1e-4, 2e-4]"
+def test_a_signal_saves_the_run_and_ends_the_sweep(shards: Path, tmp_path: Path) -> None:
+    """SIGTERM: exit code 75, and no next run. Then `--index` trains one run alone."""
+    text = f"data = {toml_value(str(shards))}\n[grid]\noptim.lr_g = [1e-4, 2e-4]"
     file, folder = write(tmp_path / "long.toml", text), tmp_path / "runs"
-    command = [
-        sys.executable,
-        "-c",
-        "from distgan.cli import app; app()",
-        "sweep",
-        str(file),
-        "--folder",
-        str(folder),
-    ]
+    arguments = [*DISTGAN, "sweep", str(file), "--folder", str(folder)]
     with subprocess.Popen(
-        [*command, *SMALL, "train.kimg=60"], stdout=subprocess.DEVNULL, cwd=tmp_path
+        [*arguments, *SMALL, "train.kimg=60"], stdout=subprocess.DEVNULL, cwd=tmp_path
     ) as process:
         while process.poll() is None and not any(folder.glob("*/metrics.jsonl")):
             time.sleep(0.1)
@@ -192,7 +208,7 @@ def test_a_signal_is_handed_on_and_the_run_goes_on(shards: Path, tmp_path: Path)
     [status] = [json.loads(path.read_text()) for path in folder.glob("*/status.json")]
     assert status["state"] == "preempted"
     done = subprocess.run(
-        [*command, *SMALL, "train.kimg=0.012", "--index", "1"],
+        [*arguments, *SMALL, "train.kimg=0.012", "--index", "1"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -207,10 +223,10 @@ def test_a_signal_is_handed_on_and_the_run_goes_on(shards: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_example_runs(tmp_path: Path) -> None:
-    """The shipped sweep, made small: eight runs on the digits, a leaderboard of four cells that has the runs' own numbers."""
+    """The shipped sweep, made small: eight runs of four cells; the leaderboard has their numbers."""
     file, folder = ROOT / "launch" / "sweep.toml", tmp_path / "runs"
     small = [
-        *(word for word in SMALL if "every_kimg" not in word),
+        *(override for override in SMALL if "every_kimg" not in override),
         "train.kimg=0.064",
         "train.batch_size=32",
         "log.wandb=offline",
@@ -221,17 +237,8 @@ def test_the_example_runs(tmp_path: Path) -> None:
         8,
         True,
     )
-    command = [
-        sys.executable,
-        "-c",
-        "from distgan.cli import app; app()",
-        "sweep",
-        str(file),
-        *small,
-        "--folder",
-        str(folder),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    arguments = [*DISTGAN, "sweep", str(file), *small, "--folder", str(folder)]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     board = json.loads((folder / "leaderboard.json").read_text())
     assert [len(cell["runs"]) for cell in board["cells"]] == [2] * 4
@@ -256,11 +263,11 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert call("sweep", file, *small, "--folder", folder, "--board")[0] == 0
 
 
-# ------------------------------------------------------------------------------------------------ leaderboard
+# --- leaderboard ---------------------------------------------------------------------------------
 
 
-def a_run(folder: Path, frechet: float, **status: Any) -> Path:
-    """A run folder with one row, two evaluations, the last of which counts, and a grid of samples."""
+def write_run(folder: Path, frechet: float, **status: Any) -> Path:
+    """Write a run folder with one row, two evaluations (the last one counts) and samples."""
     (folder / "samples").mkdir(parents=True)
     state = {
         "state": "done",
@@ -280,24 +287,24 @@ def a_run(folder: Path, frechet: float, **status: Any) -> Path:
     return folder
 
 
-def test_leaderboard_has_the_numbers_of_the_runs(tmp_path: Path) -> None:
-    """Mean and sample standard deviation of the last evaluations, best first; a run without numbers stands last."""
+def test_the_leaderboard_has_the_numbers_of_the_runs(tmp_path: Path) -> None:
+    """Mean and standard deviation of the last evaluations, best first, without numbers last."""
     entries = [
-        Entry("worse", {"optim.lr_g": 1}, 0, a_run(tmp_path / "a", 3.0)),
+        Entry("worse", {"optim.lr_g": 1}, 0, write_run(tmp_path / "a", 3.0)),
         Entry(
             "worse",
             {"optim.lr_g": 1},
             1,
-            a_run(tmp_path / "b", 5.0, state="collapsed", verdict="complete collapse"),
+            write_run(tmp_path / "b", 5.0, state="collapsed", verdict="complete collapse"),
         ),
-        Entry("better", {"optim.lr_g": 2}, 0, a_run(tmp_path / "c", 2.0)),
+        Entry("better", {"optim.lr_g": 2}, 0, write_run(tmp_path / "c", 2.0)),
         Entry("crashed", {"optim.lr_g": 3}, 0, tmp_path / "nothing"),
     ]
     cells = gather_cells(entries, rank_by="quality/frechet")
     assert [cell.label for cell in cells] == ["better", "worse", "crashed"]
     assert cells[1].mean["quality/frechet"] == 4.0
     assert cells[1].spread["quality/frechet"] == pytest.approx(2**0.5)
-    head, rows = table(cells, rank_by="quality/frechet")
+    head, rows = to_table(cells, rank_by="quality/frechet")
     assert head == ["cell", "runs", "quality/frechet", "verdict", "images/s", "time (s)"]
     assert rows[0] == ["better", "1/1", "2", "healthy", "500", "4"]
     assert rows[1] == ["worse", "2/2", "4 ± 1.41", "1 healthy, 1 collapsed", "500 ± 0", "4 ± 0"]
@@ -310,9 +317,9 @@ def test_leaderboard_has_the_numbers_of_the_runs(tmp_path: Path) -> None:
         assert sheet.width > 2 * 264  # two cells have samples
 
 
-def test_higher_is_better_where_it_is(tmp_path: Path) -> None:
-    """A metric that wants to be high is sorted the other way round."""
-    entries = [Entry(name, {}, 0, a_run(tmp_path / name, 1.0)) for name in ("low", "high")]
+def test_metrics_that_should_be_high_are_sorted_from_high_to_low(tmp_path: Path) -> None:
+    """The cell with the larger coverage comes first."""
+    entries = [Entry(name, {}, 0, write_run(tmp_path / name, 1.0)) for name in ("low", "high")]
     for entry, coverage in zip(entries, (0.1, 0.9), strict=True):
         row = {"values": {"quality/coverage": coverage}, "protocol": {"num_fakes": 100}}
         (entry.folder / "evaluations.jsonl").write_text(json.dumps(row) + "\n")
@@ -322,27 +329,52 @@ def test_higher_is_better_where_it_is(tmp_path: Path) -> None:
     ]
 
 
-def test_unlike_protocols_are_told(tmp_path: Path) -> None:
-    """Numbers from other features or other counts cannot be compared; other seeds of the latents can."""
-    entries = [Entry(name, {}, 0, a_run(tmp_path / name, 1.0)) for name in ("a", "b")]
-    assert unlike(gather_cells(entries, rank_by="quality/frechet")) == ""
+def test_runs_that_were_evaluated_differently_are_reported(tmp_path: Path) -> None:
+    """A note says in what the protocols differ."""
+    entries = [Entry(name, {}, 0, write_run(tmp_path / name, 1.0)) for name in ("a", "b")]
+    assert difference_note(gather_cells(entries, rank_by="quality/frechet")) == ""
     row = {"values": {"quality/frechet": 1.0}, "protocol": {"extractor": "probe", "num_fakes": 100}}
     (entries[1].folder / "evaluations.jsonl").write_text(json.dumps(row) + "\n")
-    assert "differ in extractor" in unlike(gather_cells(entries, rank_by="quality/frechet"))
+    assert "differ in extractor" in difference_note(
+        gather_cells(entries, rank_by="quality/frechet")
+    )
 
 
-# ------------------------------------------------------------------------------------------------ as an array
+def test_the_leaderboard_finds_runs_that_were_trained_with_overrides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--board` uses the settings of the last training; other runs do not replace its results."""
+    training = FAKE_TRAINING + EVALUATE
+    monkeypatch.setattr(command, "TRAIN_SCRIPT", write(tmp_path / "train.py", training))
+    file, folder = write(tmp_path / "some.toml", "kimg = 1"), tmp_path / "runs"
+    arguments = ["sweep", file, "--folder", folder]
+    code, said = call(*arguments, "train.batch_size=16")
+    assert code == 0, said
+    board = (folder / "leaderboard.json").read_text()
+    assert "healthy" in board
+    code, said = call(*arguments, "--board")
+    assert (code, "train.batch_size=16" in said) == (0, True), said
+    assert (folder / "leaderboard.json").read_text() == board
+    code, said = call(*arguments, "--board", "train.batch_size=8")
+    assert (code, "results of 1 more run" in said, "is kept" in said) == (2, True, True), said
+    assert (folder / "leaderboard.json").read_text() == board
+    code, said = call(*arguments, "train.batch_size=8")
+    assert (code, "results of 1 more run" in said) == (0, True), said
+    assert len(json.loads((folder / "leaderboard.json").read_text())["cells"]) == 1
+
+
+# --- SLURM arrays --------------------------------------------------------------------------------
 
 
 def test_a_task_of_an_array_trains_its_run(shards: Path, tmp_path: Path) -> None:
-    """The batch script hands slurm.sbatch the words of run 1; without its file it says what to type."""
+    """The batch script passes the arguments of run 1 on; without a file it says what to type."""
     file = write(
         tmp_path / "some.toml",
-        f"data = {str(shards)!r}\nkimg = 1\n[grid]\ntrain.batch_size = [5, 10]",
+        f"data = {toml_value(str(shards))}\nkimg = 1\n[grid]\ntrain.batch_size = [5, 10]",
     )
     tools = {
         "scontrol": "echo node1",
-        "srun": f'printf "%s\\n" "$@" >{tmp_path}/words; echo "$WANDB_RUN_GROUP" >{tmp_path}/group',
+        "srun": f'printf "%s\\n" "$@" >{tmp_path}/arguments; echo $WANDB_RUN_GROUP >{tmp_path}/group',
         "distgan": f'exec {sys.executable} -c "from distgan.cli import app; app()" "$@"',
     }
     for name, text in tools.items():
@@ -354,20 +386,26 @@ def test_a_task_of_an_array_trains_its_run(shards: Path, tmp_path: Path) -> None
     }  # fmt: skip
     script = ["bash", str(ROOT / "launch" / "sweep.sbatch")]
     done = subprocess.run(
-        [*script, str(file)], cwd=ROOT, env=environment, capture_output=True, text=True
+        [*script, str(file), "--folder", str(tmp_path / "runs")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, "not started" in done.stdout) == (0, True), done.stderr
-    words = (tmp_path / "words").read_text().splitlines()
-    assert "train.batch_size=10" in words
-    assert words[words.index("--run-dir") + 1].startswith("runs/some/batch_size=10-seed0-")
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert "train.batch_size=10" in arguments
+    run_dir = Path(arguments[arguments.index("--run-dir") + 1])
+    assert run_dir.parent == tmp_path / "runs"
+    assert run_dir.name.startswith("batch_size=10-seed0-")
     assert (tmp_path / "group").read_text() == "some\n"
     done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, "name the sweep" in done.stderr) == (2, True)
 
 
-def test_a_number_that_is_none_is_told(tmp_path: Path) -> None:
-    """With how many there are."""
+def test_an_index_beyond_the_last_run_is_refused(tmp_path: Path) -> None:
+    """The error says how many runs there are; a file that cannot be read is named."""
     code, said = call("sweep", write(tmp_path / "some.toml", "kimg = 1"), "--index", 1)
     assert (code, "there are 1 runs, numbers 0 to 0" in said) == (2, True)
     with pytest.raises(UserError, match="cannot read the sweep"):
-        job.read_sweep(tmp_path / "nothing.toml")
+        read_sweep(tmp_path / "nothing.toml")

@@ -8,7 +8,7 @@ import torch
 from distgan.config.schema import Data
 from distgan.data import open_dataset
 from distgan.evaluation.probe import Probe, probe_path, train_probe
-from distgan.reporting.console import fraction_progress, say, show_error
+from distgan.reporting.console import fraction_progress, say, show_warning
 from distgan.run.folder import check_writable
 from distgan.runtime.accelerator import choose_precision
 from shards.reader import ShardReader
@@ -47,7 +47,7 @@ def report(trained: Probe, path: Path) -> None:
     """Print how well a probe tells the classes apart."""
     card = trained.card
     if card.is_weak:
-        show_error(
+        show_warning(
             "the probe is hardly better than guessing (the classes may look too much alike); "
             "evaluation.extractor=auto will use random features instead"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from distgan.errors import UserError
 from distgan.reporting.comparison import Group, group_runs, write_comparison
+from distgan.reporting.console import say, show_columns, show_warning
 from distgan.reporting.page import REPORT_FILE, write_report
 from distgan.reporting.run_record import RunRecord, read_record
 from distgan.run.files import find_runs, is_run
@@ -42,6 +43,16 @@ def report(folder: Path, *, out: Path | None) -> Report:
     with disk_errors(f"cannot write {page}", "; choose another place with --out"):
         write_comparison(groups, page, warnings=warnings)
     return Report(page, groups, warnings)
+
+
+def show_report(written: Report) -> None:
+    """Print the tables of the compared runs, the warnings and the name of the page."""
+    for group in written.groups:
+        say(group.title, style="bold")
+        show_columns(group.columns, [[cell.text for cell in row] for row in group.results])
+    for warning in written.warnings:
+        show_warning(warning)
+    say(f"wrote {written.page}")
 
 
 def read_records(paths: list[Path]) -> tuple[list[RunRecord], list[str]]:

@@ -1,290 +1,225 @@
-"""`distgan sweep`: many runs from one file, each an ordinary run in a folder of its own, and a leaderboard of them.
+"""`distgan sweep`: train the runs of a file one after the other, and rank them in a leaderboard.
 
-FILE.toml -> cells (variants x draws x grid) x seeds -> one subprocess of the ordinary door each -> leaderboard, contact sheet
-
-A cell that crashes ends nothing else; the same command goes on where it was stopped; an array of jobs takes a run each.
+Each run is an ordinary one: distgan/train.py in a process and a folder of its own. If one fails,
+the others are still trained.
 """
 
-import itertools
-import json
-import math
 import os
-import random
-import re
 import shlex
 import signal
 import subprocess
 import sys
-import tomllib
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel
 
-from distgan.config.flat import identity_hash
-from distgan.config.load import load_config
-from distgan.config.schema import Config, total_images
-from distgan.config.section import Section, setting
-from distgan.data import open_dataset
+from distgan.commands.sweep_file import Run, Sweep, plan_runs, read_sweep
 from distgan.errors import UserError
-from distgan.evaluation.metrics import METRICS
-from distgan.reporting.console import say
-from distgan.reporting.leaderboard import Entry
-from distgan.run.files import read_status
+from distgan.reporting import leaderboard
+from distgan.reporting.console import say, show_columns, show_error, show_warning
+from distgan.run.files import read_json, read_status
 from distgan.run.folder import FINISHED_STATES
 from distgan.runtime.signals import Interrupt
+from distgan.text import format_duration, pluralize
+from shards.files import write_atomic
 
-DOOR = Path(__file__).parents[1] / "train.py"
-OWN = {"train.seed": "seeds", "train.kimg": "kimg", "train.epochs": "kimg", "data.shards": "data"}
-DRAWS = ("uniform", "log_uniform", "choice")
+TRAIN_SCRIPT = Path(__file__).parents[1] / "train.py"
+OVERRIDES_FILE = "sweep.json"
 POLL_SEC = 0.1
 
 
-class Draws(Section):
-    """Settings drawn at random: from a list, or from {uniform = [low, high]}, {log_uniform = [low, high]}, {choice = [...]}."""
+class Recorded(BaseModel):
+    """Contents of sweep.json: the settings with which the sweep was last trained."""
 
-    num: int = setting(..., "How many.", ge=1, le=10_000)
-    seed: int = setting(0, "Of the draws; draw number i is the same however many there are.", ge=0)
-    settings: dict[str, Any] = setting(..., "From what each setting is drawn.", min_length=1)
-
-
-class Sweep(Section):
-    """What a sweep's file says."""
-
-    preset: str | None = setting(None, "Preset of every run; without data, digits.")
-    data: str | None = setting(None, "Packed shards of every run.")
-    kimg: float | None = setting(None, "Length of every run; none means the preset's.", gt=0)
-    seeds: tuple[int, ...] = setting((0,), "A run of every cell for each.", min_length=1)
-    rank_by: str = setting(
-        "quality/frechet", "Metric of the last evaluation that the leaderboard is sorted by."
-    )
-    launcher: str = setting(
-        "",
-        "Words before distgan/train.py, as accelerate launch --num_processes 4; none means python.",
-    )
-    fixed: dict[str, Any] = setting({}, "Settings of every run.")
-    variants: dict[str, dict[str, Any]] = setting({}, "Named cells, each with settings of its own.")
-    grid: dict[str, Any] = setting(
-        {}, "Settings with a list of values each: every combination is a cell."
-    )
-    random: Draws | None = setting(None, "Settings drawn at random, a cell a draw.")
+    overrides: list[str] = []
 
 
 @dataclass(frozen=True)
-class Run:
-    """One cell with one seed."""
+class Plan:
+    """A sweep with its runs, and the number of the only one to train, if there is one."""
 
-    entry: Entry
-    words: tuple[str, ...]  # of the trainer's command line
-    total_images: int
+    file: Path
+    sweep: Sweep
+    folder: Path
+    overrides: Sequence[str]
+    runs: list[Run]
+    index: int | None
 
     @property
-    def is_finished(self) -> bool:
-        """Whether its status says that there is nothing left to train."""
-        status = read_status(self.entry.folder)
-        short = status.state == "done" and status.images_seen < self.total_images
-        return status.state in FINISHED_STATES and not short
+    def chosen(self) -> list[Run]:
+        """Return the runs to train."""
+        return self.runs if self.index is None else [self.runs[self.index]]
 
 
-# ------------------------------------------------------------------------------------------------ from the file to runs
+def plan_sweep(
+    file: Path,
+    overrides: Sequence[str],
+    *,
+    folder: Path | None = None,
+    index: int | None = None,
+    board: bool = False,
+) -> Plan:
+    """Read a sweep and plan its runs; raises UserError.
 
-
-def read_sweep(path: Path) -> Sweep:
-    """The file's contents; raises UserError with what is wrong in it."""
-    try:
-        sweep = Sweep.model_validate(tomllib.loads(path.read_text()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read the sweep {path}: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"the sweep {path} is not valid TOML: {error}") from None
-    except ValidationError as error:
-        mistakes = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        raise UserError(
-            f"{path}: {'; '.join(mistakes)}; a sweep has {', '.join(Sweep.model_fields)}"
-        ) from None
-    if sweep.rank_by not in METRICS:
-        raise UserError(
-            f"{path}: rank_by={sweep.rank_by!r} is no metric; choose from {', '.join(METRICS)}"
-        )
-    tables = [
-        sweep.fixed,
-        sweep.grid,
-        *sweep.variants.values(),
-        sweep.random.settings if sweep.random else {},
-    ]
-    for name in itertools.chain.from_iterable(map(flatten, tables)):
-        if name in OWN:
-            raise UserError(
-                f"{path}: {name} is set for every run with {OWN[name]} = ... at the top of the file"
-            )
-    return sweep
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{`section.field`: value} of a table that is written with dotted names, quoted names or tables in it."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        is_table = isinstance(value, dict) and not set(value) & set(DRAWS)
-        flat |= flatten(value, f"{prefix}{name}.") if is_table else {prefix + name: value}
-    return flat
-
-
-def cells(sweep: Sweep) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(label, settings) of every cell: variants x draws x grid."""
-    variants = {name: flatten(settings) for name, settings in sweep.variants.items()} or {"": {}}
-    grid = flatten(sweep.grid)
-    for name, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise UserError(
-                f"grid: {name}={values!r} is no list of values, as in {name} = [{values!r}]"
-            )
-    for (variant, settings), drawn in itertools.product(variants.items(), draws(sweep.random)):
-        for combination in itertools.product(*grid.values()):
-            chosen = drawn | dict(zip(grid, combination, strict=True))
-            if twice := sorted(set(settings) & set(chosen) | set(drawn) & set(grid)):
-                raise UserError(
-                    f"{twice[0]} is set by more than one of variants, grid and random; leave one"
-                )
-            shown = [f"{name}={json.dumps(value)}" for name, value in chosen.items()]
-            yield (
-                ", ".join([variant, *shown] if variant else shown) or "as it is",
-                settings | chosen,
-            )
-
-
-def draws(settings: Draws | None) -> list[dict[str, Any]]:
-    """The random part of each cell; number i of a name depends on the seed, the name and i alone."""
-    if settings is None:
-        return [{}]
-    sources = flatten(settings.settings).items()
-    return [
-        {
-            name: draw(name, source, random.Random(f"{settings.seed}:{name}:{number}"))
-            for name, source in sources
-        }
-        for number in range(settings.num)
-    ]
-
-
-def draw(name: str, source: Any, dice: random.Random) -> Any:
-    """One value; numbers in three significant digits, so that they can be read and typed."""
-    kind, values = next(iter(source.items())) if isinstance(source, dict) else ("choice", source)
-    whole = isinstance(source, dict) and len(source) != 1
-    numbers = (
-        isinstance(values, list)
-        and len(values) == 2
-        and all(isinstance(v, int | float) for v in values)
-    )
-    if whole or kind not in DRAWS or not isinstance(values, list) or not values:
-        raise UserError(
-            f"random: {name}={source!r} is neither a list nor one of {', '.join(DRAWS)} with a list"
-        )
-    if kind == "choice":
-        return dice.choice(values)
-    if not numbers or values[0] > values[1] or (kind == "log_uniform" and values[0] <= 0):
-        raise UserError(
-            f"random: {name}={source!r}: {kind} takes [low, high]{', above 0' * (kind == 'log_uniform')}"
-        )
-    low, high = values
-    value = (
-        dice.uniform(low, high)
-        if kind == "uniform"
-        else math.exp(dice.uniform(math.log(low), math.log(high)))
-    )
-    return min(max(float(f"{value:.3g}"), low), high)
-
-
-def plan_runs(sweep: Sweep, *, folder: Path, words: Sequence[str] = ()) -> list[Run]:
-    """Every run, seed by seed, its settings checked and its data found; `words` are settings of all runs beside `fixed`.
-
-    A run's folder bears a hash of what changes the weights: a sweep that is edited keeps the runs it still has.
+    With `board` and without overrides, those of the last training in the folder are used, since
+    they are part of what identifies its runs.
     """
-    preset = sweep.preset or (None if sweep.data else "digits")
-    head = [
-        *(["--preset", preset] if preset else []),
-        *(["--data", sweep.data] if sweep.data else []),
-    ]
-    shared = [f"data.shards={json.dumps(sweep.data)}"] if sweep.data else []
-    base = [
-        *to_words({"train.kimg": sweep.kimg} if sweep.kimg else {}),
-        *to_words(flatten(sweep.fixed)),
-        *words,
-    ]
-    runs: dict[Path, Run] = {}
-    sizes: dict[str, int] = {}
-    for seed, (label, settings) in itertools.product(sweep.seeds, list(cells(sweep))):
-        own = [*base, *to_words(settings), f"train.seed={seed}"]
-        try:
-            config = load_config(preset, [*own, *shared])
-        except UserError as error:
-            raise UserError(f"cell {label}: {error}") from None
-        if (key := config.data.model_dump_json()) not in sizes:
-            sizes[key] = open_dataset(config.data)[1].num_samples
-        place = folder / folder_name(label, seed, config)
-        if place in runs:
-            raise UserError(f"two runs are the same: {label} with seed {seed}; take one away")
-        entry = Entry(label, settings, seed, place)
-        runs[place] = Run(
-            entry, (*head, "--run-dir", str(place), *own), total_images(config.train, sizes[key])
+    sweep = read_sweep(file)
+    folder = folder or Path("runs") / file.stem
+    if board and not overrides and (overrides := recorded_overrides(folder)):
+        say(f"with the settings of the last sweep: {shlex.join(overrides)}")
+    runs = plan_runs(sweep, folder=folder, overrides=overrides)
+    if index is not None and index >= len(runs):
+        raise UserError(
+            f"--index {index}: there are {len(runs)} runs, numbers 0 to {len(runs) - 1}; "
+            "see them with --list"
         )
-    return list(runs.values())
+    return Plan(file, sweep, folder, overrides, runs, index)
 
 
-def to_words(settings: dict[str, Any]) -> list[str]:
-    """Settings as they are typed; JSON of such values is TOML."""
-    return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+def record_overrides(plan: Plan) -> None:
+    """Write the settings given on the command line to the sweep's folder; raises UserError."""
+    path = plan.folder / OVERRIDES_FILE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        recorded = Recorded(overrides=list(plan.overrides))
+        write_atomic(path, recorded.model_dump_json(indent=1) + "\n", shared=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; choose another place with --folder"
+        ) from None
 
 
-def folder_name(label: str, seed: int, config: Config) -> str:
-    """What a person recognises, and what keeps it apart."""
-    shown = re.sub(r"[^A-Za-z0-9.=_]+", "-", re.sub(r"\b\w+\.(\w+=)", r"\1", label)).strip("-")[:60]
-    return f"{shown}-seed{seed}-{identity_hash(config, '')}"
+def recorded_overrides(folder: Path) -> list[str]:
+    """Return the settings that were last given on the command line; [] if they are unknown."""
+    return read_json(folder / OVERRIDES_FILE, Recorded).overrides
 
 
-# ------------------------------------------------------------------------------------------------ running
+def arguments_of_run(plan: Plan) -> tuple[str, ...]:
+    """Return the arguments of distgan/train.py for the chosen run, which the caller trains."""
+    record_overrides(plan)
+    return plan.chosen[0].arguments
+
+
+def list_runs(plan: Plan) -> None:
+    """Print all runs with their numbers and states, and how to train them as a SLURM array."""
+    entries = [run.entry for run in plan.runs]
+    rows = [
+        [str(number), entry.label, str(entry.seed), read_status(entry.folder).state]
+        for number, entry in enumerate(entries)
+    ]
+    show_columns(["number", "cell", "seed", "state"], rows)
+    arguments = shlex.join([str(plan.file), *plan.overrides])
+    say(f"as an array: sbatch --array=0-{len(rows) - 1} launch/sweep.sbatch {arguments}")
+
+
+def write_board(plan: Plan) -> bool:
+    """Print and write the leaderboard of the runs so far, and return whether it was written.
+
+    It is not written if that would replace results by none. Raises UserError.
+    """
+    rank_by = plan.sweep.rank_by
+    cells = leaderboard.gather_cells([run.entry for run in plan.runs], rank_by=rank_by)
+    show_columns(*leaderboard.to_table(cells, rank_by=rank_by))
+    if note := leaderboard.difference_note(cells):
+        show_warning(note)
+    known = leaderboard.evaluated_runs([vars(cell) for cell in cells])
+    previous = leaderboard.evaluated_runs(leaderboard.read_leaderboard(plan.folder))
+    if dropped := sorted(previous - known):
+        show_warning(
+            f"the last leaderboard has results of {pluralize(len(dropped), 'more run')}: "
+            f"{', '.join(dropped)}; to rank them, repeat the settings that they were trained with"
+        )
+    if dropped and not known:
+        show_warning("no run here has been evaluated, so the last leaderboard is kept")
+        return False
+    try:
+        files = leaderboard.write_leaderboard(cells, plan.folder, rank_by=rank_by)
+    except OSError as error:
+        raise UserError(f"cannot write to {plan.folder}: {error.strerror}") from None
+    say(f"wrote {', '.join(map(str, files))}")
+    return True
+
+
+def train_runs(plan: Plan) -> int:
+    """Train the chosen runs, write the leaderboard if they are all runs, return the exit code."""
+    record_overrides(plan)
+    interrupt = Interrupt()
+    interrupt.install()
+    run_all(plan.chosen, group=plan.file.stem, launcher=plan.sweep.launcher, interrupt=interrupt)
+    if interrupt.raised:
+        show_error(f"{interrupt.signal_name}; saved, repeat the command to resume")
+        return 75
+    if plan.index is None:
+        write_board(plan)
+    return 0 if all(run.is_finished for run in plan.chosen) else 1
+
+
+@dataclass
+class Pace:
+    """The speed of the runs trained so far, from which the remaining time is estimated."""
+
+    images: int = 0
+    seconds: float = 0.0
+
+    def add(self, *, images: int, seconds: float) -> None:
+        """Count a run that was trained on this many images."""
+        if images > 0:
+            self.images += images
+            self.seconds += seconds
+
+    def time_left(self, runs: Sequence[Run]) -> str:
+        """Return a phrase about the time that the runs will take; empty if it is unknown."""
+        images_left = sum(run.images_left for run in runs)
+        if not self.images or not images_left:
+            return ""
+        return f", about {format_duration(images_left * self.seconds / self.images)} left"
 
 
 def run_all(runs: Sequence[Run], *, group: str, launcher: str, interrupt: Interrupt) -> None:
-    """One after the other; what is finished is skipped, what fails is said and passed by. A signal ends it, saved."""
+    """Train unfinished runs one after the other, until a signal arrives. Failures are reported."""
+    pace = Pace()
     for number, run in enumerate(runs):
-        where = f"run {number + 1} of {len(runs)}: {run.entry.label}, seed {run.entry.seed}"
         if interrupt.raised:
             return
+        name = f"run {number + 1} of {len(runs)}: {run.entry.label}, seed {run.entry.seed}"
         if run.is_finished:
-            say(f"{where}: finished already")
+            say(f"{name}: already finished")
             continue
-        say(where, style="bold")
+        say(name + pace.time_left(runs[number:]), style="bold")
+        images, start = run.images_seen, time.monotonic()
         outcome = run_one(run, group=group, launcher=launcher, interrupt=interrupt)
+        pace.add(images=run.images_seen - images, seconds=time.monotonic() - start)
         if outcome not in FINISHED_STATES and not interrupt.raised:
-            say(f"{where}: {outcome}; the others go on", style="bold red")
+            say(f"{name}: {outcome}; continuing with the others", style="bold red")
 
 
 def run_one(run: Run, *, group: str, launcher: str, interrupt: Interrupt) -> str:
-    """Start the door as anyone would, hand on a signal, wait; the state in its status.json, or `failed` without one."""
-    # As behind `accelerate launch`, so that the run is saved and ends should this process die.
-    environment = {"ACCELERATE_MIXED_PRECISION": "no", **os.environ, "WANDB_RUN_GROUP": group}
+    """Train one run in a process of its own and pass a signal on to it.
+
+    Returns the state in its status.json, or `failed ...` if the process left no new status.
+    """
     before = read_status(run.entry.folder)
     process = subprocess.Popen(
-        [*(shlex.split(launcher) or [sys.executable]), str(DOOR), *run.words],
-        env=environment,
+        [*(shlex.split(launcher) or [sys.executable]), str(TRAIN_SCRIPT), *run.arguments],
+        # As behind `accelerate launch`, so that the run is saved and ends if this process dies.
+        env={"ACCELERATE_MIXED_PRECISION": "no", **os.environ, "WANDB_RUN_GROUP": group},
         start_new_session=True,
     )
-    told = False
+    was_signalled = False
     while process.poll() is None:
-        if interrupt.raised and not told:
-            os.killpg(process.pid, signal.SIGTERM)  # a launcher and its workers alike
-            told = True
+        if interrupt.raised and not was_signalled:
+            os.killpg(process.pid, signal.SIGTERM)  # the launcher and its workers
+            was_signalled = True
         try:
             process.wait(POLL_SEC)
         except subprocess.TimeoutExpired:
             continue
     after = read_status(run.entry.folder)
-    if after.state in ("running", "not started", "unknown") or (
-        after == before and process.returncode
-    ):
+    is_old = after == before and process.returncode
+    if is_old or after.state in ("running", "not started", "unknown"):
         return f"failed with exit code {process.returncode}"
     return after.state

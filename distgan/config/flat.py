@@ -63,7 +63,7 @@ def toml_value(value: Any) -> str:
     This is JSON except for characters beyond U+FFFF, which JSON writes as two surrogates and TOML
     does not, and for DEL, which TOML wants escaped.
     """
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=str)  # dates become strings
     return re.sub(r"[^ -~]", lambda match: escape(ord(match[0])), text)
 
 

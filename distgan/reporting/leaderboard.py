@@ -1,6 +1,5 @@
-"""Many runs in order of merit: mean and spread over seeds, as a table, JSON and Markdown, and a sheet of their last samples."""
+"""Ranking of many runs: a table, JSON and Markdown files, and a sheet with their last samples."""
 
-import json
 import math
 import statistics
 import textwrap
@@ -11,18 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+from pydantic import BaseModel
 
 from distgan.evaluation.metrics import METRICS, PUBLISHED_NAMES
-from distgan.run.files import read_rows, read_status
-from distgan.run.folder import write_atomically
+from distgan.run.files import read_json, read_rows, read_status
+from distgan.text import NO_VALUE, format_number
+from shards.files import write_atomic
 
-SHOWN = ("quality/frechet", "quality/coverage", "diversity/modes")  # beside the metric that ranks
-TILE, CAPTION_LINES, LINE, MARGIN = 264, 4, 15, 8  # pixels
+JSON_FILE, MARKDOWN_FILE, SAMPLES_FILE = "leaderboard.json", "leaderboard.md", "samples.png"
+COLUMNS = ("quality/frechet", "quality/coverage", "diversity/modes")  # besides the ranking metric
+TILE, CAPTION_LINES, LINE, MARGIN = 264, 4, 15, 8  # pixels, except for the number of lines
+MAY_DIFFER = ("seed",)  # part of a protocol in which comparable evaluations differ
+
+
+class Leaderboard(BaseModel):
+    """Contents of leaderboard.json."""
+
+    rank_by: str = ""
+    note: str = ""  # why the runs cannot be compared
+    cells: list[dict[str, Any]] = []
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run: the cell it belongs to, its seed, its run folder."""
+    """One run: its cell, its seed, its run folder."""
 
     label: str
     settings: dict[str, Any]
@@ -32,7 +43,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Cell:
-    """All runs of one cell, with means and spreads (sample standard deviations, of two runs or more) of what they measured."""
+    """The runs of one cell, with mean and sample standard deviation of each metric.
+
+    `mean` and `spread` are keyed by metric. A metric of a single run has no spread.
+    """
 
     label: str
     settings: dict[str, Any]
@@ -41,181 +55,193 @@ class Cell:
     spread: dict[str, float]
 
     @property
-    def verdicts(self) -> str:
-        """How the runs ended, the most frequent first: their verdicts, or their states where they did not finish."""
+    def outcomes(self) -> str:
+        """Return how the runs ended, most frequent first: verdicts, or states if not done."""
         ends = Counter(
             run["verdict"] if run["state"] == "done" else run["state"] for run in self.runs
         )
-        return ", ".join(
-            name if count == len(self.runs) else f"{count} {name}"
-            for name, count in ends.most_common()
-        )
+        if len(ends) == 1:
+            return next(iter(ends))
+        return ", ".join(f"{count} {name}" for name, count in ends.most_common())
+
+
+# --- reading -------------------------------------------------------------------------------------
 
 
 def read_run(entry: Entry) -> dict[str, Any]:
-    """What one run has come to: its status, speed, and the values of its last evaluation."""
-    rows, evaluations = (
-        read_rows(entry.folder / "metrics.jsonl"),
-        read_rows(entry.folder / "evaluations.jsonl"),
-    )
-    last, evaluation = rows[-1] if rows else {}, evaluations[-1] if evaluations else {}
-    seconds, status = last.get("time/train_sec", 0.0), read_status(entry.folder)
+    """Return status, speed and the last evaluation of a run."""
+    rows = read_rows(entry.folder / "metrics.jsonl")
+    evaluations = read_rows(entry.folder / "evaluations.jsonl")
+    evaluation = evaluations[-1] if evaluations else {}
     values = dict(evaluation.get("values", {}))
-    if seconds:
-        values |= {
-            "time/train_sec": seconds,
-            "time/images_per_sec": last["progress/images"] / seconds,
-        }
-    told = {
+    if rows and (seconds := rows[-1].get("time/train_sec")):
+        values["time/train_sec"] = seconds
+        values["time/images_per_sec"] = rows[-1]["progress/images"] / seconds
+    status = read_status(entry.folder)
+    return {
+        "seed": entry.seed,
+        "folder": str(entry.folder),
         "state": status.state,
         "verdict": status.verdict.partition(" (")[0],
         "images_seen": status.images_seen,
+        "values": values,
+        "protocol": evaluation.get("protocol"),
     }
-    return (
-        {"seed": entry.seed, "folder": str(entry.folder)}
-        | told
-        | {"values": values, "protocol": evaluation.get("protocol")}
-    )
 
 
 def gather_cells(entries: Sequence[Entry], *, rank_by: str) -> list[Cell]:
-    """The cells, best first; those without the metric come last."""
+    """Return the cells, best first. Cells without the ranking metric come last."""
     grouped: dict[str, list[Entry]] = {}
     for entry in entries:
         grouped.setdefault(entry.label, []).append(entry)
-    found = []
-    for label, members in grouped.items():
-        runs = [read_run(entry) for entry in members]
-        measured: dict[str, list[float]] = {}
-        for name, value in ((name, value) for run in runs for name, value in run["values"].items()):
+    cells = [make_cell(members) for members in grouped.values()]
+    sign = -1 if METRICS[rank_by].better == "higher" else 1
+
+    def rank(cell: Cell) -> float:
+        value = cell.mean.get(published_name(cell, rank_by))
+        return math.inf if value is None else sign * value
+
+    return sorted(cells, key=rank)
+
+
+def make_cell(members: Sequence[Entry]) -> Cell:
+    """Return the cell of runs that differ in the seed only."""
+    runs = [read_run(entry) for entry in members]
+    measured: dict[str, list[float]] = {}
+    for run in runs:
+        for name, value in run["values"].items():
             if math.isfinite(value):
                 measured.setdefault(name, []).append(value)
-        mean = {name: statistics.fmean(values) for name, values in measured.items()}
-        spread = {
-            name: statistics.stdev(values) for name, values in measured.items() if len(values) > 1
-        }
-        found.append(Cell(label, members[0].settings, runs, mean, spread))
-    sign = -1 if METRICS[rank_by].better == "higher" else 1
-    return sorted(
-        found, key=lambda cell: sign * cell.mean.get(metric_of(cell, rank_by), math.inf * sign)
-    )
+    mean = {name: statistics.fmean(values) for name, values in measured.items()}
+    spread = {
+        name: statistics.stdev(values) for name, values in measured.items() if len(values) > 1
+    }
+    return Cell(members[0].label, members[0].settings, runs, mean, spread)
 
 
-def metric_of(cell: Cell, name: str) -> str:
-    """The name under which a cell has a metric: in Inception's features it bears its published one."""
-    published = PUBLISHED_NAMES.get(name, name)
-    return published if published in cell.mean else name
+def published_name(cell: Cell, metric: str) -> str:
+    """Return a metric's name in a cell, which is the published one if features are Inception's."""
+    published = PUBLISHED_NAMES.get(metric, metric)
+    return published if published in cell.mean else metric
 
 
-def table(cells: Sequence[Cell], *, rank_by: str) -> tuple[list[str], list[list[str]]]:
-    """(head, rows) for a person."""
-    names = [
-        name
-        for name in dict.fromkeys((rank_by, *SHOWN))
-        if any(metric_of(cell, name) in cell.mean for cell in cells)
-    ]
-    several = any(len(cell.runs) > 1 for cell in cells)
-    head = ["cell", *(["runs"] if several else []), *names, "verdict", "images/s", "time (s)"]
-    rows = []
-    for cell in cells:
-        scored = sum(bool(run["protocol"]) for run in cell.runs)
-        figures = [shown(cell, metric_of(cell, name)) for name in names]
-        speed = [shown(cell, name) for name in ("time/images_per_sec", "time/train_sec")]
-        rows.append(
-            [
-                cell.label,
-                *([f"{scored}/{len(cell.runs)}"] if several else []),
-                *figures,
-                cell.verdicts,
-                *speed,
-            ]
-        )
-    return head, rows
-
-
-def shown(cell: Cell, name: str) -> str:
-    """Mean and spread of one metric in three significant digits; a dash for none."""
-    if name not in cell.mean:
-        return "–"
-    text = three_digits(cell.mean[name])
-    return f"{text} ± {three_digits(cell.spread[name])}" if name in cell.spread else text
-
-
-def three_digits(value: float) -> str:
-    """A number to be read; large ones in full."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def unlike(cells: Sequence[Cell]) -> str:
-    """A sentence where the runs were not scored alike, and so cannot be compared; else nothing."""
-    varying = ("seed",)  # of the latents: the runs' own
+def difference_note(cells: Sequence[Cell]) -> str:
+    """Return a sentence if the runs were evaluated differently, and so cannot be compared."""
     protocols = [run["protocol"] for cell in cells for run in cell.runs if run["protocol"]]
     differing = {
         name
-        for each in protocols
-        for name in each
-        if name not in varying and each[name] != protocols[0].get(name)
+        for protocol in protocols
+        for name in protocol
+        if name not in MAY_DIFFER and protocol[name] != protocols[0].get(name)
     }
-    return (
-        f"not comparable: the evaluations differ in {', '.join(sorted(differing))}"
-        if differing
-        else ""
-    )
+    if not differing:
+        return ""
+    return f"not comparable: the evaluations differ in {', '.join(sorted(differing))}"
+
+
+def evaluated_runs(cells: Sequence[dict[str, Any]]) -> set[str]:
+    """Return the folders of all runs that have been evaluated, of cells as plain values."""
+    return {run["folder"] for cell in cells for run in cell["runs"] if run["protocol"]}
+
+
+def read_leaderboard(folder: Path) -> list[dict[str, Any]]:
+    """Return the cells of the leaderboard in a folder as plain values; [] if it has none."""
+    return read_json(folder / JSON_FILE, Leaderboard).cells
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def to_table(cells: Sequence[Cell], *, rank_by: str) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of the leaderboard."""
+    names = [
+        name
+        for name in dict.fromkeys((rank_by, *COLUMNS))
+        if any(published_name(cell, name) in cell.mean for cell in cells)
+    ]
+    has_seeds = any(len(cell.runs) > 1 for cell in cells)
+    head = ["cell", *(["runs"] if has_seeds else []), *names, "verdict", "images/s", "time (s)"]
+    rows = []
+    for cell in cells:
+        num_evaluated = sum(bool(run["protocol"]) for run in cell.runs)
+        count = [f"{num_evaluated}/{len(cell.runs)}"] if has_seeds else []
+        values = [format_metric(cell, published_name(cell, name)) for name in names]
+        speed = [format_metric(cell, name) for name in ("time/images_per_sec", "time/train_sec")]
+        rows.append([cell.label, *count, *values, cell.outcomes, *speed])
+    return head, rows
+
+
+def format_metric(cell: Cell, name: str) -> str:
+    """Return mean and spread of a metric in three significant digits, or a dash."""
+    if name not in cell.mean:
+        return NO_VALUE
+    mean = format_number(cell.mean[name], digits=3)
+    if name not in cell.spread:
+        return mean
+    return f"{mean} ± {format_number(cell.spread[name], digits=3)}"
 
 
 def write_leaderboard(cells: Sequence[Cell], folder: Path, *, rank_by: str) -> list[Path]:
-    """Write leaderboard.json, leaderboard.md and, where there are samples, samples.png; returns the files. Raises OSError."""
+    """Write leaderboard.json, leaderboard.md and, if there are samples, samples.png.
+
+    Returns the files; raises OSError.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "leaderboard.json", folder / "leaderboard.md"]
-    plain = {"rank_by": rank_by, "note": unlike(cells), "cells": [vars(cell) for cell in cells]}
-    write_atomically(files[0], json.dumps(plain, indent=1) + "\n")
-    head, rows = table(cells, rank_by=rank_by)
+    note = difference_note(cells)
+    board = Leaderboard(rank_by=rank_by, note=note, cells=[vars(cell) for cell in cells])
+    write_atomic(folder / JSON_FILE, board.model_dump_json(indent=1) + "\n")
+    write_atomic(folder / MARKDOWN_FILE, to_markdown(cells, note, rank_by=rank_by))
+    sheet = draw_sheet(cells, folder / SAMPLES_FILE, rank_by=rank_by)
+    return [folder / JSON_FILE, folder / MARKDOWN_FILE, *([sheet] if sheet else [])]
+
+
+def to_markdown(cells: Sequence[Cell], note: str, *, rank_by: str) -> str:
+    """Return the leaderboard as a Markdown table, with a sentence on how to read it."""
+    head, rows = to_table(cells, rank_by=rank_by)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    text = "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    table = "\n".join(
+        "| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines
     )
-    seeds = max((len(cell.runs) for cell in cells), default=1)
-    words = f"Sorted by {rank_by} of the last evaluation" + (
-        ", mean ± standard deviation over seeds." if seeds > 1 else "."
-    )
-    write_atomically(files[1], "\n\n".join(filter(None, [text, words, unlike(cells)])) + "\n")
-    sheet = contact_sheet(cells, folder / "samples.png", rank_by=rank_by)
-    return [*files, *([sheet] if sheet else [])]
+    has_seeds = any(len(cell.runs) > 1 for cell in cells)
+    spread = ", mean ± standard deviation over seeds" if has_seeds else ""
+    sentence = f"Sorted by {rank_by} of the last evaluation{spread}."
+    return "\n\n".join(filter(None, [table, sentence, note])) + "\n"
 
 
-def contact_sheet(cells: Sequence[Cell], path: Path, *, rank_by: str) -> Path | None:
-    """Write the last sample grid of each cell's first run that has one, in the order of the leaderboard, with its caption."""
+def draw_sheet(cells: Sequence[Cell], path: Path, *, rank_by: str) -> Path | None:
+    """Write the last sample grid of each cell, best first, with captions; None if there is none."""
     tiles = []
     for place, cell in enumerate(cells, start=1):
-        grids = [
-            sorted(Path(run["folder"], "samples").glob("[0-9]*.png"))[-1:] for run in cell.runs
-        ]
-        if newest := next((grid[0] for grid in grids if grid), None):
-            figure = f"{rank_by.rpartition('/')[2]} {shown(cell, metric_of(cell, rank_by))}; {cell.verdicts}"
-            tiles.append(
-                (
-                    newest,
-                    [f"{place}. {figure}", *textwrap.wrap(cell.label, TILE // 7)][:CAPTION_LINES],
-                )
-            )
+        if grid := last_samples(cell):
+            tiles.append((grid, caption(cell, place, rank_by=rank_by)))
     if not tiles:
         return None
     columns = math.ceil(math.sqrt(len(tiles)))
-    wide, high = TILE + MARGIN, TILE + CAPTION_LINES * LINE + MARGIN
-    sheet = Image.new(
-        "RGB", (columns * wide + MARGIN, -(-len(tiles) // columns) * high + MARGIN), "white"
-    )
+    width, height = TILE + MARGIN, TILE + CAPTION_LINES * LINE + MARGIN
+    size = (columns * width + MARGIN, math.ceil(len(tiles) / columns) * height + MARGIN)
+    sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    for number, (newest, caption) in enumerate(tiles):
-        left, top = MARGIN + number % columns * wide, MARGIN + number // columns * high
-        with Image.open(newest) as grid:
-            sheet.paste(
-                grid.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS), (left, top)
-            )
-        draw.multiline_text(
-            (left, top + TILE + 2), "\n".join(caption), fill="black", font=font, spacing=2
-        )
+    for number, (grid, text) in enumerate(tiles):
+        row, column = divmod(number, columns)
+        left, top = MARGIN + column * width, MARGIN + row * height
+        with Image.open(grid) as image:
+            tile = image.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
+        sheet.paste(tile, (left, top))
+        draw.multiline_text((left, top + TILE + 2), text, fill="black", font=font, spacing=2)
     temporary = path.with_name(f".{path.name}.tmp")
     sheet.save(temporary, format="PNG")
     temporary.replace(path)
     return path
+
+
+def last_samples(cell: Cell) -> Path | None:
+    """Return the newest sample grid of the first run that has one."""
+    grids = (sorted(Path(run["folder"], "samples").glob("[0-9]*.png")) for run in cell.runs)
+    return next((grid[-1] for grid in grids if grid), None)
+
+
+def caption(cell: Cell, place: int, *, rank_by: str) -> str:
+    """Return rank, ranking metric, outcomes and label of a cell, in a few lines."""
+    value = format_metric(cell, published_name(cell, rank_by))
+    first = f"{place}. {rank_by.rpartition('/')[2]} {value}; {cell.outcomes}"
+    return "\n".join([first, *textwrap.wrap(cell.label, TILE // 7)][:CAPTION_LINES])
