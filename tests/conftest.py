@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from distgan.gan import GAN
+from distgan.runtime.accelerator import reset_accelerator
 from shards.pack import pack
 from tests.small_gan import make_gan
 
@@ -50,4 +50,4 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gan() -> Iterator[GAN]:
     """Build a small GAN in a world of one process, and undo Accelerate's state afterwards."""
     yield make_gan()
-    AcceleratorState._reset_state(True)
+    reset_accelerator()

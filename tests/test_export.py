@@ -1,18 +1,19 @@
-"""`distgan export`: files that work without distgan, and a card that says how."""
+"""`distgan export`: files that work without distgan, and a model card that shows how."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from distgan.commands.export import CARD_MARK, LOADING
+from distgan.commands.export import CARD_MARK
 from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import GENERATORS, build_generator
 from distgan.networks.generator_file import load_generator, save_generator
@@ -21,109 +22,95 @@ from distgan.networks.mixture import mixture_spec
 from tests.test_commands import call
 from tests.worlds import run_world, train_run
 
+ROOT = Path(__file__).parent.parent
+
 
 @pytest.fixture(scope="module")
 def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with an evaluation."""
+    """Return a finished run with an evaluation."""
     folder = tmp_path_factory.mktemp("export") / "run"
     run_world(1, train_run, shards, folder, ["train.kimg=0.024"])
     return folder
 
 
 def card_head(card: str) -> dict[str, object]:
-    """The YAML between the first two lines of dashes."""
+    """Return the YAML between the first two lines of dashes."""
     return yaml.safe_load(card.split("---\n")[1])
 
 
 def code_of(card: str) -> str:
-    """The first Python of a card."""
+    """Return the first Python code of a card."""
     found = re.search(r"```python\n(.*?)```", card, re.DOTALL)
     assert found is not None
     return found[1]
 
 
-def test_safetensors_load_with_torch_alone(run: Path, tmp_path: Path) -> None:
-    """The card's own lines, in a process that can import neither distgan nor safetensors, give the same images."""
-    code, said = call("export", run, "--out", tmp_path / "out", "--license", "mit")
-    assert code == 0, said
-    block = "import sys; sys.modules |= dict.fromkeys(('distgan', 'shards', 'safetensors', 'accelerate'))\n"
-    generator = load_generator(run)
-    network, spec = generator.network, generator.spec
-    latents = sample_latents(3, spec, seed=0)
-    np.save(tmp_path / "latents.npy", latents.numpy())
-    after = "\nimport numpy; latents = torch.from_numpy(numpy.load(sys.argv[1]))\nnumpy.save(sys.argv[2], generate(latents).numpy())"
-    words = [block + code_of((tmp_path / "out" / "README.md").read_text()) + after]
-    command = [
-        sys.executable,
-        "-P",
-        "-W",
-        "error",
-        "-c",
-        *words,
-        tmp_path / "latents.npy",
-        tmp_path / "images.npy",
-    ]
+def run_card(folder: Path, code: str, *, blocked: tuple[str, ...] = ()) -> None:
+    """Run Python code of a card in its folder, in a process that cannot import some packages."""
+    block = f"import sys; sys.modules |= dict.fromkeys({blocked!r})\n"
+    command = [sys.executable, "-P", "-W", "error", "-c", block + code]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path / "out", timeout=120
+        command, capture_output=True, text=True, cwd=folder, env=environment, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    images = torch.from_numpy(np.load(tmp_path / "images.npy"))
-    torch.testing.assert_close(images, generate(network, latents), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", GENERATORS)
-def test_every_architecture_says_how_to_load_it(
-    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_card_shows_how_to_generate_images_without_distgan(
+    architecture: str, tmp_path: Path
 ) -> None:
-    """In ten lines, or fifteen, that give the network's own images."""
+    """Its code gives the network's own images, and saves them as a PNG."""
     spec = GeneratorSpec(
         architecture=architecture, image_size=64, channels=3, width=4, latent_dim=8
     )
     network = build_generator(spec)
-    network(sample_latents(16, spec, seed=0))  # norm statistics that are not those of the start
+    network(sample_latents(16, spec, seed=0))  # so that norm statistics are not the initial ones
     save_generator(network.eval(), spec, tmp_path, facts={})
-    monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {}
-    exec(LOADING[architecture], namespace)
+    out = tmp_path / "out"
+    code, said = call("export", tmp_path, "--out", out, "--license", "mit")
+    assert code == 0, said
     latents = sample_latents(3, spec, seed=1)
-    torch.testing.assert_close(
-        namespace["generate"](latents), generate(network, latents), rtol=0, atol=1e-5
-    )
-    assert (
-        len(LOADING[architecture].splitlines()) <= {"dcgan": 10, "resnet": 15}[architecture] + 1
-    )  # and the imports
+    np.save(out / "latents.npy", latents.numpy())
+    after = """
+import numpy
+latents = torch.from_numpy(numpy.load("latents.npy"))
+numpy.save("images.npy", generate(latents).numpy())
+"""
+    blocked = ("distgan", "shards", "accelerate")
+    run_card(out, code_of((out / "README.md").read_text()) + after, blocked=blocked)
+    images = torch.from_numpy(np.load(out / "images.npy"))
+    torch.testing.assert_close(images, generate(network, latents), rtol=0, atol=1e-5)
+    with Image.open(out / "images.png") as picture:
+        assert picture.size == (4 * 66 + 2, 4 * 66 + 2)
 
 
-def test_a_generator_of_classes_is_exported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its card says how many classes there are, and its lines make images."""
+def test_card_of_a_generator_with_classes_uses_distgan(tmp_path: Path) -> None:
+    """It says how many classes there are, and its code saves images."""
     part = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=8)
     spec = mixture_spec(part, classes=("cat", "dog"), weights=(0.5, 0.5))
     save_generator(build_generator(spec).eval(), spec, tmp_path, facts={})
-    assert call("export", tmp_path, "--out", tmp_path / "out")[0] == 0
-    card = (tmp_path / "out" / "README.md").read_text()
+    out = tmp_path / "out"
+    assert call("export", tmp_path, "--out", out)[0] == 0
+    card = (out / "README.md").read_text()
     assert "DCGAN for each of 2 classes" in card
-    monkeypatch.chdir(tmp_path / "out")
-    namespace: dict[str, Any] = {}
-    exec(code_of(card), namespace)
-    assert namespace["images"].shape == (16, 1, 32, 32)
+    run_card(out, code_of(card))
+    with Image.open(out / "images.png") as picture:
+        assert picture.size == (4 * 34 + 2, 4 * 34 + 2)
 
 
-def test_what_was_exported_is_sampled_again(run: Path, tmp_path: Path) -> None:
-    """Folder and file alike give the run's images."""
+def test_exported_generators_load_again(run: Path, tmp_path: Path) -> None:
+    """The exported folder and file both give the images of the run."""
     assert call("export", run, "--out", tmp_path / "out")[0] == 0
     generator = load_generator(run)
-    network, spec = generator.network, generator.spec
-    latents = sample_latents(2, spec, seed=1)
     for path in (tmp_path / "out", tmp_path / "out" / "generator.safetensors"):
         again = load_generator(path)
-        assert again.spec == spec
-        assert torch.equal(generate(again.network, latents), generate(network, latents))
+        assert again.spec == generator.spec
+        assert torch.equal(again.sample(2, seed=1), generator.sample(2, seed=1))
 
 
 def test_onnx_takes_batches_of_any_size(run: Path, tmp_path: Path) -> None:
-    """onnxruntime gives torch's images for one latent and for many."""
+    """onnxruntime gives the images of PyTorch, for one latent and for many."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'distgan[onnx]'")
     pytest.importorskip("onnxscript", reason="pip install 'distgan[onnx]'")
     code, said = call("export", run, "--format", "onnx", "--out", tmp_path / "out")
@@ -132,25 +119,26 @@ def test_onnx_takes_batches_of_any_size(run: Path, tmp_path: Path) -> None:
         tmp_path / "out" / "generator.onnx", providers=["CPUExecutionProvider"]
     )
     generator = load_generator(run)
-    network, spec = generator.network, generator.spec
     for num in (1, 5, 33):
-        latents = sample_latents(num, spec, seed=2)
+        latents = generator.latents(num, seed=2)
         (images,) = session.run(None, {"latents": latents.numpy()})
         torch.testing.assert_close(
-            torch.from_numpy(images), generate(network, latents), rtol=0, atol=1e-4
+            torch.from_numpy(images), generate(generator.network, latents), rtol=0, atol=1e-4
         )
     assert "onnxruntime" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_onnx_names_the_extra(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line to type stands in the error."""
+def test_missing_onnxruntime_names_the_extra(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says what to install."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, said = call("export", run, "--format", "onnx", "--out", tmp_path / "out")
     assert (code, "pip install 'distgan[onnx]'" in said) == (2, True), said
 
 
-def test_card_tells_data_settings_and_quality(run: Path, tmp_path: Path) -> None:
-    """The front matter is read by Hugging Face's own library; the body has what a stranger needs."""
+def test_card_shows_data_settings_and_quality(run: Path, tmp_path: Path) -> None:
+    """Hugging Face's own library reads the front matter; the body has the facts of the run."""
     call("export", run, "--out", tmp_path, "--license", "cc-by-4.0")
     card = (tmp_path / "README.md").read_text()
     assert card_head(card)["license"] == "cc-by-4.0"
@@ -164,8 +152,8 @@ def test_card_tells_data_settings_and_quality(run: Path, tmp_path: Path) -> None
     assert huggingface_hub.ModelCard(card).data.pipeline_tag == "unconditional-image-generation"
 
 
-def test_a_hostile_name_stays_text(run: Path, tmp_path: Path) -> None:
-    """A run folder's name and a licence can neither add fields to the card nor markup."""
+def test_hostile_names_stay_text(run: Path, tmp_path: Path) -> None:
+    """The name of a run folder or a licence can add neither fields nor markup to the card."""
     named = tmp_path / "`<script>`|x\n# y"
     named.symlink_to(run)
     call("export", named, "--out", tmp_path / "out", "--license", "mit\nlibrary_name: evil")
@@ -174,8 +162,8 @@ def test_a_hostile_name_stays_text(run: Path, tmp_path: Path) -> None:
     assert "\n# y" not in card
 
 
-def test_a_card_of_ones_own_is_kept(run: Path, tmp_path: Path) -> None:
-    """Without its mark it belongs to a person."""
+def test_edited_card_is_kept(run: Path, tmp_path: Path) -> None:
+    """A card without its first comment is not overwritten."""
     call("export", run, "--out", tmp_path)
     card = (tmp_path / "README.md").read_text().replace(CARD_MARK, "mine")
     (tmp_path / "README.md").write_text(card)
@@ -187,8 +175,8 @@ def test_a_card_of_ones_own_is_kept(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "out", "expected"), [("nowhere", "out", "nowhere"), ("run", "/proc/none", "--out")]
 )
-def test_mistakes(run: Path, tmp_path: Path, source: str, out: str, expected: str) -> None:
-    """Exit code 2 and what to type."""
+def test_mistakes_exit_2(run: Path, tmp_path: Path, source: str, out: str, expected: str) -> None:
+    """The message names what is wrong."""
     code, said = call(
         "export", run if source == "run" else tmp_path / source, "--out", tmp_path / out
     )

@@ -19,7 +19,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,7 +26,12 @@ from distgan.config.load import with_overrides
 from distgan.config.schema import Config
 from distgan.data import MicroBatch, TrainingBatches
 from distgan.gan import GAN, build_gan, generator_spec
-from distgan.runtime.accelerator import build_accelerator, choose_precision, default_num_threads
+from distgan.runtime.accelerator import (
+    build_accelerator,
+    choose_precision,
+    default_num_threads,
+    reset_accelerator,
+)
 from distgan.runtime.provenance import hardware, peak_memory_gb
 from distgan.steps import NextBatch, train_step
 from shards.pack import Encoding, pack
@@ -276,7 +280,7 @@ def _rank_of_trial(trial: Trial, rank: int, port: int, results: Any) -> None:
         trained = Trained(None, error=(str(error) or type(error).__name__).splitlines()[0][:200])
     if rank == 0:
         results.put(trained)
-    AcceleratorState._reset_state(True)
+    reset_accelerator()
 
 
 def run_trial(trial: Trial) -> Trained:

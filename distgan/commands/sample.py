@@ -5,8 +5,7 @@ latents of a seed -> [truncate] -> [interpolate | walk] -> generator -> PNG, GIF
 Imports neither accelerate nor webdataset nor wandb, because sampling does not train.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
+from distgan.commands.output import writing_to
 from distgan.errors import UserError
 from distgan.images import grid_pixels, save_grid
 from distgan.networks.generator import Generator
@@ -63,7 +63,7 @@ def sample(sources: Sequence[Path], selection: Selection, *, out: Path) -> Path:
 def sample_files(source: Path, folder: Path, selection: Selection) -> int:
     """Write 64 images as PNG files 000000.png, 000001.png, ...; return their number."""
     generator, count = load_generator(source), selection.num or NUM_IMAGES
-    with explained(folder, "--files"):
+    with writing_to(folder, option="--files"):
         folder.mkdir(parents=True, exist_ok=True)
         for first in range(0, count, BATCH_SIZE):
             num = min(BATCH_SIZE, count - first)
@@ -114,7 +114,7 @@ def video(source: Path, selection: Selection, *, out: Path) -> Path:
     latents = join_class(class_values[:1], walk(others, frames_per_leg=FRAMES_PER_LEG))
     images = generator.images(latents.flatten(0, 1))
     frames = [to_pil_image(grid_pixels(side_by_side)) for side_by_side in images.split(num)]
-    with explained(out, "--video"):
+    with writing_to(out, option="--video"):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_gif(frames, out) if suffix == ".gif" else write_mp4(frames, out)
     return out
@@ -165,18 +165,6 @@ def write_mp4(frames: list[Image.Image], out: Path) -> None:
 
 def write_grid(images: Tensor, out: Path, *, columns: int | None) -> Path:
     """Write uint8 images [B, C, H, W] as a PNG grid; raises UserError."""
-    with explained(out, "--out"):
+    with writing_to(out, option="--out"):
         out.parent.mkdir(parents=True, exist_ok=True)
         return save_grid(images, out, columns=columns)
-
-
-@contextmanager
-def explained(path: Path, option: str) -> Iterator[None]:
-    """Turn an OSError of the block into a UserError that names the option to change."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"cannot write {path}: {reason}; choose another place with {option}"
-        ) from None

@@ -9,6 +9,7 @@ import sys
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
@@ -66,6 +67,11 @@ def build_accelerator(train: Train) -> tuple[Accelerator, str]:
         torch.set_num_threads(train.cpu_threads or default_num_threads())
         keep_freed_memory()
     return accelerator, reason
+
+
+def reset_accelerator() -> None:
+    """Forget the Accelerator's global state, so that the process can build another one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def runs_on_cpu() -> bool:

@@ -1,0 +1,95 @@
+"""`distgan.train`: a training run in a script or a notebook."""
+
+import gc
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from distgan.config.schema import Config
+from distgan.errors import RunFailed, UserError
+from distgan.per_class import PerClassTrainer
+from distgan.runtime.accelerator import reset_accelerator
+from distgan.runtime.distributed import leave_world
+from distgan.runtime.signals import Interrupt
+from distgan.trainer import Trainer
+from shards.errors import ShardError
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training run ended, and where it is stored."""
+
+    outcome: str  # done, preempted or collapsed
+    run_dir: Path
+
+
+def train(config: Config, *, run_dir: str | os.PathLike[str] | None = None) -> TrainingResult:
+    """Train a GAN in this process until the run ends.
+
+        config = distgan.load_config("digits", ["train.kimg=3"])
+        result = distgan.train(config, run_dir="runs/digits")
+
+    Writes the same run folder as `distgan/train.py`. A folder that holds an unfinished run with these
+    settings is resumed; without a `run_dir` it is derived from the settings and the data. Ctrl-C or
+    SIGTERM saves a checkpoint and returns with the outcome `preempted`.
+
+    Raises UserError for settings or files that cannot be used, ShardError for damaged data, and
+    RunFailed if the run cannot continue.
+    """
+    with interruptible() as interrupt, unlocked_on_error():
+        return run(config, None if run_dir is None else Path(run_dir), interrupt)
+
+
+def run(config: Config, run_dir: Path | None, interrupt: Interrupt) -> TrainingResult:
+    """Build a trainer and run it, then leave the process as it was before."""
+    trainer_class = PerClassTrainer if config.networks.per_class else Trainer
+    try:
+        trainer = trainer_class(
+            config, name="run", run_dir=run_dir, interrupt=interrupt, command=sys.argv
+        )
+        return TrainingResult(trainer.run(), trainer.session.run_dir)
+    finally:
+        leave_world()
+        reset_accelerator()
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """Note signals during the block, and restore their handlers afterwards.
+
+    Python allows this in the main thread only; in another one no signal is noted.
+    """
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    handlers = {number: signal.getsignal(number) for number in Interrupt.SIGNALS}
+    interrupt.install()
+    try:
+        yield interrupt
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def unlocked_on_error() -> Iterator[None]:
+    """Unlock the run folder after an error, so that a notebook can repeat the call.
+
+    A notebook keeps the last traceback, and its frames would keep the locked folder open.
+    """
+    try:
+        yield
+    except (UserError, ShardError, RunFailed) as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__context__
+        gc.collect()
+        raise
