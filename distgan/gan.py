@@ -1,6 +1,7 @@
 """A GAN: both networks, their optimizers and the moving average, built, saved and restored together."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -185,21 +186,30 @@ def generator_spec(networks: Networks, image_shape: tuple[int, int, int]) -> Gen
     )
 
 
-def build_gan(accelerator: Accelerator, spec: GeneratorSpec, config: Config) -> GAN:
+def build_gan(
+    accelerator: Accelerator,
+    spec: GeneratorSpec,
+    config: Config,
+    *,
+    total_images: float = math.inf,
+) -> GAN:
     """Build networks with weights drawn from `train.seed`, prepared for this world.
 
+    `total_images` is the length of the run: a short one does not try to compile.
     Raises ValueError for an image size that is not offered, UserError for CUDA graphs without a GPU.
     """
     train = config.train
     discriminator_spec = DiscriminatorSpec.from_settings(config.networks)
     generator = build_generator(spec, seed=train.seed)
     discriminator = build_discriminator(spec, discriminator_spec, seed=train.seed)
+    micro_batch_size = train.batch_size // accelerator.num_processes // train.accumulate
     compilation = choose_compilation(
         train,
         (generator.to(accelerator.device), discriminator.to(accelerator.device)),
         latent_shape=(spec.latent_dim,),
         image_shape=(spec.channels, spec.image_size, spec.image_size),
-        micro_batch_size=train.batch_size // accelerator.num_processes // train.accumulate,
+        micro_batch_size=micro_batch_size,
+        num_passes=total_images / accelerator.num_processes / micro_batch_size,
         num_processes=accelerator.num_processes,
         autocast=accelerator.autocast,
     )

@@ -64,7 +64,12 @@ class Trainer:
         """Build networks that fit the images."""
         spec = generator_spec(self.config.networks, self.reader.image_shape)
         try:
-            return build_gan(self.session.accelerator, spec, self.config)
+            return build_gan(
+                self.session.accelerator,
+                spec,
+                self.config,
+                total_images=self.session.total_images,
+            )
         except UserError:
             raise
         except ValueError as error:  # an image size that is not offered

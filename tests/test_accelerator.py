@@ -10,6 +10,7 @@ import torch
 
 from distgan.config.schema import Train
 from distgan.errors import UserError
+from distgan.gan import GAN
 from distgan.runtime.accelerator import (
     allow_open_files,
     build_accelerator,
@@ -72,6 +73,12 @@ def test_the_launcher_decides_the_precision_if_it_names_one(fake_gpus: FakeGpus)
     assert choose_precision("auto", "fp16", on_cpu=True)[0] == "no"
     with pytest.raises(UserError, match="a CPU cannot train in it"):
         choose_precision("launcher", "fp16", on_cpu=True)
+
+
+def test_float32_is_not_tf32(gan: GAN) -> None:
+    """Gradient penalties are computed in full precision, on GPUs too."""
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def open_many_files(count: int, soft_limit: int) -> int:

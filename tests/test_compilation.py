@@ -1,5 +1,6 @@
 """The compilation mode is chosen by trying, and a compiler that fails does no harm."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import nn
 
 from distgan.config.schema import Train
@@ -15,6 +17,7 @@ from distgan.errors import UserError
 from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import build_discriminator, build_generator
 from distgan.runtime.compilation import Compilation, choose_compilation, ramp, try_modes
+from shards.files import usable_cores
 from tests.small_gan import snapshot
 from tests.worlds import rows, run_world, train_run
 
@@ -36,7 +39,7 @@ class Compiler(Compilation):
         self.change(network)
 
 
-def choice_among(*modes: Compilation) -> Compilation:
+def choice_among(*modes: Compilation, num_passes: float = math.inf) -> Compilation:
     """Return what the trial chooses, and check that it leaves the networks alone."""
     pair, device = networks(), torch.device("cpu")
     before = [snapshot(network) for network in pair]
@@ -45,6 +48,7 @@ def choice_among(*modes: Compilation) -> Compilation:
         latents=ramp((4, 8), device=device),
         reals=ramp((4, 1, 32, 32), device=device),
         autocast=nullcontext,
+        num_passes=num_passes,
         modes=modes,
     )
     for network, weights in zip(pair, before, strict=True):
@@ -99,6 +103,28 @@ def test_the_fastest_correct_mode_is_chosen(monkeypatch: pytest.MonkeyPatch) -> 
     assert found.mode == "best" and "good is 1.20 times as fast as eager" in found.reason
 
 
+def test_a_short_run_tries_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes longer than the run could save, which the time of an eager pass tells."""
+    monkeypatch.setattr("distgan.runtime.compilation.PASSES", 2)
+    monkeypatch.setattr("distgan.runtime.compilation.COMPILE_SEC", 5.0)
+    tried: list[nn.Module] = []
+    candidate = Compiler("compiled", "", tried.append)
+    short = choice_among(candidate, num_passes=1)
+    assert (short.mode, tried) == ("eager", [])
+    assert "too short to compile" in short.reason
+    long = choice_among(candidate, num_passes=1e9)
+    assert len(tried) == 2 and "compiled is" in long.reason
+
+
+def test_each_process_compiles_with_its_own_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default each would start up to 32 workers, whatever runs beside it."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(usable_cores()))
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 32)
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    Compilation("compiled", "").compile(networks()[0])
+    assert torch._inductor.config.compile_threads == 1
+
+
 @pytest.mark.parametrize(
     ("setting", "mode"), [("always", "compiled"), ("never", "eager"), ("auto", "eager")]
 )
@@ -130,6 +156,7 @@ def chosen(setting: str, pair: tuple[nn.Module, nn.Module]) -> Compilation:
         latent_shape=(8,),
         image_shape=(1, 32, 32),
         micro_batch_size=4,
+        num_passes=1e9,
         num_processes=1,
         autocast=nullcontext,
     )

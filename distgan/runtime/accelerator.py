@@ -45,6 +45,8 @@ def build_accelerator(train: Train) -> tuple[Accelerator, str]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not train.deterministic
+    # By default convolutions in float32 are TF32, with 10 bits of mantissa. Penalties need them all.
+    torch.backends.cudnn.allow_tf32 = False
     try:
         accelerator = Accelerator(
             cpu=on_cpu,

@@ -3,6 +3,7 @@
 import copy
 import gc
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 
 from distgan.config.schema import Train
 from distgan.errors import UserError
+from distgan.runtime.accelerator import default_num_threads
 
 INDUCTOR_MODES = {"compiled": "default", "graphs": "reduce-overhead"}
 PASSES, ROUNDS = 10, 5
 MIN_SPEEDUP = 1.03  # smaller differences may be noise
+COMPILE_SEC = 30.0  # what the trial of one mode costs, about
+MAX_SAVING = 0.5  # of the training time, if a mode is twice as fast as eager
 # Relative norm of the difference between the gradients of a mode and eager ones. Rounding to bf16
 # alone makes up to 0.1 at initial weights (measured on a CPU). The bound is there to catch
 # activations that were overwritten before the backward pass used them.
@@ -40,6 +44,7 @@ class Compilation:
         if self.mode != "eager":
             # It would split a network at the borders of DDP's buckets, but here each has only one.
             torch._dynamo.config.optimize_ddp = False
+            limit_compile_threads()
             network.compile(mode=INDUCTOR_MODES[self.mode])
 
     def begin_step(self) -> None:
@@ -53,6 +58,14 @@ class Compilation:
             torch.compiler.cudagraph_mark_step_begin()
 
 
+def limit_compile_threads() -> None:
+    """Compile with this process's part of the cores; the default is up to 32 in each process."""
+    from torch._inductor import config
+
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        config.compile_threads = default_num_threads()
+
+
 EAGER = Compilation("eager", "nothing else was tried")
 CANDIDATES = tuple(Compilation(mode, "candidate") for mode in INDUCTOR_MODES)
 
@@ -64,13 +77,15 @@ def choose_compilation(
     latent_shape: tuple[int, ...],
     image_shape: tuple[int, int, int],
     micro_batch_size: int,
+    num_passes: float,
     num_processes: int,
     autocast: Autocast,
 ) -> Compilation:
     """Return the mode for train.compile; with `auto` on a GPU the fastest one is found by trying.
 
-    The trial runs without DDP, so with several processes `auto` does not consider CUDA graphs.
-    Raises UserError for graphs without a GPU.
+    `num_passes` is the number of micro-batches of the run. The trial runs without DDP, so with
+    several processes `auto` does not consider CUDA graphs. Raises UserError for graphs without a
+    GPU.
     """
     device = next(networks[0].parameters()).device
     if train.compile != "auto":
@@ -92,6 +107,7 @@ def choose_compilation(
         latents=ramp((micro_batch_size, *latent_shape), device=device),
         reals=ramp((micro_batch_size, *image_shape), device=device),
         autocast=autocast,
+        num_passes=num_passes,
         modes=CANDIDATES if num_processes == 1 else CANDIDATES[:1],
     )
 
@@ -107,12 +123,17 @@ def try_modes(
     latents: Tensor,
     reals: Tensor,
     autocast: Autocast,
+    num_passes: float = math.inf,
     modes: tuple[Compilation, ...] = CANDIDATES,
 ) -> Compilation:
     """Return the fastest of eager and the given modes, each tried on copies of the networks.
 
-    A mode that raises an error or computes other gradients is not used.
+    A mode that raises an error or computes other gradients is not used. Nothing is tried if the run
+    is so short that the trial costs more than it could save.
     """
+    run_sec = num_passes * eager_seconds(networks, latents=latents, reals=reals, autocast=autocast)
+    if run_sec * MAX_SAVING < len(modes) * COMPILE_SEC:
+        return Compilation("eager", f"the run is too short to compile, about {run_sec:.0f} s")
     best, best_speedup, findings = "eager", 1.0, []
     for candidate in modes:
         try:
@@ -140,6 +161,29 @@ def free_trial_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
+def eager_seconds(
+    networks: Networks, *, latents: Tensor, reals: Tensor, autocast: Autocast
+) -> float:
+    """Return the seconds of one eager pass."""
+    copies = copy.deepcopy(networks)
+    for _ in range(2):  # the first time includes the choice of convolution algorithms
+        seconds = time_passes(copies, EAGER, latents=latents, reals=reals, autocast=autocast)
+    return seconds / PASSES
+
+
+def time_passes(
+    networks: Networks, mode: Compilation, *, latents: Tensor, reals: Tensor, autocast: Autocast
+) -> float:
+    """Return the seconds of PASSES passes."""
+    began = time.perf_counter()
+    for _ in range(PASSES):
+        mode.begin_step()
+        train_pass(*networks, latents=latents, reals=reals, autocast=autocast)
+    if latents.device.type == "cuda":
+        torch.cuda.synchronize(latents.device)
+    return time.perf_counter() - began
+
+
 def measure_speedup(
     candidate: Compilation,
     networks: Networks,
@@ -154,13 +198,7 @@ def measure_speedup(
         candidate.compile(network)
 
     def seconds(mode: str) -> float:
-        began = time.perf_counter()
-        for _ in range(PASSES):
-            candidate.begin_step()
-            train_pass(*pairs[mode], latents=latents, reals=reals, autocast=autocast)
-        if latents.device.type == "cuda":
-            torch.cuda.synchronize(latents.device)
-        return time.perf_counter() - began
+        return time_passes(pairs[mode], candidate, latents=latents, reals=reals, autocast=autocast)
 
     seconds("eager")
     seconds(candidate.mode)  # compiles and records

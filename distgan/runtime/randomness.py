@@ -37,14 +37,23 @@ def random_bits(shape: tuple[int, ...], positions: Tensor, *, seed: int, purpose
     return (bits ^ shift_right(bits, 31)).view(-1, *shape)
 
 
+def lacks_integers(positions: Tensor) -> bool:
+    """Return whether to draw on the CPU, because 64-bit integers are unreliable on the device."""
+    return positions.device.type == "mps"
+
+
 def uniform(shape: tuple[int, ...], positions: Tensor, *, seed: int, purpose: str) -> Tensor:
     """Return float32 [B, *shape], uniform in [0, 1)."""
+    if lacks_integers(positions):
+        return uniform(shape, positions.cpu(), seed=seed, purpose=purpose).to(positions.device)
     bits = random_bits(shape, positions, seed=seed, purpose=purpose)
     return shift_right(bits, 40).float() * 2.0**-24
 
 
 def normal(shape: tuple[int, ...], positions: Tensor, *, seed: int, purpose: str) -> Tensor:
     """Return float32 [B, *shape] drawn from N(0, 1), by Box and Muller 1958."""
+    if lacks_integers(positions):
+        return normal(shape, positions.cpu(), seed=seed, purpose=purpose).to(positions.device)
     bits = random_bits(shape, positions, seed=seed, purpose=purpose)
     uniforms = (shift_right(bits, 32).float() + 0.5) * 2.0**-32
     radius = (-2.0 * uniforms.log()).clamp_min(0.0).sqrt()
