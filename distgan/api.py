@@ -35,9 +35,9 @@ def train(config: Config, *, run_dir: str | os.PathLike[str] | None = None) -> T
         config = distgan.load_config("digits", ["train.kimg=3"])
         result = distgan.train(config, run_dir="runs/digits")
 
-    Writes the same run folder as `distgan/train.py`. A folder that holds an unfinished run with these
-    settings is resumed; without a `run_dir` it is derived from the settings and the data. Ctrl-C or
-    SIGTERM saves a checkpoint and returns with the outcome `preempted`.
+    Writes the same run folder as `distgan/train.py`, and resumes an unfinished run of equal settings
+    there. Without a `run_dir` the folder is derived from the settings and the data. Ctrl-C or SIGTERM
+    saves a checkpoint and returns with the outcome `preempted`.
 
     Raises UserError for settings or files that cannot be used, ShardError for damaged data, and
     RunFailed if the run cannot continue.

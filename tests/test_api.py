@@ -1,4 +1,4 @@
-"""The Python API: lazy imports, training in this process, sampling, and the examples of the docs."""
+"""The Python API: lazy imports, training in one process, sampling, and the examples in the docs."""
 
 import os
 import re
@@ -21,7 +21,7 @@ PART = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, l
 
 
 def run_python(code: str, folder: Path) -> str:
-    """Run code in a process of its own, in a folder; return its output."""
+    """Run code in a new process, in a folder; return its output."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DISTGAN_CACHE": str(folder / "cache")}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
@@ -129,7 +129,7 @@ assert other.run_dir == Path("other")
 
 
 def test_errors_are_raised_and_the_folder_stays_usable(tmp_path: Path) -> None:
-    """A run with other settings is refused, and while the error is kept, the right ones still work."""
+    """Other settings are refused; while that error is alive, the original ones still work."""
     code = """
 distgan.train(config(), run_dir="run")
 errors = []

@@ -1,4 +1,4 @@
-"""`distgan sample`: what it draws, how latents are cut and joined, and that it needs nothing of the training."""
+"""`distgan sample`: grids, files, videos, truncation, interpolation, and its few imports."""
 
 import subprocess
 import sys
@@ -20,14 +20,14 @@ from tests.worlds import run_world, train_run
 
 @pytest.fixture(scope="module")
 def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with two checkpoints."""
+    """Return a finished run with two checkpoints."""
     folder = tmp_path_factory.mktemp("sample") / "run"
     run_world(1, train_run, shards, folder, ["train.kimg=0.024", "checkpoint.every_kimg=0.012"])
     return folder
 
 
 def test_truncation_bounds_and_keeps_order() -> None:
-    """No value beyond the threshold; larger stays larger; a wide threshold changes nothing."""
+    """No value exceeds the threshold, larger stays larger, a wide threshold changes nothing."""
     latents = torch.linspace(-6, 6, 101)[None]
     cut = truncate(latents, 0.7)
     assert cut.abs().max() <= 0.7
@@ -35,15 +35,15 @@ def test_truncation_bounds_and_keeps_order() -> None:
     torch.testing.assert_close(truncate(latents, 30.0), latents, rtol=0, atol=1e-4)
 
 
-def test_truncated_normals_are_distributed_as_such() -> None:
-    """Mean 0 and the variance of a normal distribution cut at 1: 0.2911."""
+def test_truncated_latents_are_truncated_normal() -> None:
+    """Mean and variance are those of a normal distribution truncated at 1: 0 and 0.2911."""
     cut = truncate(torch.randn(200_000, generator=torch.Generator().manual_seed(0)), 1.0)
     assert abs(float(cut.mean())) < 0.005
     assert abs(float(cut.var()) - 0.2911) < 0.005
 
 
 def test_slerp_keeps_the_length() -> None:
-    """From start to end on the sphere: where both have one length, so has all between; even for equal ends."""
+    """Between latents of equal length every latent has that length, also between equal latents."""
     starts, ends = torch.nn.functional.normalize(
         torch.randn(2, 5, 100, generator=torch.Generator().manual_seed(0)), dim=2
     )
@@ -55,7 +55,7 @@ def test_slerp_keeps_the_length() -> None:
 
 
 def test_walk_is_closed_and_steady() -> None:
-    """It begins at the first key, and no two neighbouring frames, the last and the first included, lie far apart."""
+    """It passes through all keys, and neighbouring frames are close, as are the last and first."""
     keys = torch.randn(3, 2, 50, generator=torch.Generator().manual_seed(0))
     path = walk(keys, frames_per_leg=20)
     assert path.shape == (60, 2, 50)
@@ -72,8 +72,10 @@ def test_walk_is_closed_and_steady() -> None:
         (["--interpolate", "--num", "16"], (8, 2)),
     ],
 )
-def test_grids(run: Path, tmp_path: Path, words: list[str], size: tuple[int, int]) -> None:
-    """Columns and rows of each kind."""
+def test_grids_have_their_columns_and_rows(
+    run: Path, tmp_path: Path, words: list[str], size: tuple[int, int]
+) -> None:
+    """Plain, truncated and interpolated grids are as large as their images need."""
     code, said = call("sample", run, *words, "--out", tmp_path / "grid.png")
     assert code == 0, said
     with Image.open(tmp_path / "grid.png") as picture:
@@ -90,8 +92,8 @@ def test_grids(run: Path, tmp_path: Path, words: list[str], size: tuple[int, int
         ["--video"],
     ],
 )
-def test_a_class_stays_that_class(tmp_path: Path, words: list[str]) -> None:
-    """Of a generator of two classes, one black and one white, only white is sampled, cut, between and on a walk."""
+def test_only_the_chosen_class_is_sampled(tmp_path: Path, words: list[str]) -> None:
+    """Of a black and a white class only white appears: truncated, interpolated, on a walk."""
     part = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=1, latent_dim=4)
     spec = mixture_spec(part, classes=("black", "white"), weights=(0.5, 0.5))
     mixture = build_generator(spec).eval()
@@ -111,7 +113,7 @@ def test_a_class_stays_that_class(tmp_path: Path, words: list[str]) -> None:
 
 
 def test_progress_has_a_column_for_each_checkpoint(run: Path, tmp_path: Path) -> None:
-    """And says of which moment each is."""
+    """The output names the kimg of each column."""
     moments = sorted(float(path.name) for path in (run / "checkpoints").iterdir())
     code, said = call("sample", run, "--progress", "--num", 3, "--out", tmp_path / "grid.png")
     assert (code, f"columns: {', '.join(f'{kimg:g}' for kimg in moments)} kimg" in said) == (
@@ -145,7 +147,7 @@ def test_several_generators_have_a_row_each(run: Path, tmp_path: Path) -> None:
 
 
 def test_files_are_the_images_of_the_grid(run: Path, tmp_path: Path) -> None:
-    """One PNG an image at its own size, grey for one channel, numbered from zero."""
+    """One PNG per image in its original size, grey for one channel, numbered from zero."""
     assert call("sample", run, "--files", tmp_path / "many", "--num", 3, "--seed", 5)[0] == 0
     assert sorted(path.name for path in (tmp_path / "many").iterdir()) == [
         f"{i:06d}.png" for i in range(3)
@@ -159,7 +161,7 @@ def test_files_are_the_images_of_the_grid(run: Path, tmp_path: Path) -> None:
 
 
 def test_videos_play(run: Path, tmp_path: Path) -> None:
-    """A GIF that repeats, and an MP4 of as many frames."""
+    """The GIF repeats endlessly; the MP4 has as many frames."""
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="pip install 'distgan[video]'")
     for name in ("walk.gif", "walk.mp4"):
         code, said = call("sample", run, "--video", tmp_path / name, "--num", 4)
@@ -182,8 +184,8 @@ def test_videos_play(run: Path, tmp_path: Path) -> None:
         (["--files", "/proc/none"], "--files"),
     ],
 )
-def test_mistakes(run: Path, words: list[str], expected: str) -> None:
-    """Exit code 2 and what to type."""
+def test_mistakes_exit_2(run: Path, words: list[str], expected: str) -> None:
+    """The message names what to change."""
     code, said = call("sample", run, *words)
     assert (code, expected in said) == (2, True), said
 
@@ -191,22 +193,22 @@ def test_mistakes(run: Path, words: list[str], expected: str) -> None:
 def test_missing_encoder_names_the_extra(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The line to type stands in the error."""
+    """The error says what to install."""
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     code, said = call("sample", run, "--video", tmp_path / "walk.mp4", "--num", 1)
     assert (code, "pip install 'distgan[video]'" in said) == (2, True), said
 
 
-def test_progress_needs_checkpoints(run: Path, tmp_path: Path) -> None:
-    """A file has none."""
+def test_progress_of_a_generator_file_is_refused(run: Path, tmp_path: Path) -> None:
+    """A generator file has no checkpoints; the error names the option."""
     code, said = call(
         "sample", run / "generator.safetensors", "--progress", "--out", tmp_path / "grid.png"
     )
     assert (code, "--progress" in said) == (2, True), said
 
 
-def test_needs_nothing_of_the_training(run: Path, tmp_path: Path) -> None:
-    """With accelerate, webdataset and wandb out of reach it samples all the same."""
+def test_sampling_imports_no_training_library(run: Path, tmp_path: Path) -> None:
+    """It works in a process that cannot import accelerate, webdataset or wandb."""
     block = "import sys; sys.modules |= dict.fromkeys(('accelerate', 'webdataset', 'wandb'));"
     code = block + "from distgan.cli import app; app(['sample', sys.argv[1], '--out', sys.argv[2]])"
     command = [sys.executable, "-c", code, str(run), str(tmp_path / "grid.png")]

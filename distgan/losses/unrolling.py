@@ -53,7 +53,7 @@ def unroll(
     lr: float,
     step: Callable[..., Parameters],
 ) -> Parameters:
-    """Return the discriminator's parameters `num_steps` steps later, with the graph of all steps."""
+    """Return the discriminator's parameters `num_steps` steps later, with their graph."""
     for _ in range(num_steps):
         gradients = torch.autograd.grad(
             discriminator_loss(parameters), list(parameters.values()), create_graph=True

@@ -53,8 +53,8 @@ def save_generator(
 def load_generator(path: str | Path) -> Generator:
     """Return the trained generator of a run folder, a checkpoint folder or a generator.safetensors.
 
-    These are the averaged weights (the moving average of training). While a run goes on, its newest
-    checkpoint counts. Raises UserError if there is no generator or it cannot be read.
+    Its weights are the moving average over training. Of an unfinished run the newest checkpoint is
+    read. Raises UserError if there is no generator or it cannot be read.
     """
     files = find_generator(Path(path))
     try:

@@ -128,7 +128,7 @@ def test_feature_distance_is_zero_from_the_distance_of_reals_on() -> None:
 
 
 def test_groups_do_not_depend_on_the_split() -> None:
-    """The mean of the terms of two halves of a batch, on two ranks say, is the term of the batch."""
+    """The term of a batch is the mean of the terms of its halves, on two ranks say."""
     draw = torch.Generator().manual_seed(0)
     fakes, reals = torch.rand(2, 4 * GROUP, 3, 4, 4, generator=draw)
     latents, half = torch.randn(4 * GROUP, 6, generator=draw), 2 * GROUP

@@ -51,7 +51,7 @@ class Scene:
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
 def test_gradient_is_the_finite_difference(kind: str) -> None:
-    """The gradient with respect to fakes is that through all four steps, not the first-order one."""
+    """The gradient by the fakes flows through all four steps; it is not the first-order one."""
     scene = Scene()
     fakes = scene.fakes.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(scene.unrolled(fakes, kind), fakes)
