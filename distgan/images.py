@@ -1,5 +1,6 @@
-"""Pictures of a run: sample grids and the plot of its losses."""
+"""Images as pixels and files: sample grids, and the plot of a run's losses."""
 
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,21 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from shards.files import write_atomic
+
+PLOT_SIZE_INCHES, PLOT_DPI = (9, 6), 110
+
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[B, C, H, W] in [-1, 1] -> uint8, rounded to the nearest."""
+    """Return images [B, C, H, W] in [-1, 1] as uint8, rounded to the nearest value."""
     return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def grid_pixels(images: Tensor, *, columns: int | None = None, scale: int | None = None) -> Tensor:
-    """uint8 images [B, C, H, W] as one grid uint8 [3, H', W'], as near to a square as may be; small images are enlarged."""
+    """Return uint8 images [B, C, H, W] as one grid, uint8 [3, H', W'].
+
+    By default the grid is almost square, and images of fewer than 64 pixels are enlarged.
+    """
     columns = columns or math.ceil(math.sqrt(len(images)))
     scale = scale or max(1, 64 // images.shape[-1])
     pixels = images.cpu().repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
@@ -26,48 +34,64 @@ def grid_pixels(images: Tensor, *, columns: int | None = None, scale: int | None
 def save_grid(
     images: Tensor, path: Path, *, columns: int | None = None, scale: int | None = None
 ) -> Path:
-    """Write uint8 images [B, C, H, W] as a PNG grid."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Write uint8 images [B, C, H, W] as a PNG grid; raises OSError."""
     grid = grid_pixels(images, columns=columns, scale=scale).permute(1, 2, 0).numpy()
-    Image.fromarray(grid).save(temporary, format="png")
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    Image.fromarray(grid).save(buffer, format="png")
+    write_atomic(path, buffer.getvalue(), sync=False)
     return path
 
 
 def save_losses_plot(
     rows: list[dict[str, Any]], path: Path, *, epoch_images: int, equilibrium: tuple[float, float]
 ) -> None:
-    """Plot both losses and both accuracies over kimg, with the end of epoch 1 and of the last epoch marked."""
+    """Plot losses and discriminator accuracies over thousands of images, if there are any.
+
+    Dashed lines mark the ends of the first and the last epoch of `epoch_images` images; dotted
+    ones the losses (discriminator, generator) at equilibrium. Raises OSError.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if "loss/d" in row]
     if not rows:
         return
-    kimg = [row["progress/kimg"] for row in rows]
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=PLOT_SIZE_INCHES, layout="constrained")
     FigureCanvasAgg(figure)
     losses, accuracies = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    for name, label, color, level in (
-        ("loss/d", "discriminator", "tab:blue", equilibrium[0]),
-        ("loss/g", "generator", "tab:orange", equilibrium[1]),
-    ):
-        losses.plot(kimg, [row[name] for row in rows], label=label, color=color)
-        losses.axhline(level, color=color, linestyle=":", linewidth=1)
-    losses.plot([], [], color="grey", linestyle=":", label="at equilibrium")
-    for name, label in (
-        ("accuracy/d_real", "reals held real"),
-        ("accuracy/d_fake", "fakes seen through"),
-    ):
-        accuracies.plot(kimg, [row[name] for row in rows], label=label)
-    last_epoch = int(kimg[-1] * 1000 / epoch_images + 1e-9)
+    plot_losses(losses, rows, equilibrium)
+    plot_accuracies(accuracies, rows)
+    last_epoch = int(rows[-1]["progress/kimg"] * 1000 / epoch_images + 1e-9)
     for axes in (losses, accuracies):
-        for epoch in {1, last_epoch} & set(range(1, last_epoch + 1)):
+        for epoch in {1, last_epoch} if last_epoch else ():
             axes.axvline(epoch * epoch_images / 1000, color="grey", linewidth=0.8, linestyle="--")
         axes.legend(loc="best")
         axes.grid(alpha=0.3)
-    losses.set(ylabel="loss (nats)", title="Losses; dashed: end of epoch 1 and of the last epoch")
-    accuracies.set(xlabel="thousand images", ylabel="discriminator accuracy", ylim=(-0.02, 1.02))
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=110)
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=PLOT_DPI)
+    write_atomic(path, buffer.getvalue(), sync=False)
+
+
+def plot_losses(axes: Any, rows: list[dict[str, Any]], equilibrium: tuple[float, float]) -> None:
+    """Plot both losses, each with its value at equilibrium."""
+    kimg = [row["progress/kimg"] for row in rows]
+    curves = [
+        ("loss/d", "discriminator", "tab:blue", equilibrium[0]),
+        ("loss/g", "generator", "tab:orange", equilibrium[1]),
+    ]
+    for name, label, color, level in curves:
+        axes.plot(kimg, [row[name] for row in rows], label=label, color=color)
+        axes.axhline(level, color=color, linestyle=":", linewidth=1)
+    axes.plot([], [], color="grey", linestyle=":", label="at equilibrium")
+    axes.set(ylabel="loss", title="Losses (dashed: ends of the first and the last epoch)")
+
+
+def plot_accuracies(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Plot the discriminator's accuracies on real and generated images."""
+    kimg = [row["progress/kimg"] for row in rows]
+    for name, label in (
+        ("accuracy/d_real", "real images"),
+        ("accuracy/d_fake", "generated images"),
+    ):
+        axes.plot(kimg, [row[name] for row in rows], label=label)
+    axes.set(xlabel="images seen (thousands)", ylabel="discriminator accuracy", ylim=(-0.02, 1.02))

@@ -1,4 +1,4 @@
-"""A real headless Chromium for the tests of pages; tests that ask for it are skipped where there is none."""
+"""A headless Chromium for tests of pages; such tests are skipped if it is not installed."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,19 +11,30 @@ import pytest
 
 @contextmanager
 def chromium(profile: Path, *, width: int = 1280, dark: bool = False) -> Iterator[Any]:
-    """A browser that can reach no network and keeps what its console says; `profile` is a folder of its own."""
+    """Yield a browser without network that keeps its console's messages.
+
+    `profile` is a folder for this browser alone.
+    """
     webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
     binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if binary is None or driver is None:
         pytest.skip("no chromium and chromedriver; on Debian: apt install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    for word in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND",
-        f"--user-data-dir={profile}", f"--window-size={width},900",
-    ):  # fmt: skip
-        options.add_argument(word)
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={profile}",
+        f"--window-size={width},900",
+    ):
+        options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     try:

@@ -32,7 +32,7 @@ def test_pack_info_and_verify(tmp_path: Path) -> None:
         "pack", tmp_path / "images", tmp_path / "shards", "--size", 32, "--workers", 1
     )
     assert code == 0, said
-    assert "cat 3, dog 3" in said
+    assert "cat (3), dog (3)" in said
     (tmp_path / "images" / "cat" / "broken.png").write_bytes(b"no picture")
     code, said = call(
         "pack", tmp_path / "images", tmp_path / "others", "--size", 32, "--bad-images", "skip"

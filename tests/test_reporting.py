@@ -1,8 +1,13 @@
-"""What a run tells: means, pictures, run folder, console and Weights & Biases."""
+"""Reporting of a run: means of metrics, image files, the run folder's rows, and the console."""
 
+import fcntl
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -13,14 +18,17 @@ from distgan.errors import UserError
 from distgan.images import save_grid, save_losses_plot, to_uint8
 from distgan.reporting import console
 from distgan.reporting.metrics import TRAINING_METRICS, RunningMeans
-from distgan.run.files import read_rows
+from distgan.run.files import append_row, read_rows
 from distgan.run.folder import RunFolder
 from distgan.runtime.distributed import World
+from distgan.text import format_clock, format_duration, format_number, pluralize
 from tests.worlds import REMEDIES, run_world, train_run
+
+# ----------------------------------------------------------------------------------------- metrics
 
 
 def test_means_are_over_steps_and_start_anew() -> None:
-    """Two steps average; after a reduction nothing is left."""
+    """Two steps are averaged; nothing is left after a reduction."""
     means = RunningMeans()
     means.add({"loss/d": torch.tensor(1.0), "loss/g": torch.tensor(5.0)})
     means.add({"loss/d": torch.tensor(3.0)})
@@ -28,8 +36,8 @@ def test_means_are_over_steps_and_start_anew() -> None:
     assert means.reduce(World(0, 1)) == {}
 
 
-def reduced_means() -> dict[str, float]:
-    """Means over ranks of a value that is the rank."""
+def mean_of_ranks() -> dict[str, float]:
+    """Return the mean over ranks of a metric that is the rank."""
     from accelerate import Accelerator
 
     from distgan.runtime.distributed import current_world
@@ -41,61 +49,60 @@ def reduced_means() -> dict[str, float]:
 
 
 def test_means_are_over_ranks() -> None:
-    """Ranks 0 and 1 average to a half on both."""
-    assert run_world(2, reduced_means) == [{"loss/d": 0.5}] * 2
+    """Both ranks get the mean of 0 and 1."""
+    assert run_world(2, mean_of_ranks) == [{"loss/d": 0.5}] * 2
 
 
-def test_rows_have_only_declared_names(shards: Path, tmp_path: Path) -> None:
-    """Every name in metrics.jsonl stands in METRICS, and every one of METRICS is reported."""
-    words = [*REMEDIES, "loss.gradient_penalty=0.1", "train.kimg=0.064", "log.every_kimg=0.032"]
-    run_world(1, train_run, shards, tmp_path / "run", words)
+def test_rows_have_exactly_the_declared_metrics(shards: Path, tmp_path: Path) -> None:
+    """A run with every option reports each of TRAINING_METRICS, and nothing else."""
+    settings = [*REMEDIES, "loss.gradient_penalty=0.1", "train.kimg=0.064", "log.every_kimg=0.032"]
+    run_world(1, train_run, shards, tmp_path / "run", settings)
     for row in read_rows(tmp_path / "run" / "metrics.jsonl"):
         assert set(row) == set(TRAINING_METRICS)
 
 
-def test_pictures_show_what_they_are_given(tmp_path: Path) -> None:
-    """-1 is black and 1 is white; a grid of 4 is two by two; small images are enlarged."""
+# ------------------------------------------------------------------------------------------ images
+
+
+def test_grid_shows_the_images(tmp_path: Path) -> None:
+    """-1 is black and 1 is white; four images are two by two; small images are enlarged."""
     images = to_uint8(
         torch.stack([torch.full((1, 32, 32), value) for value in (-1.0, 1.0, 0.0, 2.0)])
     )
     assert images[:, 0, 0, 0].tolist() == [0, 255, 128, 255]
-    with Image.open(save_grid(images, tmp_path / "grid.png")) as picture:
-        grid = picture.convert("L")
+    with Image.open(save_grid(images, tmp_path / "grid.png")) as image:
+        grid = image.convert("L")
     assert grid.size == (2 * 64 + 3 * 4, 2 * 64 + 3 * 4)
-    assert [grid.getpixel(place) for place in ((36, 36), (104, 36), (36, 104), (104, 104))] == [
-        0,
-        255,
-        128,
-        255,
-    ]
+    centers = [(36, 36), (104, 36), (36, 104), (104, 104)]
+    assert [grid.getpixel(center) for center in centers] == [0, 255, 128, 255]
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
 
 
 def test_losses_are_plotted(tmp_path: Path) -> None:
-    """A plot of a readable size; no rows, no file."""
-    row = {
+    """The plot has a readable size; without rows there is no file."""
+    first = {
         "progress/kimg": 1.0,
         "loss/d": 1.0,
         "loss/g": 1.0,
         "accuracy/d_real": 0.5,
         "accuracy/d_fake": 0.5,
     }
-    save_losses_plot([], tmp_path / "none.png", epoch_images=1000, equilibrium=(1.39, 0.69))
-    save_losses_plot(
-        [row, row | {"progress/kimg": 2.5}],
-        tmp_path / "losses.png",
-        epoch_images=1000,
-        equilibrium=(1.39, 0.69),
-    )
+    for name, rows in (("none.png", []), ("losses.png", [first, first | {"progress/kimg": 2.5}])):
+        save_losses_plot(rows, tmp_path / name, epoch_images=1000, equilibrium=(1.39, 0.69))
     assert [path.name for path in tmp_path.iterdir()] == ["losses.png"]
-    with Image.open(tmp_path / "losses.png") as picture:
-        assert picture.size[0] > 800
+    with Image.open(tmp_path / "losses.png") as image:
+        assert image.size[0] > 800
 
 
-def test_a_held_folder_is_refused_by_pid_and_host(tmp_path: Path) -> None:
-    """A second process may not write where the first one does; when the first dies, even by SIGKILL, it may."""
-    code = "import sys, time; from pathlib import Path; from distgan.run.folder import RunFolder;"
-    code += "folder = RunFolder(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+# -------------------------------------------------------------------------------------- run folder
+
+
+def test_folder_of_another_run_is_refused_until_that_run_dies(tmp_path: Path) -> None:
+    """The error names process and host; the lock ends with the process, even by SIGKILL."""
+    code = (
+        "import sys, time; from pathlib import Path; from distgan.run.folder import RunFolder;"
+        "folder = RunFolder(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
@@ -112,8 +119,8 @@ def test_a_held_folder_is_refused_by_pid_and_host(tmp_path: Path) -> None:
     folder.close()
 
 
-def test_rows_of_repeated_steps_are_forgotten(tmp_path: Path) -> None:
-    """Rows past the checkpoint go, and so does a line torn by a kill."""
+def test_rows_after_a_checkpoint_are_dropped(tmp_path: Path) -> None:
+    """A resumed run trains those steps again; a line cut by a kill goes, too."""
     folder = RunFolder(tmp_path)
     for images in (10, 20, 30):
         folder.add_metrics({"progress/images": images})
@@ -124,17 +131,113 @@ def test_rows_of_repeated_steps_are_forgotten(tmp_path: Path) -> None:
     assert [row["progress/images"] for row in read_rows(tmp_path / "metrics.jsonl")] == [10, 20]
 
 
-def test_console_is_plain_and_escaped_where_there_is_no_terminal(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """One event a line, no colour codes, markup in names shown as it is."""
+def test_row_after_an_incomplete_line_is_kept(tmp_path: Path) -> None:
+    """A row is never appended to a line that a killed process did not finish."""
+    path = tmp_path / "events.jsonl"
+    warnings: list[str] = []
+    append_row(path, {"number": 1})
+    path.write_bytes(path.read_bytes() + b'{"numb')
+    append_row(path, {"number": 2})
+    assert read_rows(path, warn=warnings.append) == [{"number": 1}, {"number": 2}]
+    assert warnings == ["events.jsonl: skipped 1 damaged of 3 lines"]
+
+
+# ----------------------------------------------------------------------------------------- console
+
+
+def test_output_to_a_file_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal, each message is one line without colours; markup has no effect."""
     console.show_table("run [red]x[/red]", [("data", "[bold]weird[/bold] " + "long " * 60)])
     console.say("done [link=http://x]y[/link]")
-    said = capsys.readouterr().out
-    assert "\x1b" not in said
-    assert (
-        "[red]x[/red]" in said
-        and "[bold]weird[/bold]" in said
-        and "[link=http://x]y[/link]" in said
-    )
-    assert len(said.splitlines()) == 3
+    output = capsys.readouterr().out
+    assert "\x1b" not in output
+    assert "[red]x[/red]" in output
+    assert "[bold]weird[/bold]" in output
+    assert "[link=http://x]y[/link]" in output
+    assert len(output.splitlines()) == 3
+
+
+def test_control_characters_are_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """A hostile name can neither clear the screen nor reverse the direction of writing."""
+    hostile = "a\x1b[2Jb\x07\u202ec"
+    console.say(hostile)
+    console.show_columns([hostile], [[hostile]])
+    console.show_table(hostile, [(hostile, hostile)])
+    console.show_error(hostile)
+    output = "".join(capsys.readouterr())
+    assert not set("\x1b\x07\u202e") & set(output)
+    assert output.count(r"a\x1b[2Jb\x07\u202ec") == 7
+
+
+def in_terminal(code: str, *, width: int) -> list[str]:
+    """Return the lines that Python code prints in a terminal of so many columns."""
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+    command = [sys.executable, "-c", f"from distgan.reporting.console import *; {code}"]
+    process = subprocess.Popen(command, env=environment | {"TERM": "xterm"}, **streams)
+    os.close(terminal)
+    output = b""
+    try:
+        while chunk := os.read(main, 65536):
+            output += chunk
+    except OSError:  # the terminal is closed
+        pass
+    os.close(main)
+    assert process.wait() == 0
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode()).splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_table_fits_a_terminal_without_broken_words(width: int) -> None:
+    """A table that is too wide becomes a block of lines per row."""
+    head = ["cell", "runs", "quality/frechet", "quality/coverage", "verdict", "time (s)"]
+    row = ["optim.lr_g=0.0002", "3/3", "11.23 ± 1.2", "0.5 ± 0.1", "slow-discriminator", "1,203"]
+    lines = in_terminal(f"show_columns({head}, [{row}])", width=width)
+    assert all(len(line) <= width for line in lines)
+    words = [word for line in lines for word in line.split()]
+    assert set(words) >= {word for cell in [*head[1:], *row] for word in cell.split()}
+    is_table = any("─" in line for line in lines)
+    assert is_table == (width == 160)
+
+
+def test_bar_without_progress_disappears() -> None:
+    """Nothing is left of a bar if there was nothing to do."""
+    code = "context = counting_progress('packing'); context.__enter__()"
+    lines = in_terminal(f"{code}; context.__exit__(None, None, None); say('packed')", width=80)
+    assert lines[-1] == "packed"
+    assert "%" not in "".join(lines)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_training_progress_fits_one_line(width: int) -> None:
+    """The bar and its text are as wide as the terminal at most."""
+    row = {
+        "progress/images": 1_234_567,
+        "progress/kimg": 1234.567,
+        "progress/epoch": 123.4,
+        "loss/d": 10.25,
+        "loss/g": 11.75,
+        "time/images_per_sec": 12_345.6,
+        "time/data_wait_frac": 0.25,
+    }
+    code = f"bar = TrainingConsole(total_images=10**8); bar.start(); bar.show({row}); bar.close()"
+    lines = [line for line in in_terminal(code, width=width) if "kimg" in line]
+    assert lines
+    assert all(len(line) <= width for line in lines)
+    assert all("1,234.6 kimg" in line and line.rstrip().endswith("left") for line in lines)
+
+
+def test_numbers_and_durations_as_text() -> None:
+    """Significant digits, full integers, a dash for no number; seconds, minutes and hours."""
+    numbers = [0.123456, 11.23456, 1234.5, 7.0, 2_000_000, float("nan"), None, "7", True]
+    texts = ["0.1235", "11.23", "1,234", "7", "2,000,000", "–", "–", "–", "–"]
+    assert [format_number(number) for number in numbers] == texts
+    assert [format_duration(seconds) for seconds in (92, 870, 11520)] == [
+        "92 s",
+        "14.5 min",
+        "3.2 h",
+    ]
+    assert [format_clock(seconds) for seconds in (7, 187, 3727)] == ["0:07", "3:07", "1:02:07"]
+    assert [pluralize(1, "image"), pluralize(2000, "class")] == ["1 image", "2,000 classes"]

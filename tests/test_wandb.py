@@ -1,4 +1,4 @@
-"""Weights & Biases: what a run leaves for it without a network, what a server gets, and what its death costs."""
+"""Weights & Biases: offline runs, runs with a server, and a server that dies."""
 
 import json
 import struct
@@ -15,12 +15,12 @@ from tests.wandb_server import WandbServer
 from tests.worlds import rows, run_world, train_run
 
 DIVERGING = ["optim.lr_d=1e30", "collapse.action=rollback", "collapse.remedy=['optim.lr_d=2e-4']"]
-"""A run that collapses once, and then goes on healthily."""
+"""A run that diverges once and recovers after a rollback."""
 
 
 @pytest.fixture(autouse=True)
-def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user who has never logged in."""
+def logged_out_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test as a user who has never logged in."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
@@ -28,14 +28,14 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def log_in(server: WandbServer, monkeypatch: pytest.MonkeyPatch, *, finish_sec: int) -> None:
-    """Let runs find the server."""
+    """Make runs use the server."""
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", str(finish_sec))
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """The records of an offline run's file: a LevelDB log of protocol buffers after a header of 7 bytes."""
+    """Yield the records of an offline run: protocol buffers in a LevelDB log after 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
     data, place, part, block = path.read_bytes(), 7, b"", 32768
@@ -58,16 +58,16 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 
 def items(entries: Any) -> dict[str, Any]:
-    """Names and values of a record's entries."""
+    """Return the names and values of a record's entries."""
     return {
         "/".join(entry.nested_key) or entry.key: json.loads(entry.value_json) for entry in entries
     }
 
 
-def test_an_offline_run_holds_everything(
+def test_offline_run_has_everything_that_was_logged(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With no key the run goes offline by itself; a resumed run keeps its id; the files hold what was logged."""
+    """Without a key the run is offline; a resumed run keeps its id."""
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
     run = tmp_path / "run"
     for kimg in (0.024, 0.048):
@@ -123,20 +123,20 @@ def test_an_offline_run_holds_everything(
     assert kinds >= {"metric", "artifact", "exit"}
 
 
-def test_an_online_run_tells_the_server_everything(
+def test_server_receives_everything_that_was_logged(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows over kimg, pictures with captions, summary, the alert of a collapse, the generator, group, tags and outcome."""
+    """Metrics, images, summary, an alert, the generator, group, tags and the outcome."""
     server, run = WandbServer(), tmp_path / "run"
     log_in(server, monkeypatch, finish_sec=30)
-    words = [
+    settings = [
         "log.wandb=online",
         "log.group=pairs",
         "train.kimg=0.096",
         "evaluation.every_kimg=0.048",
         *DIVERGING,
     ]
-    assert run_world(1, train_run, shards, run, words)[0]["state"] == "done"
+    assert run_world(1, train_run, shards, run, settings)[0]["state"] == "done"
     server.die()
     assert not [event for event in read_rows(run / "events.jsonl") if "W&B" in event["what"]]
     assert (server.run["groupName"], server.run["tags"]) == ("pairs", ["test", "1xcpu"])
@@ -148,25 +148,27 @@ def test_an_online_run_tells_the_server_everything(
     assert all(server.files[picture["path"]].startswith(b"\x89PNG") for picture in fakes)
     assert server.summary["state"] == "done"
     assert server.summary["best/kimg"] in (0.048, 0.096)
-    assert [alert["title"] for alert in server.alerts] == ["diverged"]
+    assert [(alert["title"], alert["severity"]) for alert in server.alerts] == [
+        ("diverged", "WARN")
+    ]
     assert json.loads(server.artifacts[0]["metadata"])["images_seen"] == 96
     weights = (run / "generator.safetensors").read_bytes()
     assert server.files["artifact/generator.safetensors"] == weights
     assert server.exit_code == 0
 
 
-def test_a_server_that_dies_costs_its_rows_only(
+def test_training_survives_a_dying_server(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It hangs up for ever at the first picture: the run is trained to its end, and says how to send what is missing."""
+    """The server dies at the first image: the run is completed and says how to send the rest."""
     server, run = WandbServer(dies_when=lambda server: bool(server.files)), tmp_path / "run"
     log_in(server, monkeypatch, finish_sec=2)
-    words = ["log.wandb=online", "train.kimg=0.24"]
-    assert run_world(1, train_run, shards, run, words)[0]["state"] == "done"
+    settings = ["log.wandb=online", "train.kimg=0.24"]
+    assert run_world(1, train_run, shards, run, settings)[0]["state"] == "done"
     assert server.is_dead.is_set()
     assert [row["progress/images"] for row in rows(run)] == list(range(12, 241, 12))
-    (said,) = (event["what"] for event in read_rows(run / "events.jsonl") if "W&B" in event["what"])
-    assert "wandb sync" in said
+    (warning,) = (row["what"] for row in read_rows(run / "events.jsonl") if "W&B" in row["what"])
+    assert "wandb sync" in warning
     (kept,) = run.glob("wandb/run-*/run-*.wandb")
     history = [
         items(record.history.item)
@@ -176,8 +178,8 @@ def test_a_server_that_dies_costs_its_rows_only(
     assert [row["progress/kimg"] for row in history if "loss/d" in row][-1] == 0.24
 
 
-def test_groups() -> None:
-    """A group that the user names goes before the array of a SLURM job."""
+def test_group_of_the_environment_precedes_the_job_array() -> None:
+    """Runs of one SLURM array are a group by default."""
     assert default_group({}) is None
     assert default_group({"SLURM_ARRAY_JOB_ID": "7"}) == "array-7"
     assert default_group({"SLURM_ARRAY_JOB_ID": "7", "WANDB_RUN_GROUP": "mine"}) == "mine"

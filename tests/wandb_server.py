@@ -1,6 +1,7 @@
-"""A stand-in for the server of Weights & Biases on loopback: enough of its protocol for a whole online run.
+"""A stand-in for the server of Weights & Biases on loopback.
 
-It speaks what wandb 0.31 asks for: the start of a run, its rows and summary, files, an artifact, alerts, the end.
+It answers what wandb 0.31 sends during an online run: the start, rows and summary, files, an
+artifact, alerts, and the end.
 """
 
 import gzip
@@ -15,7 +16,7 @@ from urllib.parse import unquote
 
 
 class WandbServer(ThreadingHTTPServer):
-    """Holds what one run has sent; `die` hangs up on everyone, in the middle of whatever they are doing."""
+    """A server that keeps what one run sends; `die` closes all connections at once."""
 
     daemon_threads = True
 
@@ -24,7 +25,7 @@ class WandbServer(ThreadingHTTPServer):
     ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.dies_when, self.is_dead = dies_when, threading.Event()
-        self.run: dict[str, Any] = {}  # what the start of the run said
+        self.run: dict[str, Any] = {}  # values from the start of the run
         self.lines: dict[str, dict[int, str]] = {}  # file -> number of a line -> the line
         self.files: dict[str, bytes] = {}
         self.artifacts: list[dict[str, Any]] = []
@@ -35,7 +36,7 @@ class WandbServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The server's address."""
         return f"http://127.0.0.1:{self.server_port}"
 
     @property
@@ -46,21 +47,21 @@ class WandbServer(ThreadingHTTPServer):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What stands for the whole run."""
+        """The summary of the run."""
         lines = self.lines.get("wandb-summary.json", {})
         return json.loads(lines[max(lines)]) if lines else {}
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """A connection, remembered so that it can be cut."""
+        """Accept a connection, and remember it so that it can be closed."""
         connection, address = super().get_request()
         self.connections.append(connection)
         return connection, address
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that is cut is no news."""
+        """Ignore connections that break."""
 
     def die(self) -> None:
-        """Answer nobody any more."""
+        """Close all connections and accept no more."""
         self.is_dead.set()
         self.shutdown()
         self.server_close()
@@ -72,16 +73,16 @@ class WandbServer(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """Requests of one connection."""
 
     protocol_version = "HTTP/1.1"
     server: WandbServer
 
     def log_message(self, *words: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def body(self) -> bytes:
-        """What was sent, however it was sent."""
+        """Return the body of a request, chunked or compressed or neither."""
         if self.headers.get("Transfer-Encoding") == "chunked":
             content = b""
             while size := int(self.rfile.readline().strip() or b"0", 16):
@@ -95,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def reply(self, answer: Any) -> None:
-        """JSON; instead of it the end of the server, where that is due."""
+        """Send JSON, or let the server die if it is time."""
         if self.server.is_dead.is_set() or self.server.dies_when(self.server):
             self.server.die()
             return
@@ -107,16 +108,16 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def do_GET(self) -> None:
-        """Nothing is there."""
+        """Answer with an empty object."""
         self.reply({})
 
     def do_PUT(self) -> None:
-        """The content of a file, at the address that it was given."""
+        """Store a file that is uploaded to the address given for it."""
         self.server.files[unquote(self.path).removeprefix("/put/")] = self.body()
         self.reply({})
 
     def do_POST(self) -> None:
-        """A question in GraphQL, or rows of a run."""
+        """Answer a GraphQL query, or store rows of the run."""
         content = self.body()
         if self.path.endswith("/graphql"):
             asked = json.loads(content)
@@ -128,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply({})
 
     def take(self, sent: dict[str, Any]) -> None:
-        """Rows, summary and the end."""
+        """Store rows, summary and exit code."""
         for name, part in (sent.get("files") or {}).items():
             lines = self.server.lines.setdefault(name, {})
             lines |= enumerate(part["content"], start=part["offset"])
@@ -136,11 +137,11 @@ class Handler(BaseHTTPRequestHandler):
             self.server.exit_code = sent.get("exitcode")
 
     def place(self, name: str) -> str:
-        """The address to which a file is to be sent."""
+        """Return the address to which a file is to be uploaded."""
         return f"http://{self.headers['Host']}/put/{name}"
 
     def answer(self, query: str, values: dict[str, Any]) -> dict[str, Any]:
-        """The data for one question; nothing for one that a run can do without."""
+        """Return the data for a query; nothing if the run does not need an answer."""
         asked = set(re.findall(r"\w+", query))
         if "upsertBucket" in asked:
             self.server.run |= {name: value for name, value in values.items() if value is not None}
@@ -168,7 +169,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer_of_artifact(asked, values)
 
     def answer_of_artifact(self, asked: set[str], values: dict[str, Any]) -> dict[str, Any]:
-        """The data for a question about an artifact: is there one, here is one, its manifest, its files, that is all."""
+        """Return the data for a query about an artifact, in the order in which they come."""
         if "ArtifactType" in asked:
             return {"project": {"artifact": None}}
         if "createArtifact" in asked:
@@ -194,6 +195,6 @@ class Handler(BaseHTTPRequestHandler):
         return {}
 
     def file(self, name: str) -> dict[str, Any]:
-        """A file of an artifact that is awaited."""
+        """Return the address of a file of an artifact."""
         address = {"uploadUrl": self.place(f"artifact/{name}"), "uploadHeaders": []}
         return {"id": "Rg==", "name": name, "displayName": name, "storagePath": name} | address

@@ -104,7 +104,10 @@ def show_scores(scores: list[Score]) -> None:
     for name in scores[0].result.values:
         values = [f"{score.result.values[name]:.4g}" for score in scores]
         rows.append([name, *values, f"{reals[name]:.4g}" if name in reals else ""])
-    show_columns(["", *(score.name for score in scores), "real images"], rows)
+    names = [Path(score.name).name for score in scores]
+    if len(set(names)) < len(names):
+        names = [score.name for score in scores]
+    show_columns(["metric", *names, "real images"], rows)
     for score in scores:
         style = "bold red" if score.verdict.is_trouble else "bold green"
         say(f"{score.name}: {score.verdict}", style=style)

@@ -7,7 +7,7 @@ from shards.format.index import ShardIndex
 def describe(index: ShardIndex) -> list[tuple[str, str]]:
     """Return (name, text) rows about a dataset, for the console."""
     channels, height, width = index.image_shape
-    encoding = index.encoding
+    encoding = index.encoding if index.is_encoded else "raw"
     if index.quality is not None:
         encoding += f" of quality {index.quality}"
     size = f"{index.num_bytes / 1e6:,.1f} MB"
@@ -26,9 +26,9 @@ def describe(index: ShardIndex) -> list[tuple[str, str]]:
 
 
 def describe_classes(index: ShardIndex) -> str:
-    """Return the number of classes, and up to 100 names with their numbers of images."""
+    """Return the number of classes and, of up to 100, the names with their numbers of images."""
     names, counts = index.class_names or (), index.class_counts or ()
     if len(names) > 100:
         return str(len(names))
-    classes = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True)]
+    classes = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)]
     return f"{len(names)}: {', '.join(classes)}"

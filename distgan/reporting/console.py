@@ -14,7 +14,6 @@ from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     SpinnerColumn,
@@ -90,7 +89,8 @@ def show_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(plain(head[number]), justify=justify, min_width=longest_word)
     for row in rows:
         table.add_row(*map(plain, row))
-    if console.measure(table).minimum <= console.width:
+    unlimited = console.options.update(width=UNLIMITED_WIDTH)
+    if console.measure(table, options=unlimited).minimum <= console.width:
         console.print(table)
         return
     for name, *values in rows:
@@ -138,9 +138,10 @@ class ProgressBar:
 
 
 @contextmanager
-def open_bar(what: str, *columns: ProgressColumn) -> Iterator[ProgressBar]:
+def open_bar(what: str) -> Iterator[ProgressBar]:
     """Yield a progress bar that disappears if there is an error."""
-    bar = ProgressBar(SpinnerColumn(), *columns, TimeRemainingColumn(), text=what)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    bar = ProgressBar(*columns, text=what)
     bar.start()
     try:
         yield bar
@@ -155,16 +156,15 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Yield `show(done, total)` for a number of images; shows their rate, too."""
     started = time.monotonic()
     already: int | None = None  # done by an earlier, interrupted command
-    text_column = TextColumn("{task.description}")
-    with open_bar(what, text_column, BarColumn(), MofNCompleteColumn()) as bar:
+    with open_bar(what) as bar:
 
         def show(done: int, total: int) -> None:
             nonlocal already
             already = done if already is None else already
             rate = (done - already) / max(time.monotonic() - started, 1e-9)
             left = format_clock((total - done) / rate) if rate else "unknown time"
-            line = f"{what}: {done:,} of {total:,} images, {rate:,.0f} images/s, {left} left"
-            bar.update(done, total=total, text=f"{what}, {rate:,.0f} images/s", line=line)
+            text = f"{what}: {done:,} of {total:,} images, {rate:,.0f} images/s"
+            bar.update(done, total=total, text=text, line=f"{text}, {left} left")
 
         yield show
 
@@ -172,7 +172,7 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def fraction_progress(what: str) -> Iterator[Callable[[float, float], None]]:
     """Yield `show(fraction done, accuracy)` for the training of a classifier."""
-    with open_bar(what, TextColumn("{task.description}"), BarColumn()) as bar:
+    with open_bar(what) as bar:
 
         def show(fraction: float, accuracy: float) -> None:
             text = f"{what}: accuracy {accuracy:.1%}"

@@ -101,7 +101,7 @@ class RunLogger:
             folder=folder.path,
             config=flat_values(self.config) | {"world": world},
             tags=[self.name, f"{world['processes']}x{world['device']}"],
-            complain=lambda text: self.event("warning", text, images_seen=images_seen),
+            warn=lambda text: self.event("warning", text, images_seen=images_seen),
         )
 
     @on_rank_zero

@@ -1,7 +1,8 @@
-"""Weights & Biases on rank zero, in a thread of its own: a slow, dead or absent server never holds up the training.
+"""Weights & Biases, in a thread of its own, so that a slow or dead server never delays training.
 
-Rows and pictures go into a queue; the thread starts the run, sends them, and closes it within a stated time. Whatever
-was sent, and what could not be, lies in the run folder's `wandb/`, from where `wandb sync` takes it.
+Everything to be logged is put into a queue. The thread starts the W&B run, sends what is queued,
+and ends within a bounded time. The run folder's `wandb/` keeps everything, also what could not be
+sent, so that `wandb sync` can send it later.
 """
 
 import netrc
@@ -17,26 +18,30 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from distgan.text import first_line
 from shards.errors import without_secrets
 
 INIT_TIMEOUT_SEC = 20
 FINISH_TIMEOUT_SEC = 30
 CONNECT_TIMEOUT_SEC = 3.0
 
+Task = Callable[[Any, Any], None]
+"""Logs something; its arguments are the W&B run and the module wandb."""
+
 
 def new_run_id() -> str:
-    """An id for a new W&B run; a resumed run uses the one in its checkpoint."""
+    """Return an id for a new W&B run; a resumed run has that of its checkpoint."""
     return secrets.token_hex(4)
 
 
 def default_group(environment: Mapping[str, str]) -> str | None:
-    """The group that the environment names, or the array of jobs that this one is of."""
+    """Return the group that the environment names, or else the SLURM array of this job."""
     array = environment.get("SLURM_ARRAY_JOB_ID")
     return environment.get("WANDB_RUN_GROUP") or (f"array-{array}" if array else None)
 
 
 class WandbSink:
-    """A W&B run that logs in the background; `complain` is told in one line what did not work."""
+    """A W&B run that logs in the background; problems are reported to `warn`, one line each."""
 
     def __init__(
         self,
@@ -49,9 +54,10 @@ class WandbSink:
         folder: Path,
         config: dict[str, Any],
         tags: list[str],
-        complain: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
-        self.mode, self.complain, self.run_id, self.has_failed = mode, complain, run_id, False
+        self.mode, self.warn, self.run_id, self.has_failed = mode, warn, run_id, False
+        self.folder = folder
         self.settings: dict[str, Any] = {
             "project": project,
             "group": group,
@@ -61,117 +67,123 @@ class WandbSink:
             "config": config,
             "tags": tags,
         }
-        self.queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self.queue: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self.work, name="wandb", daemon=True)
         if mode != "disabled":
             self.thread.start()
 
     def log(self, row: dict[str, Any], images: dict[str, tuple[Path, str]] | None = None) -> None:
-        """Queue one row, and picture files with captions."""
-        if self.mode != "disabled":
-            self.queue.put({"row": row, "images": images or {}})
+        """Log a row, and image files with captions."""
+
+        def task(run: Any, wandb: Any) -> None:
+            shown = {
+                name: wandb.Image(str(path), caption=caption)
+                for name, (path, caption) in (images or {}).items()
+            }
+            run.log(row | shown)
+
+        self.put(task)
 
     def summarize(self, values: dict[str, Any]) -> None:
-        """Queue values that stand for the whole run."""
-        if self.mode != "disabled":
-            self.queue.put({"summary": values})
+        """Set values that describe the whole run."""
+        self.put(lambda run, wandb: run.summary.update(values))
 
     def alert(self, title: str, text: str) -> None:
-        """Queue a message to whoever watches the run."""
-        if self.mode != "disabled":
-            self.queue.put({"alert": (title, text)})
+        """Send a warning to whoever watches the run."""
+        self.put(lambda run, wandb: run.alert(title, text, level=wandb.AlertLevel.WARN))
 
     def keep_generator(self, folder: Path, *, metadata: dict[str, Any]) -> None:
-        """Queue the generator's files of a run folder as an artifact, with what generator.json tells of it."""
-        if self.mode != "disabled":
-            self.queue.put({"generator": folder, "metadata": metadata})
+        """Upload the generator's files in a run folder as an artifact."""
+
+        def task(run: Any, wandb: Any) -> None:
+            # Without this variable W&B copies the files to the user's home.
+            with environment_variable("WANDB_DATA_DIR", str(self.folder / "wandb")):
+                name = f"generator-{self.run_id}"
+                artifact = wandb.Artifact(name, type="model", metadata=metadata)
+                for path in folder.glob("generator.*"):
+                    artifact.add_file(str(path))
+                run.log_artifact(artifact)
+
+        self.put(task)
 
     def close(self, *, has_failed: bool = False) -> None:
-        """Send what is queued; gives up, with a word, where that takes too long."""
-        if self.mode == "disabled":
-            return
+        """Send what is queued; gives up, with a warning, if that takes too long."""
         self.has_failed = has_failed
         self.queue.put(None)
+        if not self.thread.is_alive():
+            return
         self.thread.join(INIT_TIMEOUT_SEC * 2 + FINISH_TIMEOUT_SEC)
         if self.thread.is_alive():
-            self.complain(f"W&B did not finish in time; {self.to_sync()}")
+            self.warn(f"W&B did not finish in time; {self.sync_hint}")
 
-    def to_sync(self) -> str:
-        """What to type where something is missing on the server."""
-        return f"what is missing there can be sent with: wandb sync {self.settings['dir']}/wandb/*run-*-{self.run_id}"
+    def put(self, task: Task) -> None:
+        """Queue a task for the thread."""
+        if self.mode != "disabled":
+            self.queue.put(task)
+
+    @property
+    def sync_hint(self) -> str:
+        """How to send what the server does not have."""
+        return f"send the rest with: wandb sync {self.folder}/wandb/*run-*-{self.run_id}"
 
     def work(self) -> None:
-        """The thread: start, log, finish; any failure ends the logging and nothing else."""
+        """Start the run, log and finish. Any failure ends the logging, and nothing else."""
         try:
             run, wandb = self.start()
             try:
-                while (item := self.queue.get()) is not None:
-                    self.send(run, wandb, item)
+                while (task := self.queue.get()) is not None:
+                    task(run, wandb)
             finally:
                 run.finish(exit_code=int(self.has_failed))
         except Exception as error:  # a logging service must never end a training
-            self.complain(
-                f"W&B stopped: {one_line(error)}; the run goes on, its rows are in metrics.jsonl; {self.to_sync()}"
-            )
-
-    def send(self, run: Any, wandb: Any, item: dict[str, Any]) -> None:
-        """One item of the queue."""
-        if "alert" in item:
-            run.alert(title=item["alert"][0], text=item["alert"][1])
-        elif "summary" in item:
-            run.summary.update(item["summary"])
-        elif "generator" in item:
-            with environment_variable(
-                "WANDB_DATA_DIR", f"{self.settings['dir']}/wandb"
-            ):  # else a copy goes to the home
-                artifact = wandb.Artifact(
-                    f"generator-{self.run_id}", type="model", metadata=item["metadata"]
-                )
-                for path in item["generator"].glob("generator.*"):
-                    artifact.add_file(str(path))
-                run.log_artifact(artifact)
-        else:
-            images = item["images"].items()
-            run.log(
-                item["row"]
-                | {key: wandb.Image(str(path), caption=caption) for key, (path, caption) in images}
+            self.warn(
+                f"W&B logging stopped: {first_line(error)}; training continues, and "
+                f"metrics.jsonl has all rows; {self.sync_hint}"
             )
 
     def start(self) -> tuple[Any, Any]:
-        """(run, wandb): online where asked for and possible, else offline."""
+        """Return (run, wandb); the run is offline if it cannot be online."""
         os.environ.setdefault("WANDB_INIT_TIMEOUT", str(INIT_TIMEOUT_SEC))
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(FINISH_TIMEOUT_SEC))
         os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        # W&B notes the command line, which may hold the password or token of a URL.
+        # W&B records the command line, which may have the password or token of a URL.
         if any(without_secrets(word) != word for word in sys.argv):
             self.settings["settings"] = wandb.Settings(x_disable_meta=True)
-        mode: Any = self.mode
-        if mode == "auto" and os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-            mode = os.environ["WANDB_MODE"]
-        if mode in ("auto", "online"):
-            obstacle = why_offline(wandb)
-            if obstacle and self.mode == "online":
-                self.complain(f"W&B is offline: {obstacle}")
-            mode = "offline" if obstacle else "online"
-        try:
-            run = wandb.init(mode=mode, resume="allow", **self.settings)
-        except Exception as error:  # of many kinds: no answer, refused key, garbage
-            if mode != "online":
-                raise
-            self.complain(f"W&B is offline: {one_line(error)}")
-            wandb.teardown()  # or the id is held to be in use
-            run = wandb.init(mode="offline", **self.settings)
+        run = self.init(wandb, self.choose_mode(wandb))
         run.define_metric("progress/kimg")
         run.define_metric("*", step_metric="progress/kimg")
         return run, wandb
 
+    def choose_mode(self, wandb: Any) -> Any:
+        """Return the mode to try; warns if an online run was asked for and is not possible."""
+        mode = self.mode
+        if mode == "auto" and os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+            mode = os.environ["WANDB_MODE"]
+        if mode not in ("auto", "online"):
+            return mode
+        reason = offline_reason(wandb)
+        if reason and self.mode == "online":
+            self.warn(f"W&B is offline: {reason}")
+        return "offline" if reason else "online"
+
+    def init(self, wandb: Any, mode: Any) -> Any:
+        """Return a new or resumed W&B run; offline if the server refuses it."""
+        try:
+            return wandb.init(mode=mode, resume="allow", **self.settings)
+        except Exception as error:  # no answer, a refused key, garbage
+            if mode != "online":
+                raise
+            self.warn(f"W&B is offline: {first_line(error)}")
+            wandb.teardown()  # otherwise the id counts as being in use
+            return wandb.init(mode="offline", **self.settings)
+
 
 @contextmanager
 def environment_variable(name: str, value: str) -> Iterator[None]:
-    """Set it, unless the user has; another run of this process sets its own."""
+    """Set a variable that the user has not set, and unset it afterwards."""
     is_own = name not in os.environ
     if is_own:
         os.environ[name] = value
@@ -182,8 +194,8 @@ def environment_variable(name: str, value: str) -> Iterator[None]:
             del os.environ[name]
 
 
-def why_offline(wandb: Any) -> str | None:
-    """What stands in the way of an online run, asked without prompting; None where nothing does."""
+def offline_reason(wandb: Any) -> str | None:
+    """Return why a run cannot be online, found without prompting; None if it can."""
     address = urlsplit(wandb.setup().settings.base_url)
     host = address.hostname or ""
     if not (os.environ.get("WANDB_API_KEY") or has_netrc_key(host)):
@@ -192,18 +204,13 @@ def why_offline(wandb: Any) -> str | None:
         port = address.port or (443 if address.scheme == "https" else 80)
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_SEC).close()
     except OSError as error:
-        return f"{host} does not answer ({one_line(error)})"
+        return f"{host} does not answer ({first_line(error)})"
     return None
 
 
 def has_netrc_key(host: str) -> bool:
-    """Whether `wandb login` has left a key for this host in the user's netrc file."""
+    """Return whether `wandb login` has stored a key for this host in the user's netrc file."""
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error's text, cut to a readable length."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
