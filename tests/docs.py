@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 from distgan.config.flat import flat_fields
+from distgan.config.metrics import EVALUATION_METRICS, TRAINING_METRICS
 from distgan.config.schema import Config
-from distgan.evaluation import metrics as evaluation
-from distgan.reporting import metrics as training
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,13 +99,13 @@ def type_name(annotation: Any) -> str:
 
 
 def metrics_page() -> str:
-    """Return docs/metrics.md, made from the two tables of metrics."""
+    """Return docs/metrics.md, made from the tables of metrics."""
     lines = [
         "# Metrics",
         "",
         "All numbers that a run and an evaluation report.",
         "",
-        "This page is generated from `distgan/reporting/metrics.py` and `distgan/evaluation/metrics.py`",
+        "This page is generated from `distgan/config/metrics.py`",
         "by `python -m tests.docs`.",
         "",
         "## While training",
@@ -118,8 +117,8 @@ def metrics_page() -> str:
         "| metric | unit | |",
         "| --- | --- | --- |",
         *(
-            row(f"`{name}`", metric.unit, metric.sentence)
-            for name, metric in training.TRAINING_METRICS.items()
+            row(f"`{name}`", metric.unit, metric.meaning)
+            for name, metric in TRAINING_METRICS.items()
         ),
         "",
         "## In an evaluation",
@@ -132,8 +131,8 @@ def metrics_page() -> str:
         "| metric | unit | better | |",
         "| --- | --- | --- | --- |",
         *(
-            row(f"`{name}`", metric.unit, metric.better or "–", metric.sentence)
-            for name, metric in evaluation.METRICS.items()
+            row(f"`{name}`", metric.unit, metric.better or "–", metric.meaning)
+            for name, metric in EVALUATION_METRICS.items()
         ),
     ]
     return "\n".join(lines) + "\n"

@@ -14,10 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from distgan.config.metrics import TRAINING_METRICS
 from distgan.errors import UserError
 from distgan.images import save_grid, save_losses_plot, to_uint8
 from distgan.reporting import console
-from distgan.reporting.metrics import TRAINING_METRICS, RunningMeans
+from distgan.reporting.metrics import RunningMeans
 from distgan.run.files import append_row, read_rows
 from distgan.run.folder import RunFolder
 from distgan.runtime.distributed import World

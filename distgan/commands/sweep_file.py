@@ -17,11 +17,11 @@ from pydantic import ValidationError
 
 from distgan.config.flat import flatten, identity_hash, to_overrides
 from distgan.config.load import load_config
+from distgan.config.metrics import EVALUATION_METRICS
 from distgan.config.schema import Config, total_images
 from distgan.config.section import Section, setting
 from distgan.data import open_dataset
 from distgan.errors import UserError
-from distgan.evaluation.metrics import METRICS
 from distgan.reporting.leaderboard import Entry
 from distgan.run.files import read_status
 from distgan.run.folder import FINISHED_STATES
@@ -119,10 +119,9 @@ def read_sweep(path: Path) -> Sweep:
 
 def check_sweep(sweep: Sweep, path: Path) -> None:
     """Raise UserError for an unknown metric, or a setting that belongs at the top of the file."""
-    if sweep.rank_by not in METRICS:
-        raise UserError(
-            f"{path}: rank_by={sweep.rank_by!r} is not a metric; choose from {', '.join(METRICS)}"
-        )
+    if sweep.rank_by not in EVALUATION_METRICS:
+        choices = ", ".join(EVALUATION_METRICS)
+        raise UserError(f"{path}: rank_by={sweep.rank_by!r} is not a metric; choose from {choices}")
     drawn = sweep.random.settings if sweep.random else {}
     for table in (sweep.fixed, sweep.grid, drawn, *sweep.variants.values()):
         for name in sorted(TOP_LEVEL.keys() & flatten(table, is_value=is_distribution)):

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from distgan.config.metrics import EVALUATION_METRICS
 from distgan.errors import UserError
 from distgan.evaluation import metrics, modes
 from distgan.evaluation.extractors import FeatureExtractor
@@ -65,11 +66,12 @@ def evaluate(
 ) -> Result:
     """Compare `prepared.protocol.num_fakes` fakes with the reference; every rank calls it and gets the same Result.
 
-    Each rank asks `fakes` for its chunks only. `seed` and `weights` are recorded. `wanted` names metrics of METRICS;
+    Each rank asks `fakes` for its chunks only. `seed` and `weights` are recorded. `wanted` names metrics of EVALUATION_METRICS;
     None means all that the extractor allows. Raises UserError for a name that is none.
     """
-    if unknown := [name for name in wanted or () if name not in metrics.METRICS]:
-        raise UserError(f"unknown metric {unknown[0]!r}; choose from {', '.join(metrics.METRICS)}")
+    if unknown := [name for name in wanted or () if name not in EVALUATION_METRICS]:
+        choices = ", ".join(EVALUATION_METRICS)
+        raise UserError(f"unknown metric {unknown[0]!r}; choose from {choices}")
     protocol, reference = prepared.protocol, prepared.reference
     assert extractor.version == protocol.extractor_version, (
         "the reference was measured with another extractor"

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES
 from distgan.config.schema import Evaluation, Thresholds
 from distgan.errors import UserError
 from distgan.evaluation.evaluate import Result, evaluate
 from distgan.evaluation.extractors import Extractor, Inception, RandomConv
-from distgan.evaluation.metrics import METRICS, PUBLISHED_NAMES
 from distgan.evaluation.probe import Probe, StackedProbe, probe_path
 from distgan.evaluation.reference import (
     PreparedReference,
@@ -108,8 +108,10 @@ class Evaluator:
         self.extractor, self.extractor_phrase = choose_extractor(evaluation, reader, world=world)
         self.extractor.to(device)
         for name in (*(evaluation.metrics or ()), evaluation.best_metric):
-            if name not in METRICS:
-                raise UserError(f"unknown metric {name!r}; choose from {', '.join(METRICS)}")
+            if name not in EVALUATION_METRICS:
+                raise UserError(
+                    f"unknown metric {name!r}; choose from {', '.join(EVALUATION_METRICS)}"
+                )
         self.reals = real_images(reader, classes, num_samples=evaluation.num_samples)
         check_enough(self.reals.num_images, evaluation.num_samples)
         self.prepared: PreparedReference | None = None
@@ -159,7 +161,7 @@ class Evaluator:
         verdict = self.monitor.evaluate(result)
         name = self.settings.best_metric
         value = result.values.get(name, result.values.get(PUBLISHED_NAMES.get(name, name)))
-        sign = -1.0 if METRICS[self.settings.best_metric].better == "lower" else 1.0
+        sign = -1.0 if EVALUATION_METRICS[self.settings.best_metric].better == "lower" else 1.0
         is_best = value is not None and (
             self.best_value is None or sign * value > sign * self.best_value
         )

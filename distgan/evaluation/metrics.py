@@ -1,93 +1,15 @@
-"""Every metric of an evaluation: one table of names and sentences, and the functions that compute them."""
+"""The metrics of an evaluation, computed from the features of generated and real images."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from distgan.config.metrics import PUBLISHED_NAMES
 from distgan.evaluation import distances, modes, neighbours
 from distgan.evaluation.distances import Moments
 from distgan.runtime.distributed import World
-
-
-class Metric(NamedTuple):
-    """What a number is: one sentence, its unit, which way is better ("" where neither is)."""
-
-    sentence: str
-    unit: str
-    better: Literal["higher", "lower", ""] = ""
-
-
-METRICS: dict[str, Metric] = {
-    "quality/frechet": Metric(
-        "Frechet distance between the features' normal approximations.",
-        "squared feature units",
-        "lower",
-    ),
-    "quality/kernel": Metric(
-        "Squared maximum mean discrepancy under a cubic kernel, unbiased.",
-        "squared kernel units",
-        "lower",
-    ),
-    "quality/kernel_spread": Metric(
-        "Standard deviation of the kernel distance over subsets.", "squared kernel units", ""
-    ),
-    "quality/fid": Metric(
-        "Frechet distance in Inception features, the published FID.",
-        "squared feature units",
-        "lower",
-    ),
-    "quality/kid": Metric(
-        "Kernel distance in Inception features, the published KID.", "squared kernel units", "lower"
-    ),
-    "quality/kid_spread": Metric(
-        "Standard deviation of the KID over subsets.", "squared kernel units", ""
-    ),
-    "quality/inception_score": Metric(
-        "Sharpness and variety of Inception's classes.", "classes", "higher"
-    ),
-    "quality/precision": Metric("Fakes that lie where reals lie.", "share of fakes", "higher"),
-    "quality/recall": Metric("Reals that lie where fakes lie.", "share of reals", "higher"),
-    "quality/density": Metric(
-        "How densely reals surround the fakes; 1 for real images.", "ratio", "higher"
-    ),
-    "quality/coverage": Metric(
-        "Reals with a fake among their nearest neighbours.", "share of reals", "higher"
-    ),
-    "diversity/spread": Metric(
-        "Standard deviation of the fakes' features over that of the reals.", "ratio", "higher"
-    ),
-    "diversity/vendi": Metric(
-        "Effective number of distinct directions of the features.", "samples", "higher"
-    ),
-    "diversity/duplicates": Metric(
-        "Fakes with another fake closer than 99 % of reals have a real.", "share of fakes", "lower"
-    ),
-    "diversity/copies": Metric(
-        "Fakes closer to a training image than 99 % of other reals are.", "share of fakes", "lower"
-    ),
-    "diversity/modes": Metric("Classes that at least one fake is taken for.", "classes", "higher"),
-    "diversity/effective_classes": Metric(
-        "Number of classes in equal use: exponential of the entropy.", "classes", "higher"
-    ),
-    "diversity/missing_classes": Metric(
-        "Classes with less than a tenth of the reals' share.", "classes", "lower"
-    ),
-    "diversity/reverse_kl": Metric(
-        "KL divergence of the counted classes of fakes from those of reals.", "nats", "lower"
-    ),
-    "diversity/reverse_kl_floor": Metric(
-        "Reverse KL that a perfect generator would show by chance.", "nats", ""
-    ),
-}
-
-PUBLISHED_NAMES = {
-    "quality/frechet": "quality/fid",
-    "quality/kernel": "quality/kid",
-    "quality/kernel_spread": "quality/kid_spread",
-}
 
 
 @dataclass(frozen=True)
@@ -321,8 +243,3 @@ def compute(
         if fakes.logits is not None and (wanted is None or "quality/inception_score" in wanted):
             values["quality/inception_score"] = distances.inception_score(fakes.logits)
     return values
-
-
-def unknown_metrics(wanted: Collection[str]) -> list[str]:
-    """The names that are no metrics."""
-    return [name for name in wanted if name not in METRICS]

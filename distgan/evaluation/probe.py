@@ -15,8 +15,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from distgan.errors import UserError
-from distgan.evaluation.cache import write_atomically
 from distgan.evaluation.extractors import Extracted, Extractor, fit_images, weights_hash
+from shards.files import write_atomic
 from shards.sources.open import cache_folder
 
 FEATURE_DIM = 128
@@ -99,7 +99,8 @@ class Probe(Extractor):
         weights = {
             name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()
         }
-        write_atomically(path, save(weights, {"probe": json.dumps(asdict(self.card))}))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, save(weights, {"probe": json.dumps(asdict(self.card))}), shared=True)
 
     @classmethod
     def load(cls, path: Path) -> "Probe":

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from distgan.errors import UserError
 from distgan.evaluation import metrics
-from distgan.evaluation.cache import write_atomically
 from distgan.evaluation.distances import Moments
 from distgan.evaluation.extractors import FeatureExtractor
 from distgan.evaluation.metrics import DEFAULT_SETTINGS, MetricSettings, Reference, Sample
 from distgan.runtime.distributed import World
+from shards.files import write_atomic
 from shards.sources.open import cache_folder
 
 CHUNK = 250  # images that pass through the extractor together; part of the protocol, for batches round differently
@@ -232,7 +232,8 @@ def write_cache(path: Path, prepared: PreparedReference) -> None:
         name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None
     }
     try:
-        write_atomically(path, save(present, {"reference": json.dumps(scalars)}))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, save(present, {"reference": json.dumps(scalars)}), shared=True)
     except OSError as error:
         logging.getLogger(__name__).warning("real images' features are not cached: %s", error)
 

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import BaseModel
 
-from distgan.evaluation.metrics import METRICS, PUBLISHED_NAMES
+from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES
 from distgan.run.files import read_json, read_rows, read_status
 from distgan.text import NO_VALUE, format_number
 from shards.files import write_atomic
@@ -95,7 +95,7 @@ def gather_cells(entries: Sequence[Entry], *, rank_by: str) -> list[Cell]:
     for entry in entries:
         grouped.setdefault(entry.label, []).append(entry)
     cells = [make_cell(members) for members in grouped.values()]
-    sign = -1 if METRICS[rank_by].better == "higher" else 1
+    sign = -1 if EVALUATION_METRICS[rank_by].better == "higher" else 1
 
     def rank(cell: Cell) -> float:
         value = cell.mean.get(published_name(cell, rank_by))

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from distgan.config.metrics import EVALUATION_METRICS
 from distgan.errors import UserError
-from distgan.evaluation.metrics import METRICS
 from distgan.images import grid_pixels
 from distgan.networks.base import DiscriminatorSpec
 from distgan.networks.build import build_discriminator, build_generator
@@ -92,7 +92,7 @@ def best_score(record: RunRecord) -> tuple[str, str, str]:
     if best is None:
         return label, "–", "no evaluation yet; `distgan evaluate` scores a generator at any time"
     details = [
-        f"{METRICS[name].better} is better" if METRICS[name].better else "",
+        f"{EVALUATION_METRICS[name].better} is better" if EVALUATION_METRICS[name].better else "",
         f"real images score {format_number(best.reals[name])}" if name in best.reals else "",
         f"at {format_kimg(best.images_seen)}, "
         f"the best of {pluralize(len(record.evaluations), 'evaluation')}",
@@ -152,8 +152,8 @@ def metric_rows(record: RunRecord) -> list[tuple[str, float, float | None, float
     rows = []
     for name, value in last.values.items():
         better, meaning = "", ""
-        if name in METRICS:
-            better, meaning = METRICS[name].better, METRICS[name].sentence
+        if name in EVALUATION_METRICS:
+            better, meaning = EVALUATION_METRICS[name].better, EVALUATION_METRICS[name].meaning
         rows.append((name, value, best.values.get(name), last.reals.get(name), better, meaning))
     return rows
 

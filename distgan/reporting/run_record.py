@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from distgan.config.flat import flat_values, flatten
+from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES
 from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.evaluation.evaluate import Result
-from distgan.evaluation.metrics import METRICS, PUBLISHED_NAMES
 from distgan.run.files import (
     EvaluationRow,
     Event,
@@ -138,14 +138,14 @@ class RunRecord:
     def best_metric(self) -> str:
         """The metric that selects the best checkpoint, by the name that the evaluations use."""
         name = self.settings.get("evaluation.best_metric")
-        name = name if isinstance(name, str) and name in METRICS else "quality/frechet"
+        name = name if isinstance(name, str) and name in EVALUATION_METRICS else "quality/frechet"
         published = PUBLISHED_NAMES.get(name, name)
         return published if any(published in row.values for row in self.evaluations) else name
 
     @cached_property
     def best_evaluation(self) -> EvaluationRow | None:
         """The evaluation with the best `best_metric`."""
-        sign = -1 if METRICS[self.best_metric].better == "higher" else 1
+        sign = -1 if EVALUATION_METRICS[self.best_metric].better == "higher" else 1
         scored = [row for row in self.evaluations if is_number(row.values.get(self.best_metric))]
         return min(scored, key=lambda row: sign * row.values[self.best_metric], default=None)
 
@@ -164,7 +164,7 @@ class RunRecord:
     def curve(self, name: str) -> tuple[list[float], list[float]]:
         """Return (thousands of images, values) of a metric of training or evaluation."""
         points = [(row["progress/images"], row.get(name)) for row in self.rows]
-        if name in METRICS:
+        if name in EVALUATION_METRICS:
             points = [(row.images_seen, row.values.get(name)) for row in self.evaluations]
         found = [
             (images / 1000, value) for images, value in points if isinstance(value, int | float)

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from distgan.config.metrics import EVALUATION_METRICS
 from distgan.errors import UserError
 from distgan.evaluation.evaluate import Result, evaluate
 from distgan.evaluation.extractors import RandomConv
-from distgan.evaluation.metrics import METRICS
 from distgan.evaluation.probe import Probe
 from distgan.evaluation.reference import (
     PreparedReference,
@@ -168,7 +168,7 @@ def test_a_trained_probe_tells_health_from_collapse(probe: Probe, folder: Path) 
 
 def test_every_value_is_declared_and_has_its_real_one(scores: Scores) -> None:
     for result in scores.values():
-        assert set(result.values) <= set(METRICS)
+        assert set(result.values) <= set(EVALUATION_METRICS)
         assert set(result.values) == set(result.reals)
 
 
