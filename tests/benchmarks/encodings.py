@@ -1,13 +1,11 @@
-"""Raw, PNG and JPEG shards of the same images, interleaved in one run: how large they are, and what reading them takes.
+"""Raw, PNG and JPEG shards of the same images: their size, and the speed of packing and reading.
 
 python -m tests.benchmarks.encodings SOURCE [--root FOLDER] [--size PIXELS] [--num IMAGES]
 
-SOURCE is anything that `distgan pack` takes. Packing and reading are in images per CPU second of one thread; medians of
-five, with least and most.
+SOURCE is anything that `distgan pack` takes. Packing and reading are in images per CPU second of
+one thread; reading by turns, medians of five with least and most.
 """
 
-import argparse
-import statistics
 import tempfile
 import time
 from contextlib import ExitStack
@@ -25,15 +23,16 @@ from shards.reader import ShardReader
 from shards.sources.official import ArraySource
 from shards.sources.open import open_source
 from shards.stream import BatchStream
-from tests.benchmarks.speed import BATCH, Measured, machine, side_by_side
+from tests.benchmarks.common import Rates, command_line, machine, measure_by_turns
+from tests.benchmarks.speed import BATCH, spread
 
-WAYS = {"raw": ("raw", None), "png": ("png", None)} | {
+ENCODINGS = {"raw": ("raw", None), "png": ("png", None)} | {
     f"jpeg, quality {quality}": ("jpeg", quality) for quality in (DEFAULT_QUALITY, 85)
 }
 
 
 def sample(source: str, *, root: Path | None, size: int, num: int) -> ArraySource:
-    """At most `num` images of a source at the training size, without their labels."""
+    """Return at most `num` images of a source at the training size, without their labels."""
     opened = open_source(source, root=root)
     chosen = np.random.default_rng(0).permutation(len(opened))[:num].tolist()
     images = np.stack(
@@ -55,31 +54,31 @@ def sample(source: str, *, root: Path | None, size: int, num: int) -> ArraySourc
 
 
 def read(stream: BatchStream, *, num_batches: int) -> int:
-    """How many images that many batches have."""
+    """Read so many batches; return the number of images."""
     return sum(len(next(stream)) for _ in range(num_batches))
 
 
 def packed(source: ArraySource, folder: Path) -> tuple[dict[str, ShardIndex], dict[str, float]]:
-    """The source in every encoding, and how many of its images that took a CPU second."""
+    """Pack the source in every encoding; return the indices and the images per CPU second."""
     indices, rates = {}, {}
-    for name, (encoding, quality) in WAYS.items():
+    for name, (encoding, quality) in ENCODINGS.items():
         began = time.process_time()
         indices[name] = pack(source, folder / name, encoding=encoding, quality=quality, workers=1)
         rates[name] = len(source) / (time.process_time() - began)
     return indices, rates
 
 
-def row(name: str, index: ShardIndex, packing: float, reading: Measured) -> str:
-    """A row of the table in Markdown."""
-    rates = reading.by_cpu
+def row(name: str, index: ShardIndex, packing: float, reading: Rates) -> str:
+    """Return a row of the table in Markdown."""
     return (
-        f"| {name} | {index.num_bytes / index.num_samples:,.0f} | {index.num_bytes / index.raw_num_bytes:.0%} | {packing:,.0f} "
-        f"| {statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f}) |"
+        f"| {name} | {index.num_bytes / index.num_samples:,.0f} "
+        f"| {index.num_bytes / index.raw_num_bytes:.0%} "
+        f"| {packing:,.0f} | {spread(reading.by_cpu)} |"
     )
 
 
 def by_workers(index: ShardIndex, workers: int) -> str:
-    """What a stream gives whose images are decoded by so many processes, these included; by the thread where none."""
+    """Return a row with the rate of a stream that decodes in `workers` processes."""
 
     def cpu_seconds() -> float:
         own = psutil.Process()
@@ -97,10 +96,8 @@ def by_workers(index: ShardIndex, workers: int) -> str:
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Measure and print both tables."""
+    parser = command_line(__doc__)
     parser.add_argument("source")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--size", type=int, default=64)
@@ -115,16 +112,15 @@ def main() -> None:
                 BatchStream(ShardReader(index), key=0, start=0, batch_size=BATCH, prefetch=1)
             )
             works[name] = partial(read, stream, num_batches=100 if index.is_encoded else 2000)
-        reading = side_by_side(works, repeats=5)
+        reading = measure_by_turns(works, repeats=5)
         print(f"{len(source):,} images of {arguments.size} px; {machine()}\n")
-        print("| encoding | bytes an image | of raw | packed a CPU second | read a CPU second |")
+        print("| encoding | bytes per image | of raw | packed per CPU s | read per CPU s |")
         print("| --- | ---: | ---: | ---: | ---: |")
         for name, index in indices.items():
             print(row(name, index, packing[name], reading[name]))
         index = next(index for index in indices.values() if index.encoding == "jpeg")
-        print(
-            f"\n| {index.encoding}, data.workers | read a second | read a CPU second |\n| ---: | ---: | ---: |"
-        )
+        print(f"\n| {index.encoding}, data.workers | read per second | read per CPU second |")
+        print("| ---: | ---: | ---: |")
         for workers in (0, 1, 2):
             print(by_workers(index, workers))
 

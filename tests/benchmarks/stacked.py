@@ -1,25 +1,23 @@
-"""Modes of stacked digits: how many of 1,000 each remedy captures, and how far from uniform it uses them.
+"""Modes of stacked digits: how many of 1,000 each remedy captures, and how evenly it uses them.
 
-    python -m tests.benchmarks.stacked digits [--seeds 3] [--kimg 128] [--remedy bce] [section.field=value ...]
+    python -m tests.benchmarks.stacked digits [--seeds 3] [--kimg 128] [--remedy bce] [SETTING ...]
     python -m tests.benchmarks.stacked mnist --root FOLDER_OF_THE_OFFICIAL_FILES
 
-26,000 samples are named by a classifier of the single digits, one channel at a time; a mode is captured by one sample
-(Srivastava et al. 2017, Lin et al. 2018). The networks are small and fast, a setting in which a plain GAN collapses.
-The same command goes on where it was stopped.
+26,000 samples are named by a classifier of single digits, one channel at a time. One sample is
+enough to capture a mode (Srivastava et al. 2017, Lin et al. 2018). The networks are small and fast,
+a setting in which a plain GAN loses modes. The same command resumes after an interruption.
 """
 
-import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from distgan.evaluation.probe import probe_path
+from distgan.run.files import read_rows
 from shards.format.index import read_index
+from tests.benchmarks.common import command_line, distgan, train
 
-DOOR = Path(__file__).parents[2] / "distgan" / "train.py"
 NUM_SAMPLES = 26_000
 COLUMNS = {
     "diversity/modes": "g",
@@ -32,11 +30,13 @@ PUBLISHED = (
     "(Lin et al. 2018, table 2: MNIST at 28 pixels, 100k steps)"
 )
 PLAIN = (
-    "networks.generator_width=32", "networks.discriminator_width=16", "networks.discriminator_norm=none",
-    "train.batch_size=64", "optim.lr_g=1e-3", "optim.lr_d=1e-3", "optim.betas=[0.5,0.999]", "log.wandb=disabled",
-    "evaluation.every_kimg=1000", "log.samples_every_kimg=1000",
+    "networks.generator_width=32", "networks.discriminator_width=16",
+    "networks.discriminator_norm=none", "train.batch_size=64", "optim.lr_g=1e-3", "optim.lr_d=1e-3",
+    "optim.betas=[0.5,0.999]", "log.wandb=disabled", "evaluation.every_kimg=1000",
+    "log.samples_every_kimg=1000",
 )  # fmt: skip
 CALM = "optim.betas=[0.0,0.99]"
+# The settings that differ from those of a plain GAN.
 REMEDIES: dict[str, tuple[str, ...]] = {
     "bce": (),
     "bce, betas (0, 0.99)": (CALM,),
@@ -62,100 +62,79 @@ REMEDIES: dict[str, tuple[str, ...]] = {
 }
 
 
-def distgan(*words: object) -> None:
-    """One distgan command that must succeed."""
-    subprocess.run(
-        [sys.executable, "-c", "from distgan.cli import app; app()", *map(str, words)], check=True
-    )
+def pack_and_probe(digits: str, folder: Path, *, root: Path | None) -> tuple[Path, Path]:
+    """Pack single and stacked digits and train the classifier of single ones.
+
+    Returns the stacked shards and the classifier's file.
+    """
+    # scikit-learn's digits were scanned at 8 pixels, so 16 are enough and four times as fast.
+    size = ("--size", 16) if digits == "digits" else ()
+    source = ("--root", root) if root else ()
+    distgan("pack", digits, folder / "singles", *size, *source)
+    distgan("pack", f"stacked-{digits}", folder / "stacks", *source)
+    probe = probe_path(read_index(folder / "singles").fingerprint)
+    if not probe.exists():
+        distgan("probe", folder / "singles")
+    return folder / "stacks", probe
 
 
-def score(run: Path, stacks: Path, probe: Path, words: list[str]) -> dict[str, Any]:
-    """Train a run, score 26,000 samples of it, and say how long an image took."""
+def score(run: Path, stacks: Path, probe: Path, overrides: list[str]) -> dict[str, Any]:
+    """Train a run unless that is done; return its scores and its images per second."""
     scores = run / "scores.json"
     if not scores.exists():
-        words = [*words, f"evaluation.extractor={probe}"]
-        subprocess.run(
-            [sys.executable, str(DOOR), "--data", str(stacks), "--run-dir", str(run), *words],
-            check=True,
-        )
-        options = (
-            "--num",
-            NUM_SAMPLES,
-            "--reference",
-            10_000,
-            "--extractor",
-            probe,
-            "--json",
-            scores,
-        )
-        distgan("evaluate", run, "--data", stacks, *options, "--metrics", ",".join(COLUMNS))
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        options = ("--data", stacks, "--run-dir", run, f"evaluation.extractor={probe}")
+        train(*options, *overrides)
+        counts = ("--num", NUM_SAMPLES, "--reference", 10_000, "--metrics", ",".join(COLUMNS))
+        options = ("--data", stacks, "--extractor", probe, "--json", scores)
+        distgan("evaluate", run, *options, *counts)
+    rows = read_rows(run / "metrics.jsonl")
     speed = statistics.median(
         row["time/images_per_sec"] for row in rows if "time/images_per_sec" in row
     )
     return json.loads(scores.read_text())[0] | {"images_per_sec": speed}
 
 
-def main() -> None:
-    """Pack, train the probe, then train and score a run a remedy and seed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def cells(values: list[dict[str, float]]) -> str:
+    """Return the table's cells of some scores, with one value for each of them."""
+    columns = (
+        ", ".join(f"{value[name]:{form}}" for value in values) for name, form in COLUMNS.items()
     )
+    return " | ".join(columns)
+
+
+def main() -> None:
+    """Train and score every remedy with every seed, and print one row per remedy."""
+    parser = command_line(__doc__)
     parser.add_argument("digits", choices=["digits", "mnist"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--kimg", type=float, default=128)
+    remedies = "; ".join(REMEDIES)
     parser.add_argument(
-        "--remedy",
-        action="append",
-        choices=list(REMEDIES),
-        metavar="NAME",
-        help="; ".join(REMEDIES),
+        "--remedy", action="append", choices=list(REMEDIES), metavar="NAME", help=remedies
     )
-    parser.add_argument("--root", type=Path)
+    parser.add_argument("--root", type=Path, help="folder of the official MNIST files")
     parser.add_argument("--folder", type=Path, default=Path("runs/stacked"))
-    parser.add_argument("words", nargs="*", metavar="section.field=value")
-    arguments = parser.parse_intermixed_args()
-    root = ["--root", arguments.root] if arguments.root else []
-    folder = arguments.folder / arguments.digits
-    singles, stacks = folder / "singles", folder / "stacks"
-    small = (
-        ["--size", 16] if arguments.digits == "digits" else []
-    )  # scanned at 8 pixels: a probe of 16 is four times as fast
-    distgan("pack", arguments.digits, singles, *small, *root)
-    distgan("pack", f"stacked-{arguments.digits}", stacks, *root)
-    probe = probe_path(read_index(singles).fingerprint)
-    if not probe.exists():
-        distgan("probe", singles)
-    lines, plain_speed = [], None
-    for remedy in arguments.remedy or REMEDIES:
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    options = parser.parse_intermixed_args()
+    folder = options.folder / options.digits
+    stacks, probe = pack_and_probe(options.digits, folder, root=options.root)
+    table, plain_speed = [], None
+    for remedy in options.remedy or REMEDIES:
         found = []
-        for seed in range(arguments.seeds):
+        for seed in range(options.seeds):
             run = folder / f"{''.join(c if c.isalnum() else '-' for c in remedy)}-{seed}"
-            words = [
-                *PLAIN,
-                *REMEDIES[remedy],
-                f"train.kimg={arguments.kimg}",
-                f"train.seed={seed}",
-                *arguments.words,
-            ]
-            found.append(score(run, stacks, probe, words))
-        columns = [
-            ", ".join(f"{result['values'][name]:{form}}" for result in found)
-            for name, form in COLUMNS.items()
-        ]
+            length = [f"train.kimg={options.kimg}", f"train.seed={seed}"]
+            settings = [*PLAIN, *REMEDIES[remedy], *length, *options.overrides]
+            found.append(score(run, stacks, probe, settings))
         speed = statistics.median(result["images_per_sec"] for result in found)
         plain_speed = plain_speed or speed
-        lines.append(f"| {remedy} | {' | '.join(columns)} | {plain_speed / speed:.1f} |")
-    reals = found[0]["reals"]
-    print(
-        "| objective | modes | reverse KL | coverage | Frechet | time a step |\n| --- | --- | --- | --- | --- | --- |"
-    )
-    print("\n".join(lines))
-    print(
-        f"| reals | {reals['diversity/modes']:g} | {reals['diversity/reverse_kl']:.2f} "
-        f"| {reals['quality/coverage']:.2f} | {reals['quality/frechet']:.1f} | |"
-    )
-    print(f"\n{NUM_SAMPLES:,} samples, {arguments.kimg:g} kimg; published: {PUBLISHED}")
+        values = cells([result["values"] for result in found])
+        table.append(f"| {remedy} | {values} | {plain_speed / speed:.1f} |")
+    print("| objective | modes | reverse KL | coverage | Frechet | time a step |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    print("\n".join(table))
+    print(f"| reals | {cells([found[0]['reals']])} | |")
+    print(f"\n{NUM_SAMPLES:,} samples, {options.kimg:g} kimg; published: {PUBLISHED}")
 
 
 if __name__ == "__main__":

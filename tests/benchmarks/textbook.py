@@ -1,9 +1,13 @@
-"""The same work as it is usually done, for `speed` to hold distgan against: a plain DCGAN loop, a stock WebDataset
-pipeline, a stock writer loop. Written to be fair: no needless copies, and the settings their own guides recommend.
+"""The same work as it is usually done, for distgan to be compared with.
+
+A plain DCGAN loop, a stock WebDataset pipeline and a stock writer loop. They are written to be
+fair: no needless copies, and the settings that their own guides recommend.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import webdataset as wds
@@ -13,11 +17,13 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from distgan.images import to_uint8
+
 LATENT_DIM = 100
 
 
 def normalised(size: int) -> transforms.Compose:
-    """PIL image -> float [3, size, size] in [-1, 1]."""
+    """Return the transform from a PIL image to float [3, size, size] in [-1, 1]."""
     return transforms.Compose(
         [
             transforms.Resize(size),
@@ -29,7 +35,10 @@ def normalised(size: int) -> transforms.Compose:
 
 
 def networks(size: int, width: int = 64) -> tuple[nn.Module, nn.Module]:
-    """Generator of latents [B, 100, 1, 1] and discriminator with a sigmoid, in plain layers (Radford et al. 2016)."""
+    """Build the networks of Radford et al. 2016 in plain layers.
+
+    The generator takes latents [B, 100, 1, 1]; the discriminator ends in a sigmoid.
+    """
     widths = {32: [4, 2, 1], 64: [8, 4, 2, 1]}[size]
     generator: list[nn.Module] = []
     before = LATENT_DIM
@@ -53,34 +62,37 @@ def networks(size: int, width: int = 64) -> tuple[nn.Module, nn.Module]:
     return nn.Sequential(*generator), nn.Sequential(*discriminator)
 
 
-def make_step(size: int, width: int = 64) -> Callable[[Tensor], list[float]]:
-    """The loop's body: images [B, 3, size, size] -> the five numbers it prints, read from the device each step."""
-    generator, discriminator = networks(size, width)
-    for network in (generator, discriminator):
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.normal_(module.weight, 0.0, 0.02)
-    bce = nn.BCELoss()
-    optimizer_g, optimizer_d = (
-        torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999))
-        for network in (generator, discriminator)
-    )
+class TextbookGAN:
+    """The networks and the body of the tutorial's loop, in fp32."""
 
-    def step(reals: Tensor) -> list[float]:
-        discriminator.zero_grad()
-        real_scores = discriminator(reals).view(-1)
-        real_loss = bce(real_scores, torch.ones_like(real_scores))
+    def __init__(self, size: int, width: int = 64) -> None:
+        self.generator, self.discriminator = networks(size, width)
+        for network in (self.generator, self.discriminator):
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                    nn.init.normal_(module.weight, 0.0, 0.02)
+        self.bce = nn.BCELoss()
+        self.optimizer_g, self.optimizer_d = (
+            torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999))
+            for network in (self.generator, self.discriminator)
+        )
+
+    def step(self, reals: Tensor) -> list[float]:
+        """Train on images [B, 3, H, W]; return the five numbers that the loop prints."""
+        self.discriminator.zero_grad()
+        real_scores = self.discriminator(reals).view(-1)
+        real_loss = self.bce(real_scores, torch.ones_like(real_scores))
         real_loss.backward()
-        fakes = generator(torch.randn(len(reals), LATENT_DIM, 1, 1))
-        fake_scores = discriminator(fakes.detach()).view(-1)
-        fake_loss = bce(fake_scores, torch.zeros_like(fake_scores))
+        fakes = self.generator(torch.randn(len(reals), LATENT_DIM, 1, 1))
+        fake_scores = self.discriminator(fakes.detach()).view(-1)
+        fake_loss = self.bce(fake_scores, torch.zeros_like(fake_scores))
         fake_loss.backward()
-        optimizer_d.step()
-        generator.zero_grad()
-        scores = discriminator(fakes).view(-1)
-        generator_loss = bce(scores, torch.ones_like(scores))
+        self.optimizer_d.step()
+        self.generator.zero_grad()
+        scores = self.discriminator(fakes).view(-1)
+        generator_loss = self.bce(scores, torch.ones_like(scores))
         generator_loss.backward()
-        optimizer_g.step()
+        self.optimizer_g.step()
         return [
             (real_loss + fake_loss).item(),
             generator_loss.item(),
@@ -89,11 +101,30 @@ def make_step(size: int, width: int = 64) -> Callable[[Tensor], list[float]]:
             scores.mean().item(),
         ]
 
-    return step
+    @torch.no_grad()
+    def sample(self, n: int, *, batch_size: int = 128) -> Tensor:
+        """Return `n` images as uint8 [n, 3, H, W], with batch statistics as in the loop."""
+        sizes = [batch_size] * math.ceil(n / batch_size)
+        batches = [self.generator(torch.randn(size, LATENT_DIM, 1, 1)) for size in sizes]
+        return to_uint8(torch.cat(batches)[:n])
+
+    def state(self) -> dict[str, Any]:
+        """Return everything needed to resume."""
+        return {name: part.state_dict() for name, part in self.parts().items()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Resume from what `state` returned."""
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+
+    def parts(self) -> dict[str, Any]:
+        """Return the networks and optimizers by name."""
+        names = ("generator", "discriminator", "optimizer_g", "optimizer_d")
+        return {name: getattr(self, name) for name in names}
 
 
 def folder_batches(folder: Path, size: int, *, batch_size: int, workers: int) -> Iterator[Tensor]:
-    """Batches without an end from an image folder, through PIL."""
+    """Yield batches of an image folder forever, decoded by PIL."""
     dataset = ImageFolder(str(folder), transform=normalised(size))
     loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True)
     while True:
@@ -102,7 +133,7 @@ def folder_batches(folder: Path, size: int, *, batch_size: int, workers: int) ->
 
 
 def webdataset_batches(tars: list[str], size: int, *, batch_size: int) -> Iterator[Tensor]:
-    """Batches without an end from tars of JPEG images."""
+    """Yield batches of tars of JPEG images forever."""
     dataset = wds.WebDataset(tars, shardshuffle=False, empty_check=False)
     decoded = dataset.shuffle(1000).decode("pil").to_tuple("jpg").map_tuple(normalised(size))
     batched = decoded.batched(batch_size, partial=False)
@@ -112,7 +143,7 @@ def webdataset_batches(tars: list[str], size: int, *, batch_size: int) -> Iterat
 
 
 def write_jpegs(folder: Path, out: Path) -> list[str]:
-    """The files of an image folder in the tars of a stock writer, as they are."""
+    """Write the files of an image folder into tars with a stock writer; return the tars."""
     out.mkdir(parents=True)
     with wds.ShardWriter(f"{out}/%06d.tar", maxsize=2**25, verbose=0) as writer:
         for number, file in enumerate(sorted(folder.glob("*/*"))):
@@ -121,7 +152,7 @@ def write_jpegs(folder: Path, out: Path) -> list[str]:
 
 
 def pack_folder(folder: Path, out: Path, size: int) -> int:
-    """Decode, crop, resize and write one image after another as uint8 [3, size, size]; how many."""
+    """Decode, crop, resize and write images as uint8 [3, size, size]; return their number."""
     out.mkdir(parents=True)
     files = sorted(folder.glob("*/*"))
     with wds.ShardWriter(f"{out}/%06d.tar", maxsize=2**25, verbose=0) as writer:

@@ -1,0 +1,85 @@
+"""The benchmarks run, at a small size. Their figures are not tested."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from distgan.commands.bench import write_images
+from shards.pack import pack
+from tests.benchmarks import mixtures, scaling, textbook, time_to_quality
+from tests.benchmarks.time_to_quality import Point
+
+
+@pytest.mark.parametrize("remedy", mixtures.REMEDIES)
+def test_every_remedy_trains_on_a_mixture(remedy: str) -> None:
+    """Two generator steps give a score within its bounds."""
+    score = mixtures.run("ring", mixtures.REMEDIES[remedy], seed=0, num_steps=2)
+    assert 0 <= score.num_modes <= 8
+    assert 0 <= score.high_quality <= 1
+    assert score.reverse_kl >= 0
+
+
+def test_modelled_efficiency_falls_with_the_number_of_gpus() -> None:
+    """Reductions cost nothing on one GPU, and more on more GPUs."""
+    times = [scaling.reduction_ms(1e7, gpus) for gpus in scaling.WORLDS]
+    assert times[0] == 0
+    assert times == sorted(times)
+
+
+def test_textbook_loop_resumes_with_its_state() -> None:
+    """A copy that loads the state makes the same step."""
+    first, second = textbook.TextbookGAN(32, width=4), textbook.TextbookGAN(32, width=4)
+    reals = torch.rand(8, 3, 32, 32) * 2 - 1
+    first.step(reals)
+    second.load_state(copy.deepcopy(first.state()))
+    losses = []
+    for gan in (first, second):
+        torch.manual_seed(0)
+        losses.append(gan.step(reals))
+    assert losses[0] == losses[1]
+
+
+def test_report_names_the_first_point_as_good_as_the_textbooks_end() -> None:
+    """Not the best, not the last; if there is none, the report says so."""
+    usual = [Point(100, 10.0, 5.0), Point(200, 20.0, 3.0)]
+    ours = [Point(50, 1.0, 4.0), Point(100, 2.0, 2.9), Point(150, 3.0, 1.0)]
+    assert "2.90 after 100 images and 2 s" in time_to_quality.report(usual, ours)[1]
+    assert "10.0 times as fast" in time_to_quality.report(usual, ours)[1]
+    assert "not reached; 4.00" in time_to_quality.report(usual, ours[:1])[1]
+
+
+@pytest.mark.slow
+def test_time_to_quality_is_measured_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two short epochs by turns; after an interruption only what is missing is trained."""
+    monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
+    source = write_images(tmp_path / "source", 256, size=32)
+    pack(str(source), tmp_path / "shards", size=32, channels=3, workers=1)
+    small = [
+        "networks.generator_width=8",
+        "networks.discriminator_width=8",
+        "networks.latent_dim=8",
+    ]
+    command = [
+        "--data", str(tmp_path / "shards"), "--folder", str(tmp_path / "runs"), "--threads", "1",
+        "--num", "100", "--extractor", "random", "--epochs", "2",
+    ]  # fmt: skip
+    monkeypatch.setattr(time_to_quality.Distgan, "train_until", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        time_to_quality.main([*command, *small])
+    monkeypatch.undo()
+    monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
+    first, second = time_to_quality.main([*command, *small])
+    assert "after 512 images" in first
+    assert second.startswith("distgan: ")
+    saved = (tmp_path / "runs" / "textbook.pt").stat().st_mtime_ns
+    assert time_to_quality.main([*command, *small]) == [first, second]
+    assert (tmp_path / "runs" / "textbook.pt").stat().st_mtime_ns == saved
+
+
+def interrupted(*_: object) -> None:
+    """Stand for Ctrl-C after the first epoch of the textbook loop."""
+    raise KeyboardInterrupt
