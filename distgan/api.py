@@ -35,9 +35,9 @@ def train(config: Config, *, run_dir: str | os.PathLike[str] | None = None) -> T
         config = distgan.load_config("digits", ["train.kimg=3"])
         result = distgan.train(config, run_dir="runs/digits")
 
-    Writes the same run folder as `distgan/train.py`, and resumes an unfinished run of equal settings
-    there. Without a `run_dir` the folder is derived from the settings and the data. Ctrl-C or SIGTERM
-    saves a checkpoint and returns with the outcome `preempted`.
+    Writes the same run folder as `distgan/train.py`. If the folder holds an unfinished run with equal
+    settings, it is resumed. Without a `run_dir` the folder is derived from the settings and the data.
+    Ctrl-C or SIGTERM saves a checkpoint and returns with the outcome `preempted`.
 
     Raises UserError for settings or files that cannot be used, ShardError for damaged data, and
     RunFailed if the run cannot continue.
@@ -47,15 +47,16 @@ def train(config: Config, *, run_dir: str | os.PathLike[str] | None = None) -> T
 
 
 def run(config: Config, run_dir: Path | None, interrupt: Interrupt) -> TrainingResult:
-    """Build a trainer and run it, then leave the process as it was before."""
+    """Build a trainer and run it, so that the process can do the same again afterwards."""
     trainer_class = PerClassTrainer if config.networks.per_class else Trainer
     try:
         trainer = trainer_class(
             config, name="run", run_dir=run_dir, interrupt=interrupt, command=sys.argv
         )
-        return TrainingResult(trainer.run(), trainer.session.run_dir)
-    finally:
+        result = TrainingResult(trainer.run(), trainer.session.run_dir)
         leave_world()
+        return result
+    finally:
         reset_accelerator()
 
 
