@@ -18,7 +18,6 @@ from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.evaluation.verdict import judge
 from distgan.images import save_grid, to_uint8
-from distgan.losses.adversarial import equilibrium
 from distgan.networks.build import build_generator
 from distgan.networks.generator_file import load_generator, save_generator
 from distgan.networks.latents import generate, sample_latents
@@ -28,7 +27,7 @@ from distgan.reporting.run_logger import RunLogger
 from distgan.run.checkpointer import find_checkpoint
 from distgan.run.class_plan import ClassRun, plan_classes
 from distgan.run.files import read_rows, read_status
-from distgan.run.folder import FINISHED_STATES, RunFolder, explained, write_atomically
+from distgan.run.folder import FINISHED_STATES, RunFolder, explained
 from distgan.run.preflight import check_agreement
 from distgan.run.reporter import NUM_SAMPLES
 from distgan.run.session import build_evaluator, open_session, recorded_outcome
@@ -36,6 +35,7 @@ from distgan.runtime.heartbeat import Heartbeat
 from distgan.runtime.provenance import provenance
 from distgan.runtime.signals import Interrupt
 from distgan.trainer import Trainer
+from shards.files import write_atomic
 
 COLUMNS = 8  # images per class in classes.png
 
@@ -112,7 +112,7 @@ class PerClassTrainer:
                 f"{self.run_dir} holds a run of one GAN; choose another folder with --run-dir"
             )
         with explained(folder.path):
-            write_atomically(folder.path / "config.toml", to_toml(self.config))
+            write_atomic(folder.path / "config.toml", to_toml(self.config))
         images = sum(each.num_samples for each in self.classes)
         kimg = sum(each.total_images for each in self.classes) / 1000
         rows = [
@@ -207,7 +207,6 @@ class PerClassTrainer:
             wandb_id=None,
             total_images=images_seen,
             epoch_images=self.session.reader.num_samples,
-            equilibrium=equilibrium(self.config.loss),
         )
         with recorded_outcome(logger, Heartbeat(self.world), images_seen=lambda: images_seen):
             if self.world.broadcast_from_main(lambda: self.is_joined(images_seen)):

@@ -13,9 +13,7 @@ from pathlib import Path
 from distgan.config.load import with_overrides
 from distgan.config.schema import Config
 from distgan.data import TrainingBatches
-from distgan.errors import UserError
-from distgan.gan import GAN, build_gan, generator_spec
-from distgan.losses.adversarial import equilibrium
+from distgan.gan import build_gan, generator_spec
 from distgan.networks.generator_file import save_generator
 from distgan.reporting.metrics import RunningMeans
 from distgan.reporting.run_logger import RunLogger
@@ -23,7 +21,7 @@ from distgan.run.checkpointer import Checkpointer
 from distgan.run.collapse import Reaction, react, reason_to_stop
 from distgan.run.files import read_status
 from distgan.run.folder import FINISHED_STATES, RunFolder, explained
-from distgan.run.preflight import check_agreement, check_batch, start_table
+from distgan.run.preflight import check_agreement, check_batch, check_image_size, start_table
 from distgan.run.reporter import Reporter
 from distgan.run.schedule import Schedule
 from distgan.run.session import build_evaluator, open_session, recorded_outcome
@@ -50,31 +48,17 @@ class Trainer:
         self.session = session = open_session(config, name=name, run_dir=run_dir)
         self.reader, self.world, self.device = session.reader, session.world, session.device
         self.heartbeat = Heartbeat(self.world)
+        check_image_size(self.reader)
         check_batch(config, self.world)
         self.folder = self.world.run_on_main(lambda: open_folder(session.run_dir))
         self.evaluator = build_evaluator(session, config)
         check_agreement(session, config, self.evaluator)
-        self.gan = self.build_gan()
+        spec = generator_spec(config.networks, self.reader.image_shape)
+        self.gan = build_gan(session.accelerator, spec, config, total_images=session.total_images)
         self.checkpointer = Checkpointer(session, config, gan=self.gan, evaluator=self.evaluator)
         self.notes = self.checkpointer.restore_newest()
         self.state = self.checkpointer.state
         self.active = self.active_config()
-
-    def build_gan(self) -> GAN:
-        """Build networks that fit the images."""
-        spec = generator_spec(self.config.networks, self.reader.image_shape)
-        try:
-            return build_gan(
-                self.session.accelerator,
-                spec,
-                self.config,
-                total_images=self.session.total_images,
-            )
-        except UserError:
-            raise
-        except ValueError as error:  # an image size that is not offered
-            source = self.reader.files.source
-            raise UserError(f"{source}: {error}; pack again with --size") from None
 
     def active_config(self) -> Config:
         """Return the settings in force: after a rollback those of `collapse.remedy` replace others."""
@@ -95,7 +79,6 @@ class Trainer:
             wandb_id=state.wandb_id,
             total_images=self.session.total_images,
             epoch_images=self.reader.num_samples,
-            equilibrium=equilibrium(self.config.loss),
         )
         state.wandb_id = self.logger.wandb_id
         self.logger.last_verdict = self.evaluator.verdict.name

@@ -71,9 +71,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the renames inside `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk, so that they survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -101,7 +101,7 @@ def write_atomic(path: Path, data: str | bytes, *, sync: bool = True, shared: bo
             temporary.unlink()
         raise
     if sync:
-        sync_folder(path.parent)
+        sync_path(path.parent)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ShardError, printable
-from shards.files import explained, locked, sha256_of_file, sync_folder, usable_cores, write_atomic
+from shards.files import explained, locked, sha256_of_file, sync_path, usable_cores, write_atomic
 from shards.format.compressed import DEFAULT_QUALITY, MAX_QUALITY, EncodedLayout
 from shards.format.index import (
     INDEX_FILE,
@@ -244,7 +244,7 @@ def _finish_shard(
         sha256=sha256_of_file(temporary),
     )
     os.replace(temporary, out / record.file)
-    sync_folder(out)
+    sync_path(out)
     rejected = [image for _, written in chunks for image in written.rejected]
     finished = Finished(record, rejected, np.concatenate(spans))
     fields = [asdict(record), rejected, finished.spans.tolist()]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distgan.gan import GAN, HEAD, OLD_HEAD
-from distgan.run import checkpoints as checkpoint
+from distgan.run import checkpoints
 from distgan.run.checkpoints import CheckpointError
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3, dtype=torch.int64)}
@@ -17,7 +17,7 @@ TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3, dtype=torch.i
 
 def write(folder: Path, images_seen: int) -> Path:
     """A small checkpoint."""
-    return checkpoint.save(
+    return checkpoints.save(
         folder, images_seen=images_seen, tensors=TENSORS, state={"wandb_id": "x"}
     )
 
@@ -27,10 +27,10 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     for images in (12, 999_000, 1_000_500):
         write(tmp_path, images)
     (tmp_path / ".000002000.000.tmp").mkdir()
-    tensors, state = checkpoint.load_latest(tmp_path, pytest.fail)
+    tensors, state = checkpoints.load_latest(tmp_path, pytest.fail)
     assert state["images_seen"] == 1_000_500
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
-    checkpoint.prune(tmp_path, newest="00001000.500", keep=2)
+    checkpoints.prune(tmp_path, newest="00001000.500", keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000999.000", "00001000.500"]
 
 
@@ -49,12 +49,12 @@ def test_damage_is_noticed_and_the_one_before_is_used(
         content[len(content) // 2] ^= 1
         path.write_bytes(content if damage == "flip" else content[:-3])
     told: list[str] = []
-    _, state = checkpoint.load_latest(tmp_path, told.append)
+    _, state = checkpoints.load_latest(tmp_path, told.append)
     assert state["images_seen"] == 1000
     assert len(told) == 1 and "00002.000" in told[0] and "damaged" in told[0]
     (tmp_path / "00000001.000" / "manifest.json").write_text("[]")
     with pytest.raises(CheckpointError, match="all 2 checkpoints"):
-        checkpoint.load_latest(tmp_path, told.append)
+        checkpoints.load_latest(tmp_path, told.append)
 
 
 def test_interrupted_save_leaves_the_one_before(
@@ -66,11 +66,11 @@ def test_interrupted_save_leaves_the_one_before(
     def full(_path: Path) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(checkpoint, "sync", full)
+    monkeypatch.setattr(checkpoints, "sync_path", full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path, 2000)
     assert [path.name for path in tmp_path.iterdir()] == ["00000001.000"]
-    assert checkpoint.load_latest(tmp_path, pytest.fail)[1]["images_seen"] == 1000
+    assert checkpoints.load_latest(tmp_path, pytest.fail)[1]["images_seen"] == 1000
 
 
 def test_manifest_is_not_a_way_out_of_the_folder(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_manifest_is_not_a_way_out_of_the_folder(tmp_path: Path) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["../../etc/passwd"] = {"num_bytes": 1, "sha256": ""}
     (path / "manifest.json").write_text(json.dumps(manifest))
-    assert checkpoint.load(path)[1]["images_seen"] == 1000
+    assert checkpoints.load(path)[1]["images_seen"] == 1000
     shutil.rmtree(path)
 
 
@@ -99,13 +99,13 @@ def test_optimizer_goes_on_as_if_never_stopped(layout: torch.memory_format) -> N
 
     parameter, optimizer = make(torch.randn(4, 3, 2, 2).to(memory_format=layout))
     step(parameter, optimizer)
-    tensors, plain = checkpoint.pack_optimizer("o", optimizer)
+    tensors, plain = checkpoints.pack_optimizer("o", optimizer)
     stored = {
         name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
     again, other = make(parameter.detach())
-    checkpoint.unpack_optimizer("o", other, stored, json.loads(json.dumps(plain)))
+    checkpoints.unpack_optimizer("o", other, stored, json.loads(json.dumps(plain)))
     step(parameter, optimizer)
     step(again, other)
     assert torch.equal(parameter, again)
@@ -119,3 +119,15 @@ def test_checkpoint_with_the_old_name_of_the_head_is_restored(gan: GAN) -> None:
     torch.nn.init.zeros_(gan.raw_discriminator.head.weight)
     gan.load_state(stored, plain)
     assert torch.equal(gan.raw_discriminator.head.weight, stored["discriminator.judge.weight"])
+
+
+def test_folders_with_other_names_are_left_alone(tmp_path: Path) -> None:
+    """What users put beside the checkpoints is neither removed nor taken for a checkpoint."""
+    others = ["00000000.032-backup", "2025-notes", ".mine.tmp"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    for images in (1000, 2000, 3000):
+        write(tmp_path, images)
+    checkpoints.prune(tmp_path, newest="00000003.000", keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "00000003.000"])
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["00000003.000"]

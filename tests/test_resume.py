@@ -21,7 +21,7 @@ from distgan.errors import UserError
 from distgan.evaluation.evaluator import Evaluator, real_images
 from distgan.evaluation.probe import Probe, ProbeCard, ProbeNet, probe_path
 from distgan.networks.generator_file import find_generator
-from distgan.run import checkpoints as checkpoint
+from distgan.run import checkpoints
 from distgan.run.checkpointer import Checkpointer
 from distgan.run.folder import RunFolder
 from distgan.runtime.distributed import World
@@ -120,8 +120,8 @@ def test_a_remedy_that_the_batch_does_not_allow_is_refused_at_the_start(
 def test_damaged_newer_checkpoints_go_when_a_new_one_is_whole(tmp_path: Path) -> None:
     """The run went on at 1 kimg since that of 9 is damaged; what it saves then must not fall to the damaged one's place."""
     for images in (1000, 2000, 9000):
-        checkpoint.save(tmp_path, images_seen=images, tensors={"a": torch.zeros(1)}, state={})
-    checkpoint.prune(tmp_path, newest="00000002.000", keep=1, wanted=["00000001.000"])
+        checkpoints.save(tmp_path, images_seen=images, tensors={"a": torch.zeros(1)}, state={})
+    checkpoints.prune(tmp_path, newest="00000002.000", keep=1, wanted=["00000001.000"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000001.000", "00000002.000"]
 
 
@@ -154,11 +154,11 @@ def test_the_newest_generator_of_a_run_is_found(tmp_path: Path) -> None:
     """generator.safetensors of a run that was stopped is not that of the run which has gone on."""
     (tmp_path / "generator.safetensors").touch()
     (tmp_path / "generator.json").write_text('{"images_seen": 2000}')
-    newest = checkpoint.save(
+    newest = checkpoints.save(
         tmp_path / "checkpoints", images_seen=2000, tensors={"a": torch.zeros(1)}, state={}
     )
     assert find_generator(tmp_path).weights.name == "generator.safetensors"
-    newest = checkpoint.save(
+    newest = checkpoints.save(
         tmp_path / "checkpoints", images_seen=3000, tensors={"a": torch.zeros(1)}, state={}
     )
     assert find_generator(tmp_path).weights == newest / "tensors.safetensors"
@@ -238,13 +238,13 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(
 ) -> None:
     """A bad moment of a file system ends the start; it must not have the run go on from an older one."""
     for images in (1000, 2000):
-        checkpoint.save(tmp_path, images_seen=images, tensors={"a": torch.zeros(1)}, state={})
+        checkpoints.save(tmp_path, images_seen=images, tensors={"a": torch.zeros(1)}, state={})
 
     def fail(path: Path) -> Any:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(checkpoint, "describe", fail)
+    monkeypatch.setattr(checkpoints, "describe", fail)
     with pytest.raises(
         UserError, match=r"cannot read the checkpoint .*00000002.000: Input/output error"
     ):
-        checkpoint.load_latest(tmp_path, pytest.fail)
+        checkpoints.load_latest(tmp_path, pytest.fail)

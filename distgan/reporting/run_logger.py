@@ -15,6 +15,7 @@ from distgan.errors import RunFailed
 from distgan.evaluation.evaluate import Result
 from distgan.evaluation.verdict import Verdict
 from distgan.images import save_grid, save_losses_plot
+from distgan.losses.adversarial import equilibrium
 from distgan.reporting import console
 from distgan.reporting.wandb_sink import WandbSink, default_group, new_run_id
 from distgan.run.files import read_rows, read_status
@@ -53,12 +54,10 @@ class RunLogger:
         wandb_id: str | None,
         total_images: int,
         epoch_images: int,
-        equilibrium: tuple[float, float],
     ) -> None:
         self.folder, self.name, self.config = folder, name, config
         self.wandb_id = wandb_id or new_run_id()
         self.total_images, self.epoch_images = total_images, epoch_images
-        self.equilibrium = equilibrium
         self.console: console.TrainingConsole | None = None
         self.wandb: WandbSink | None = None
         self.last_verdict = "learning"  # the verdict on a new run
@@ -240,7 +239,7 @@ class RunLogger:
                 read_rows(folder / "metrics.jsonl"),
                 folder / "losses.png",
                 epoch_images=self.epoch_images,
-                equilibrium=self.equilibrium,
+                equilibrium=equilibrium(self.config.loss),
             )
 
     def write_report(self, state: str, *, images_seen: int) -> None:

@@ -13,6 +13,7 @@ from distgan.evaluation.evaluator import Evaluator
 from distgan.gan import GAN
 from distgan.run import checkpoints
 from distgan.run.checkpoints import Tensors, checkpoint_name
+from distgan.run.folder import sync_rows
 from distgan.run.session import Session
 from distgan.runtime.distributed import World
 
@@ -117,6 +118,7 @@ class Checkpointer:
             "generator": self.gan.spec.to_dict(),
         }
         try:
+            sync_rows(self.session.run_dir)
             checkpoints.save(
                 self.folder, images_seen=self.state.images_seen, tensors=tensors, state=contents
             )

@@ -1,11 +1,11 @@
-"""Checkpoints: written whole or not at all, checked before they are believed, loaded as data (no pickle).
+"""Checkpoint folders: written completely or not at all, verified before use, free of pickle.
 
-checkpoints/<kimg>/  tensors.safetensors  state.json  manifest.json (size and sha256 of the other two)
+checkpoints/<kimg>/  tensors.safetensors  state.json  manifest.json (sizes and sha256 of both)
 """
 
 import hashlib
 import json
-import os
+import re
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -17,8 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distgan.errors import UserError
+from shards.files import sync_path
 
 FORMAT = "distgan-checkpoint/1"
+NAME = re.compile(r"\d{8,}\.\d{3}")
+FILES = ("tensors.safetensors", "state.json")  # those that the manifest describes
 Tensors = dict[str, Tensor]
 
 
@@ -27,123 +30,125 @@ class CheckpointError(UserError):
 
 
 def checkpoint_name(images_seen: int) -> str:
-    """Folder name in kimg; names sort as their numbers do."""
+    """Return the folder name: kimg with leading zeros, so that names sort as numbers."""
     return f"{images_seen / 1000:012.3f}"
 
 
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, oldest first. Anything with another name is ignored."""
+    found = folder.iterdir() if folder.is_dir() else []
+    return sorted(path for path in found if NAME.fullmatch(path.name) and path.is_dir())
+
+
 def save(folder: Path, *, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> Path:
-    """Write a checkpoint beside the others and move it into place once it is whole and on the disk; raises OSError."""
+    """Write a checkpoint and return its path; raises OSError.
+
+    The folder gets its name only after all its files are on the disk.
+    """
     target = folder / checkpoint_name(images_seen)
     temporary = folder / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            temporary / "tensors.safetensors",
-        )
-        (temporary / "state.json").write_text(
-            json.dumps({"format": FORMAT, "images_seen": images_seen} | state, indent=1)
-        )
-        files = {name: describe(temporary / name) for name in ("tensors.safetensors", "state.json")}
-        (temporary / "manifest.json").write_text(
-            json.dumps({"format": FORMAT, "files": files}, indent=1)
-        )
-        for path in [*temporary.iterdir(), temporary]:
-            sync(path)
-        if target.exists():  # a damaged one of the same place
+        write_files(temporary, images_seen=images_seen, tensors=tensors, state=state)
+        if target.exists():  # a damaged checkpoint of the same name
             shutil.rmtree(target)
         temporary.rename(target)
-        sync(folder)
+        sync_path(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise error if isinstance(error, OSError) else OSError(str(error)) from None
     return target
 
 
+def write_files(folder: Path, *, images_seen: int, tensors: Tensors, state: dict[str, Any]) -> None:
+    """Write the three files of a checkpoint and flush them to the disk."""
+    on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(on_host, folder / "tensors.safetensors")
+    contents = {"format": FORMAT, "images_seen": images_seen} | state
+    (folder / "state.json").write_text(json.dumps(contents, indent=1))
+    manifest = {"format": FORMAT, "files": {name: describe(folder / name) for name in FILES}}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    for path in folder.iterdir():
+        sync_path(path)
+    sync_path(folder)
+
+
 def describe(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a file."""
+    """Return the size and sha256 of a file."""
     with path.open("rb") as file:
-        return {
-            "num_bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
-
-
-def sync(path: Path) -> None:
-    """Make a file or a folder's entries survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"num_bytes": path.stat().st_size, "sha256": digest}
 
 
 def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """(tensors, state) of one checkpoint; raises CheckpointError unless every byte is as it was written."""
+    """Return (tensors, contents of state.json).
+
+    Raises CheckpointError unless every byte is as it was written, and UserError if the checkpoint
+    cannot be read at the moment.
+    """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        for name in ("tensors.safetensors", "state.json"):
+        for name in FILES:
             if describe(path / name) != manifest["files"][name]:
-                raise CheckpointError(
-                    f"the checkpoint {path} is damaged: {name} is not as it was written; remove the folder"
-                )
-        return load_file(path / "tensors.safetensors"), json.loads(
-            (path / "state.json").read_text()
-        )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        if isinstance(error, OSError) and not isinstance(
-            error, FileNotFoundError
-        ):  # a file system's bad moment
-            raise UserError(
-                f"cannot read the checkpoint {path}: {error.strerror}; try again when it can be read"
-            ) from None
-        raise CheckpointError(
-            f"the checkpoint {path} is damaged ({error}); remove the folder"
+                raise damaged(path, f"{name} has changed since it was written")
+        contents = json.loads((path / "state.json").read_text())
+        return load_file(path / "tensors.safetensors"), contents
+    except FileNotFoundError as error:
+        raise damaged(path, f"{Path(error.filename or path).name} is missing") from None
+    except OSError as error:
+        raise UserError(
+            f"cannot read the checkpoint {path}: {error.strerror}; try again when it can be read"
         ) from None
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise damaged(path, str(error)) from None
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints oldest first; unfinished ones have other names."""
-    return (
-        sorted(path for path in folder.glob("[0-9]*") if path.is_dir()) if folder.exists() else []
-    )
+def damaged(path: Path, why: str) -> CheckpointError:
+    """Return the error for a damaged checkpoint."""
+    return CheckpointError(f"the checkpoint {path} is damaged ({why}); remove the folder")
 
 
-def load_latest(
-    folder: Path, complain: Callable[[str], None]
-) -> tuple[Tensors, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, or None where there is none; tells of damaged ones that it passes over."""
+def load_latest(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors, dict[str, Any]] | None:
+    """Load the newest intact checkpoint, or return None if there are no checkpoints.
+
+    Warns of the damaged ones that it skips. Raises CheckpointError if all are damaged.
+    """
     paths = list_checkpoints(folder)
     for path in reversed(paths):
         try:
             return load(path)
         except CheckpointError as error:
-            complain(str(error))
+            warn(str(error))
     if paths:
         raise CheckpointError(
-            f"all {len(paths)} checkpoints in {folder} are damaged; remove the folder to start anew"
+            f"all {len(paths)} checkpoints in {folder} are damaged; "
+            "remove the folder to start again"
         )
     return None
 
 
 def prune(folder: Path, *, newest: str, keep: int, wanted: Collection[str] = ()) -> None:
-    """Remove all but the last `keep` up to the `newest` name, the wanted names, and what killed processes left unfinished.
+    """Remove checkpoints except the last `keep` up to the one named `newest`, and the wanted names.
 
-    Later ones go too: they are the damaged ones that the run has passed over to go on from an earlier one.
+    Later checkpoints are removed too: they were damaged, and the run resumed from an earlier one.
+    So are temporary folders that a killed process left.
     """
     paths = list_checkpoints(folder)
-    kept = {path.name for path in [path for path in paths if path.name <= newest][-keep:]} | set(
-        wanted
-    )
-    for path in [*(path for path in paths if path.name not in kept), *folder.glob(".*.tmp")]:
+    kept = {path.name for path in [path for path in paths if path.name <= newest][-keep:]}
+    kept |= set(wanted)
+    unfinished = [path for path in folder.glob(".*.tmp") if NAME.fullmatch(path.name[1:-4])]
+    for path in [*(path for path in paths if path.name not in kept), *unfinished]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+# ------------------------------------------------------------------------------ optimizer states
+
+
 def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
-    """An optimizer's state as named tensors and plain values."""
+    """Return an optimizer's state as tensors with names `prefix.index.field`, and plain values."""
     state = optimizer.state_dict()
     tensors: Tensors = {}
     plain: dict[str, dict[str, Any]] = {}
@@ -159,25 +164,21 @@ def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> tuple[Tenso
 def unpack_optimizer(
     prefix: str, optimizer: torch.optim.Optimizer, tensors: Tensors, packed: dict[str, Any]
 ) -> None:
-    """Undo `pack_optimizer`.
+    """Restore what `pack_optimizer` returned.
 
-    A moment takes the memory layout of its parameter: fused optimizers walk both in memory order, and would pair a
-    channels-last weight with the wrong numbers of a contiguous moment.
+    Each moment gets the memory layout of its parameter. A fused optimizer walks both in memory
+    order and would pair a channels-last weight with the wrong elements of a contiguous moment.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Any]] = {
-        int(index): dict(values) for index, values in packed["plain"].items()
-    }
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for index, values in packed["plain"].items():
+        state[int(index)] = dict(values)
     for name, tensor in tensors.items():
-        if name.startswith(prefix + "."):
-            index, _, field = name.removeprefix(prefix + ".").partition(".")
-            parameter = parameters[int(index)]
-            alike = (
-                torch.empty_like(parameter, dtype=tensor.dtype)
-                if tensor.shape == parameter.shape
-                else None
-            )
-            state.setdefault(int(index), {})[field] = (
-                tensor if alike is None else alike.copy_(tensor)
-            )
+        if not name.startswith(prefix + "."):
+            continue
+        index, _, field = name.removeprefix(prefix + ".").partition(".")
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+        state.setdefault(int(index), {})[field] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": packed["param_groups"]})

@@ -1,6 +1,7 @@
-"""The run folder: lock, status, rows and events. Only rank zero writes here.
+"""The run folder as rank zero writes it; `files.py` reads it.
 
-config.toml  status.json  provenance.json  metrics.jsonl  events.jsonl  samples/  checkpoints/  generator.safetensors
+config.toml  status.json  provenance.json  metrics.jsonl  evaluations.jsonl  events.jsonl
+samples/  checkpoints/  generator.safetensors  generator.json  losses.png  report.html
 """
 
 import fcntl
@@ -20,33 +21,28 @@ from safetensors import SafetensorError
 
 from distgan.errors import RunFailed, UserError
 from distgan.run.files import append_row, read_rows
+from shards.files import sync_path, write_atomic
 
-FINISHED_STATES = ("done", "collapsed")  # states of a run that has nothing left to do
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file in one move: a reader sees the old text or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+FINISHED_STATES = ("done", "collapsed")  # nothing is left to train
+ROW_FILES = ("metrics.jsonl", "evaluations.jsonl", "events.jsonl")
 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """A full disk, or one that went away, in one line: nothing is lost, the run goes on from its last checkpoint."""
+    """Turn a failed write into a RunFailed of one line that says how to continue."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise RunFailed(
-            f"cannot write to {path}: {why}; mend that and type the same command to go on"
+            f"cannot write to {path}: {why}; solve this and repeat the command to resume"
         ) from None
 
 
 def check_writable(path: Path) -> None:
-    """Raise UserError where no file can be made in that place, before time is spent on what it is to hold."""
+    """Raise UserError if no file can be written at this path, before any work is done for it."""
     try:
-        if path.exists():  # a pipe such as /dev/stdout among them
+        if path.exists():  # also a pipe such as /dev/stdout
             path.open("a").close()
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +52,7 @@ def check_writable(path: Path) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write a file of numbers; raises UserError."""
+    """Write values as JSON; raises UserError."""
     try:
         path.write_text(json.dumps(values, indent=1) + "\n")
     except OSError as error:
@@ -64,7 +60,10 @@ def write_json(path: Path, values: Any) -> None:
 
 
 class RunFolder:
-    """A run folder held by this process; raises UserError where another run holds it or it cannot be written."""
+    """A run folder that this process has locked.
+
+    Raises UserError if another run holds the lock or the folder cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -75,22 +74,23 @@ class RunFolder:
             self.status_lock = threading.Lock()  # a thread may report the loss of a rank
         except OSError as error:
             raise UserError(
-                f"cannot write to the run folder {path}: {error.strerror}; choose another with --run-dir"
+                f"cannot write to the run folder {path}: {error.strerror}; "
+                "choose another with --run-dir"
             ) from None
         self.take_lock()
 
     @property
     def samples(self) -> Path:
-        """Sample grids."""
+        """Folder of the sample grids."""
         return self.path / "samples"
 
     @property
     def checkpoints(self) -> Path:
-        """One folder a checkpoint."""
+        """Folder of the checkpoints, each of which is a folder."""
         return self.path / "checkpoints"
 
     def take_lock(self) -> None:
-        """Hold the folder for the life of this process; the kernel lets go of it even after SIGKILL."""
+        """Lock the folder for the life of this process; the kernel releases it even after SIGKILL."""
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -98,27 +98,29 @@ class RunFolder:
             holder = self.lock.read().strip() or "another process"
             self.lock.close()
             raise UserError(
-                f"the run folder {self.path} is being written by {holder}; wait for it, stop it, or choose another --run-dir"
+                f"the run folder {self.path} is being written by {holder}; "
+                "wait for it, stop it, or choose another --run-dir"
             ) from None
-        except OSError as error:  # as on Lustre without -o flock
+        except OSError as error:  # for example Lustre without -o flock
             logging.getLogger(__name__).warning(
-                "%s cannot be locked (%s): see to it that no other run writes there",
+                "%s cannot be locked (%s): make sure that no other run writes there",
                 self.path,
                 error.strerror,
             )
-        with suppress(
-            OSError
-        ):  # where there is no room for the holder's name, the lock holds all the same
+        with suppress(OSError):  # the lock holds even if the disk has no room for the name
             self.lock.truncate(0)
             self.lock.write(f"pid {os.getpid()} on {platform.node()}")
             self.lock.flush()
 
     def close(self) -> None:
-        """Let the next run have it."""
+        """Release the lock."""
         self.lock.close()
 
     def write_status(self, state: str, reason: str, *, images_seen: int, verdict: str = "") -> None:
-        """status.json, the contract for scripts: running, done, preempted, collapsed or failed, and one line why."""
+        """Write status.json, the contract for scripts.
+
+        `state` is running, done, preempted, collapsed or failed, `reason` one line.
+        """
         status = {
             "state": state,
             "reason": reason,
@@ -126,33 +128,42 @@ class RunFolder:
             "images_seen": images_seen,
             "pid": os.getpid(),
             "host": platform.node(),
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "time": timestamp(),
         }
         with explained(self.path), self.status_lock:
-            write_atomically(self.path / "status.json", json.dumps(status, indent=1) + "\n")
+            write_atomic(self.path / "status.json", json.dumps(status, indent=1) + "\n")
 
     def add_event(self, kind: str, sentence: str, *, images_seen: int, **figures: Any) -> None:
-        """Append to events.jsonl what happened to the run: resume, preemption, warnings."""
-        event = {
-            "kind": kind,
-            "images_seen": images_seen,
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
-        self.append("events.jsonl", event | {"what": sentence} | figures)
+        """Append to events.jsonl that something happened to the run."""
+        event = {"kind": kind, "images_seen": images_seen, "time": timestamp(), "what": sentence}
+        self.append("events.jsonl", event | figures)
 
     def add_metrics(self, row: dict[str, Any]) -> None:
-        """Append to metrics.jsonl one row of a tick."""
+        """Append a row to metrics.jsonl."""
         self.append("metrics.jsonl", row)
 
     def append(self, name: str, row: dict[str, Any]) -> None:
-        """One line, whole or not at all."""
+        """Append a row to a .jsonl file."""
         with explained(self.path):
             append_row(self.path / name, row)
 
     def truncate_after(self, images_seen: int) -> None:
-        """Drop rows of steps that a resumed run takes again, so that each stands once."""
+        """Drop rows of steps that a resumed run will train again."""
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             path = self.path / name
-            kept = [row for row in read_rows(path) if row["progress/images"] <= images_seen]
-            if path.exists():
-                write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+            if not path.exists():
+                continue
+            kept = [row for row in read_rows(path) if row.get("progress/images", 0) <= images_seen]
+            write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def sync_rows(run_dir: Path) -> None:
+    """Flush all rows to the disk: a checkpoint must not outlive the rows that precede it."""
+    for name in ROW_FILES:
+        if (run_dir / name).exists():
+            sync_path(run_dir / name)
+
+
+def timestamp() -> str:
+    """Return the local time as in 2026-01-31T12:00:00+0000."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -13,9 +13,11 @@ from distgan.errors import UserError
 from distgan.evaluation.evaluator import Evaluator
 from distgan.gan import GAN
 from distgan.losses.diversity import GROUP
+from distgan.networks.base import num_doublings
 from distgan.run.session import Session
 from distgan.runtime.distributed import World
 from distgan.runtime.provenance import hardware
+from shards.reader import ShardReader
 
 MACHINE_LOCAL = (  # settings that may differ between the machines of a run
     "data.shards",
@@ -26,6 +28,14 @@ MACHINE_LOCAL = (  # settings that may differ between the machines of a run
     "evaluation.extractor",
     "evaluation.inception_weights",
 )
+
+
+def check_image_size(reader: ShardReader) -> None:
+    """Raise UserError if the networks are not built for images of this size."""
+    try:
+        num_doublings(reader.image_shape[1])
+    except ValueError as error:
+        raise UserError(f"{reader.files.source}: {error}; pack again with --size") from None
 
 
 def check_batch(config: Config, world: World) -> None:

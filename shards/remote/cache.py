@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.errors import ShardError, printable
-from shards.files import DISK_FULL, explained, locked, sync_folder
+from shards.files import DISK_FULL, explained, locked, sync_path
 
 _POLL_SEC = 0.1
 
@@ -47,7 +47,7 @@ class NodeCache:
                         if not path.exists():  # or else whoever had the lock before has fetched it
                             self._fetch(part, num_bytes, fetch)
                             os.replace(part, path)
-                            sync_folder(self.folder)
+                            sync_path(self.folder)
                     finally:
                         part.unlink(missing_ok=True)
                         lock.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from distgan.config.load import load_config
 from distgan.errors import UserError
-from distgan.run import checkpoints as checkpoint
+from distgan.run import checkpoints
 from distgan.run.checkpoints import CheckpointError
 from distgan.run.files import read_rows
 from tests.worlds import checkpoint_digest, rows, run_world, train_run
@@ -63,7 +63,7 @@ def test_run_on_a_full_disk_fails_cleanly_and_resumes_bit_identically(
     filler = fill(small_disk, leave=leave)
     with pytest.raises(
         AssertionError,
-        match=r"(RunFailed|UserError): .*No space left on device.* type the same command",
+        match=r"(RunFailed|UserError): .*No space left on device.* repeat the command",
     ):
         run_world(1, train_run, shards, run, OVERRIDES)
     filler.unlink()
@@ -180,4 +180,4 @@ def test_arbitrary_manifest_is_refused(tmp_path: Path, manifest: object) -> None
     (path / "tensors.safetensors").write_bytes(b"")
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError):
-        checkpoint.load(path)
+        checkpoints.load(path)
