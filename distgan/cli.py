@@ -1,4 +1,7 @@
-"""The `distgan` command: one thin function per command. Heavy imports wait until they are needed."""
+"""The `distgan` command: one thin function per subcommand.
+
+Heavy imports wait until they are needed, so that `--help` answers at once.
+"""
 
 from collections.abc import Callable
 from functools import wraps
@@ -326,7 +329,7 @@ def bench(
 
     if size not in (32, 64, 128) or channels not in (1, 3):
         raise UserError(
-            f"--size {size} --channels {channels}: give a size of 32, 64 or 128, and 1 or 3 channels"
+            f"--size {size} --channels {channels}: the size is 32, 64 or 128, the channels 1 or 3"
         )
     config = load_config(preset, overrides or ())
     if json is not None:

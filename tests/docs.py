@@ -6,6 +6,7 @@ python -m tests.docs
 import inspect
 import json
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -15,42 +16,58 @@ from distgan.config.schema import Config
 
 ROOT = Path(__file__).parent.parent
 
+SETTINGS = r"""# Settings
+
+All settings of a run. Set them on the command line as `section.field=value`, or in a preset, which
+is a TOML file. The command line overrides the preset, and the preset overrides the defaults.
+
+- Lists and texts are written as in TOML. Quote them for the shell: `'optim.betas=[0.0,0.99]'`.
+- `none` means that the setting has no value. To get it, leave the setting out.
+- Settings marked **\*** change the trained weights: a run with other values of them is another
+  run, in another folder.
+
+This page is generated from `distgan/config/` by `python -m tests.docs`.
+"""
+METRICS = """# Metrics
+
+All numbers that runs and evaluations report.
+
+This page is generated from `distgan/config/metrics.py` by `python -m tests.docs`.
+"""
+TRAINING = """
+## While training
+
+Written to `metrics.jsonl`, one row per report. Each value is a mean over all processes and all
+steps since the previous report. Weights & Biases shows them over `progress/kimg`, with one panel
+per prefix.
+
+"""
+EVALUATION = """
+## In an evaluation
+
+Written to `evaluations.jsonl`, each beside the value of real images, which is what a perfect
+generator would reach. Two numbers can be compared if their protocols are equal: the features, the
+dataset, and the numbers of real and generated images. Only `quality/fid`, `quality/kid` and
+`quality/inception_score` use Inception's features, as published tables do.
+
+"""
+
 
 def settings_page() -> str:
-    """Return docs/settings.md, made from distgan/config/schema.py."""
-    lines = [
-        "# Settings",
-        "",
-        "All settings of a run. Set them on the command line as `section.field=value`, or in a",
-        "preset, which is a TOML file. The command line overrides the preset, and the preset",
-        "overrides the defaults.",
-        "",
-        "- Lists and texts are written as in TOML. Quote them for the shell, as in",
-        "  `'optim.betas=[0.0,0.99]'`.",
-        "- `none` means that the setting has no value. To get it, leave the setting out.",
-        "- Settings marked **\\*** change the trained weights: a run with other values of them is",
-        "  another run, in another folder.",
-        "",
-        "This page is generated from `distgan/config/` by `python -m tests.docs`.",
-    ]
-    section = ""
-    for name, field in flat_fields():
-        place = name.rpartition(".")[0]
-        if place != section:
-            section = place
-            lines += [
-                "",
-                f"## {place}",
-                "",
-                sentence_of(place),
-                "",
-                "| setting | default | values | |",
-                "| --- | --- | --- | --- |",
-            ]
-        mark = " **\\***" if field.json_schema_extra["identity"] else ""
-        default = "none" if field.default is None else json.dumps(field.default)
-        lines.append(row(f"`{name}`{mark}", f"`{default}`", values_of(field), field.description))
-    return "\n".join(lines) + "\n"
+    """Return docs/settings.md, generated from distgan/config/."""
+    page = SETTINGS
+    for place, fields in groupby(flat_fields(), lambda item: item[0].rpartition(".")[0]):
+        rows = [setting_row(name, field) for name, field in fields]
+        page += f"\n## {place}\n\n{sentence_of(place)}\n\n"
+        page += table(["setting", "default", "values", "meaning"], rows)
+    return page
+
+
+def setting_row(name: str, field: Any) -> list[str]:
+    """Return name, default, values and description of a setting."""
+    mark = r" **\***" if field.json_schema_extra["identity"] else ""
+    default = "none" if field.default is None else json.dumps(field.default)
+    return [f"`{name}`{mark}", f"`{default}`", values_of(field), field.description]
 
 
 def sentence_of(place: str) -> str:
@@ -62,10 +79,10 @@ def sentence_of(place: str) -> str:
 
 
 def values_of(field: Any) -> str:
-    """Return what a setting takes, in words."""
+    """Return type and limits of a setting as text."""
     bounds = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     limits = [
-        f"{sign} {number(getattr(bound, name))}"
+        f"{sign} {format_limit(getattr(bound, name))}"
         for bound in field.metadata
         for name, sign in bounds.items()
         if hasattr(bound, name)
@@ -73,13 +90,13 @@ def values_of(field: Any) -> str:
     return ", ".join([type_name(field.annotation), *limits])
 
 
-def number(value: float) -> str:
+def format_limit(value: float) -> str:
     """Return a number without trailing zeros or exponent."""
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def type_name(annotation: Any) -> str:
-    """Return a type in words."""
+    """Return a type as text."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if annotation is type(None):
         return "none"
@@ -88,59 +105,38 @@ def type_name(annotation: Any) -> str:
     if origin is Annotated:
         return type_name(parts[0])
     if origin is tuple:
-        return (
-            f"list of {type_name(parts[0])}"
-            if parts[1] is ...
-            else f"list of {len(parts)} {type_name(parts[0])}s"
-        )
+        is_list = parts[1] is ...
+        item = type_name(parts[0])
+        return f"list of {item}" if is_list else f"list of {len(parts)} {item}s"
     if all(isinstance(part, str) for part in parts):
         return ", ".join(f"`{part}`" for part in parts)
     return " or ".join(type_name(part) for part in parts)
 
 
 def metrics_page() -> str:
-    """Return docs/metrics.md, made from the tables of metrics."""
-    lines = [
-        "# Metrics",
-        "",
-        "All numbers that a run and an evaluation report.",
-        "",
-        "This page is generated from `distgan/config/metrics.py`",
-        "by `python -m tests.docs`.",
-        "",
-        "## While training",
-        "",
-        "Written to `metrics.jsonl`, one row per report. Each value is a mean over all processes and",
-        "all steps since the previous report. Weights & Biases shows them over `progress/kimg`, with",
-        "one panel per prefix.",
-        "",
-        "| metric | unit | |",
-        "| --- | --- | --- |",
-        *(
-            row(f"`{name}`", metric.unit, metric.meaning)
-            for name, metric in TRAINING_METRICS.items()
-        ),
-        "",
-        "## In an evaluation",
-        "",
-        "Written to `evaluations.jsonl`, each beside the value of real images, which is what a perfect",
-        "generator would reach. Two numbers can be compared if their protocols are equal: the features,",
-        "the dataset, and the numbers of real and generated images. Only `quality/fid`, `quality/kid`",
-        "and `quality/inception_score` use Inception's features, as published tables do.",
-        "",
-        "| metric | unit | better | |",
-        "| --- | --- | --- | --- |",
-        *(
-            row(f"`{name}`", metric.unit, metric.better or "–", metric.meaning)
-            for name, metric in EVALUATION_METRICS.items()
-        ),
+    """Return docs/metrics.md, generated from the tables of metrics."""
+    reported = [
+        [f"`{name}`", metric.unit, metric.meaning] for name, metric in TRAINING_METRICS.items()
     ]
-    return "\n".join(lines) + "\n"
+    evaluated = [
+        [f"`{name}`", metric.unit, metric.better or "–", metric.meaning]
+        for name, metric in EVALUATION_METRICS.items()
+    ]
+    return (
+        f"{METRICS}{TRAINING}{table(['metric', 'unit', 'meaning'], reported)}"
+        f"{EVALUATION}{table(['metric', 'unit', 'better', 'meaning'], evaluated)}"
+    )
 
 
-def row(*cells: str) -> str:
-    """Return one row of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(map(escape, line)) + " |\n" for line in lines)
+
+
+def escape(text: str) -> str:
+    """Return a text that can stand in a cell of a table."""
+    return text.replace("|", "\\|")
 
 
 PAGES = {"docs/settings.md": settings_page, "docs/metrics.md": metrics_page}

@@ -13,7 +13,7 @@ SCRIPT = ROOT / "launch" / "slurm.sbatch"
 
 
 @pytest.mark.parametrize(
-    ("words", "where", "array", "expected"),
+    ("arguments", "where", "array", "expected"),
     [
         ([], ROOT, "", "give the run a folder"),
         (["--run-dir"], ROOT, "", "give the run a folder"),
@@ -22,12 +22,16 @@ SCRIPT = ROOT / "launch" / "slurm.sbatch"
     ],
 )
 def test_a_wrong_submission_ends_with_one_line(
-    words: list[str], where: Path, array: str, expected: str
+    arguments: list[str], where: Path, array: str, expected: str
 ) -> None:
     """Exit code 2, and the line says what to type."""
     environment = {"PATH": os.environ["PATH"], "SLURM_ARRAY_TASK_ID": array}
     done = subprocess.run(
-        ["bash", str(SCRIPT), *words], cwd=where, env=environment, capture_output=True, text=True
+        ["bash", str(SCRIPT), *arguments],
+        cwd=where,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert expected in done.stderr
@@ -36,13 +40,12 @@ def test_a_wrong_submission_ends_with_one_line(
 def test_a_job_of_one_class_ends_as_the_class_did(tmp_path: Path) -> None:
     """Neither the launcher's exit code nor the status of another class counts."""
     run = tmp_path / "a run"
-    for name, text in (
-        ("scontrol", "echo node1"),
-        (
-            "srun",
-            f"mkdir -p '{run}/classes/3-cat' && echo ' \"state\": \"done\",' >'{run}/classes/3-cat/status.json'; exit 1",
-        ),
-    ):
+    status = f"{run}/classes/3-cat/status.json"
+    tools = {
+        "scontrol": "echo node1",
+        "srun": f"mkdir -p '{run}/classes/3-cat'; echo ' \"state\": \"done\",' >'{status}'; exit 1",
+    }
+    for name, text in tools.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     (run / "classes" / "13-dog").mkdir(parents=True)
@@ -51,13 +54,12 @@ def test_a_job_of_one_class_ends_as_the_class_did(tmp_path: Path) -> None:
         "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1",
     }  # fmt: skip
-    words = ["--run-dir", str(run), "networks.per_class=true", "networks.only_class={task}"]
+    arguments = ["--run-dir", str(run), "networks.per_class=true", "networks.only_class={task}"]
     done = subprocess.run(
-        ["bash", str(SCRIPT), *words], cwd=ROOT, env=environment, capture_output=True, text=True
+        ["bash", str(SCRIPT), *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
     )
-    assert (done.returncode, ": done, launcher's exit code 0" in done.stdout) == (0, True), (
-        done.stdout + done.stderr
-    )
+    output = done.stdout + done.stderr
+    assert (done.returncode, ": done, launcher's exit code 0" in output) == (0, True), output
 
 
 @pytest.mark.skipif(

@@ -66,7 +66,7 @@ def sweep(tmp_path: Path, text: str) -> Sweep:
 
 
 def test_a_grid_is_every_combination_with_every_seed(tmp_path: Path) -> None:
-    """2 variants x 2 x 2 values x 2 seeds, one seed after the other; each run has its own folder."""
+    """2 variants x 2 x 2 values x 2 seeds, seed by seed; each run has a folder of its own."""
     text = """
         kimg = 3
         seeds = [5, 6]
@@ -223,7 +223,7 @@ def test_a_signal_saves_the_run_and_ends_the_sweep(shards: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_example_runs(tmp_path: Path) -> None:
-    """The shipped sweep, made small: eight runs of four cells; the leaderboard has their numbers."""
+    """The shipped sweep, made small: eight runs of four cells, and a leaderboard of them."""
     file, folder = ROOT / "launch" / "sweep.toml", tmp_path / "runs"
     small = [
         *(override for override in SMALL if "every_kimg" not in override),
@@ -374,7 +374,8 @@ def test_a_task_of_an_array_trains_its_run(shards: Path, tmp_path: Path) -> None
     )
     tools = {
         "scontrol": "echo node1",
-        "srun": f'printf "%s\\n" "$@" >{tmp_path}/arguments; echo $WANDB_RUN_GROUP >{tmp_path}/group',
+        "srun": f'printf "%s\\n" "$@" >{tmp_path}/arguments; '
+        f"echo $WANDB_RUN_GROUP >{tmp_path}/group",
         "distgan": f'exec {sys.executable} -c "from distgan.cli import app; app()" "$@"',
     }
     for name, text in tools.items():

@@ -1,4 +1,4 @@
-"""`distgan evaluate`: compare generators, or any folders of generated images, with packed shards."""
+"""`distgan evaluate`: compare generators, or folders of generated images, with packed shards."""
 
 from dataclasses import dataclass
 from pathlib import Path

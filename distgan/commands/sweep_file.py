@@ -1,6 +1,6 @@
 """The file of `distgan sweep`, and the runs it describes.
 
-Its variants, random draws and grid are multiplied to cells, and each cell is trained with each seed.
+A cell is one combination of variant, random draw and grid values. It is trained with each seed.
 """
 
 import itertools
@@ -200,7 +200,7 @@ def is_range(values: list[Any], *, positive: bool) -> bool:
 
 
 def draw(kind: str, values: list[Any], generator: random.Random) -> Any:
-    """Draw a value. Numbers have three significant digits, so that people can read and type them."""
+    """Draw a value. Numbers have three significant digits, so that they can be read and typed."""
     if kind == "choice":
         return generator.choice(values)
     low, high = values
