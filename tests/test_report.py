@@ -1,4 +1,4 @@
-"""`distgan report`: pages made from run folders, opened in a real browser, whatever the folders hold."""
+"""`distgan report`: pages of run folders, also of damaged ones, opened in a real browser."""
 
 import base64
 import io
@@ -222,7 +222,7 @@ def test_page_is_written_from_a_damaged_folder(run: Path, damage: Callable[[Path
 
 
 def test_pages_are_written_from_values_of_other_types(run: Path) -> None:
-    """Each entry of each JSON file is replaced by one of another type, which the pages leave out."""
+    """Each entry of each JSON file is replaced by one of another type; pages leave it out."""
     values = itertools.cycle([None, True, -1.5, "text", [1, "x"], {"a": {"b": []}}, math.inf])
 
     def entries(tree: object) -> list[tuple[dict, str]]:
@@ -376,7 +376,7 @@ def test_runs_are_grouped_by_dataset_and_protocol(run: Path) -> None:
 
 
 def test_settings_that_differ_come_first(run: Path, tmp_path: Path) -> None:
-    """The first table of the page has the differing settings only, and one legend for all charts."""
+    """The first table has only the differing settings; one legend serves all charts."""
     other = Path(shutil.copytree(run, run.with_name("second")))
     text = (other / "config.toml").read_text()
     (other / "config.toml").write_text(re.sub(r"(?m)^r1 = .*$", "r1 = 0.25", text))

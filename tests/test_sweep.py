@@ -340,6 +340,14 @@ def test_runs_that_were_evaluated_differently_are_reported(tmp_path: Path) -> No
     )
 
 
+def test_labels_have_no_effect_as_markup_in_the_leaderboard(tmp_path: Path) -> None:
+    """HTML, column separators and control characters in a label are shown as text."""
+    entries = [Entry("<img src=x>|\x1b[2J", {}, 0, write_run(tmp_path / "a", 1.0))]
+    cells = gather_cells(entries, rank_by="quality/frechet")
+    _, markdown, _ = write_leaderboard(cells, tmp_path / "board", rank_by="quality/frechet")
+    assert r"| &lt;img src=x&gt;\|\x1b[2J |" in markdown.read_text()
+
+
 def test_the_leaderboard_finds_runs_that_were_trained_with_overrides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,8 +150,16 @@ class Handler(BaseHTTPRequestHandler):
                 "name": values["project"],
                 "entity": {"id": "RQ==", "name": "me"},
             }
-            bucket = {"id": "Qg==", "name": values["name"], "displayName": values.get("displayName"), "description": "",
-                      "config": values.get("config"), "sweepName": None, "historyLineCount": 0, "project": project}  # fmt: skip
+            bucket = {
+                "id": "Qg==",
+                "name": values["name"],
+                "displayName": values.get("displayName"),
+                "description": "",
+                "config": values.get("config"),
+                "sweepName": None,
+                "historyLineCount": 0,
+                "project": project,
+            }
             return {"upsertBucket": {"inserted": True, "bucket": bucket}}
         if "createRunFiles" in asked:
             files = [{"name": name, "uploadUrl": self.place(name)} for name in values["files"]]

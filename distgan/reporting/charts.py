@@ -135,7 +135,7 @@ def evaluation_charts(record: RunRecord) -> list[Chart]:
         Chart(
             "Duplicates and copies",
             "fraction of generated images",
-            "Duplicates resemble another generated image, copies a training image. Lower is better.",
+            "Duplicates resemble a generated image, copies a training image. Lower is better.",
             curves(("duplicates", "diversity/duplicates"), ("copies", "diversity/copies")),
         ),
         Chart(

@@ -1,6 +1,7 @@
 """Runs side by side: the settings that differ, results, curves and samples, on one page.
 
-Runs are grouped by dataset and evaluation protocol, because only scores of one group can be compared.
+Runs are grouped by dataset and evaluation protocol, because scores of different groups cannot be
+compared.
 """
 
 import json
@@ -91,7 +92,10 @@ def group_values(group: Group, out: Path) -> dict[str, Any]:
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
-    """Return the runs by dataset and protocol; runs without an evaluation join the largest group."""
+    """Return the runs by dataset and protocol.
+
+    Runs without an evaluation join the largest group of their dataset.
+    """
     datasets: dict[str, list[RunRecord]] = {}
     for run in runs:
         datasets.setdefault(dataset_key(run), []).append(run)

@@ -45,7 +45,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves that share a vertical axis, with a title, a caption and the axis's label and limits."""
+    """Curves that share a vertical axis, which has a label and may have limits."""
 
     title: str
     y_label: str
@@ -182,7 +182,7 @@ def moving_mean(values: Array, window: int) -> Array:
 
 
 def svg_path(x: Iterable[float], y: Iterable[float]) -> str:
-    """Return the `d` of an SVG path through finite points, with a gap wherever one is not finite."""
+    """Return the `d` of an SVG path, with a gap at each point that is not finite."""
     words, command = [], "M"
     for px, py in zip(x, y, strict=True):
         if math.isfinite(py):

@@ -1,4 +1,4 @@
-"""Templates to HTML files, and images to text in them: what the pages of one and of many runs share."""
+"""What the pages of one and of many runs share: templates to HTML, and images to data URIs."""
 
 import base64
 import io

@@ -33,7 +33,7 @@ VERDICTS = {
     "learning": "No problem was found, but the generated images do not match the real ones yet.",
     "unbalanced": "One network dominates, so the other one learns little from it.",
     "memorising": "Some generated images are copies of training images.",
-    "partial collapse": "The generated images look plausible, but some kinds of images are missing.",
+    "partial collapse": "The generated images look plausible, but some kinds are missing.",
     "complete collapse": "The generator makes only one image, or a few.",
     "diverged": "A loss or a weight is no longer finite. The weights cannot be used.",
 }
@@ -44,7 +44,7 @@ UNKNOWN = object()
 
 
 class Description(BaseModel):
-    """The generator and its dataset, as generator.json and each checkpoint's state.json name them."""
+    """The generator and its dataset, as generator.json and the state of checkpoints have them."""
 
     generator: dict[str, Any] = {}
     dataset: str = ""
@@ -93,7 +93,7 @@ class RunRecord:
 
     @property
     def images_per_sec(self) -> float:
-        """Images per second of the whole run, pauses for samples and evaluations included; or NaN."""
+        """Images per second of the whole run, with pauses for samples and evaluations; or NaN."""
         return (self.last("progress/images") or 0) / self.train_sec if self.train_sec else math.nan
 
     @cached_property
