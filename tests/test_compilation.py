@@ -58,8 +58,8 @@ def choice_among(*modes: Compilation, num_passes: float = math.inf) -> Compilati
 
 
 def slow(network: nn.Module) -> None:
-    """Delay every forward."""
-    network.register_forward_pre_hook(lambda *_: time.sleep(0.01))
+    """Delay every forward by far more than a busy machine would."""
+    network.register_forward_pre_hook(lambda *_: time.sleep(0.1))
 
 
 def without_gradient(network: nn.Module) -> None:
@@ -88,7 +88,8 @@ def broken(network: nn.Module) -> None:
 
 def test_the_fastest_correct_mode_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mode that is slower, wrong or broken is not, and the reason names each of them."""
-    monkeypatch.setattr("distgan.runtime.compilation.PASSES", 2)
+    monkeypatch.setattr("distgan.runtime.compilation.PASSES", 1)
+    monkeypatch.setattr("distgan.runtime.compilation.ROUNDS", 3)
     changes = {"slow": slow, "wrong": wrong, "lost": without_gradient, "none": broken}
     found = choice_among(*[Compiler(name, "", change) for name, change in changes.items()])
     slower, differs, lost, none = found.reason.split(", ")
