@@ -1,11 +1,11 @@
-"""Errors for people: one line that says what is wrong, the value, and what to type."""
+"""Errors that are shown in one line: what is wrong, the value, and what to type instead."""
 
 
 class UserError(ValueError):
-    """Shown as one line, without a traceback, and exits 2."""
+    """A mistake of the user's. Commands show it without a traceback and exit with code 2."""
 
 
 class RunFailed(RuntimeError):
-    """The run cannot go on though nobody made a mistake in typing; shown as one line, and exits 1."""
+    """A run that cannot continue, through no mistake of the user's. Its exit code is 1."""
 
     must_report = False  # True if this rank must report it because rank zero is gone

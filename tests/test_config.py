@@ -5,7 +5,7 @@ import typing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distgan.config.flat import (
@@ -36,6 +36,7 @@ def test_every_preset_is_read_back_from_its_config_file(name: str, tmp_path: Pat
     assert load_config(str(tmp_path / "config.toml")) == config
 
 
+@settings(deadline=None)
 @given(text=st.text(), classes=st.lists(st.text(), max_size=3))
 def test_any_text_is_read_back_from_the_config_file(text: str, classes: list[str]) -> None:
     """Emoji, quotes, backslashes, control characters and line ends survive TOML and overrides."""

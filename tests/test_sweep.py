@@ -389,10 +389,15 @@ def test_a_task_of_an_array_trains_its_run(shards: Path, tmp_path: Path) -> None
     for name, text in tools.items():
         tool = write(tmp_path / name, f"#!/bin/bash\n{text}\n")
         tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "7",
-        "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1",
-    }  # fmt: skip
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("SLURM_")
+    } | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_ARRAY_TASK_ID": "1",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node1",
+        "SLURM_JOB_NUM_NODES": "1",
+    }
     script = ["bash", str(ROOT / "launch" / "sweep.sbatch")]
     done = subprocess.run(
         [*script, str(file), "--folder", str(tmp_path / "runs")],

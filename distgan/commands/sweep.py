@@ -81,7 +81,7 @@ def plan_sweep(
 
 
 def record_overrides(plan: Plan) -> None:
-    """Write the settings given on the command line to the sweep's folder; raises UserError."""
+    """Save the settings of the command line, so that a later --board finds the same runs."""
     path = plan.folder / OVERRIDES_FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

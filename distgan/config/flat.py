@@ -60,10 +60,10 @@ def identity_hash(config: Config, fingerprint: str) -> str:
 def toml_value(value: Any) -> str:
     """Return a value as TOML in ASCII.
 
-    This is JSON except for characters beyond U+FFFF, which JSON writes as two surrogates and TOML
-    does not, and for DEL, which TOML wants escaped.
+    TOML differs from JSON in two escapes: characters beyond U+FFFF are not written as surrogate
+    pairs, and DEL must be escaped. Dates become strings.
     """
-    text = json.dumps(value, ensure_ascii=False, default=str)  # dates become strings
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return re.sub(r"[^ -~]", lambda match: escape(ord(match[0])), text)
 
 
