@@ -35,9 +35,9 @@ def train(config: Config, *, run_dir: str | os.PathLike[str] | None = None) -> T
         config = distgan.load_config("digits", ["train.kimg=3"])
         result = distgan.train(config, run_dir="runs/digits")
 
-    Writes the same run folder as `distgan/train.py`. If the folder holds an unfinished run with equal
-    settings, it is resumed. Without a `run_dir` the folder is derived from the settings and the data.
-    Ctrl-C or SIGTERM saves a checkpoint and returns with the outcome `preempted`.
+    Writes the same run folder as `distgan/train.py`. If it holds an unfinished run with equal
+    settings, that run is resumed. Without a `run_dir` the folder is derived from the settings and
+    the data. Ctrl-C or SIGTERM saves a checkpoint and returns with the outcome `preempted`.
 
     Raises UserError for settings or files that cannot be used, ShardError for damaged data, and
     RunFailed if the run cannot continue.
