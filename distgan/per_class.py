@@ -16,7 +16,7 @@ import torch
 from distgan.config.flat import to_toml
 from distgan.config.schema import Config
 from distgan.errors import UserError
-from distgan.evaluation.verdict import judge
+from distgan.evaluation.verdict import assess
 from distgan.images import save_grid, to_uint8
 from distgan.networks.build import build_generator
 from distgan.networks.generator_file import load_generator, save_generator
@@ -247,11 +247,11 @@ class PerClassTrainer:
             self.folder.add_metrics(self.total_metrics(images_seen))
         evaluator = build_evaluator(session, self.config)
         check_agreement(session, self.config, evaluator)
-        result, _, _ = evaluator.evaluate(mixture, spec.latent_dim, images_seen=images_seen)
-        verdict = judge(
-            result, self.config.collapse.thresholds
-        )  # without a past: there is one evaluation
-        logger.evaluation(result, is_best=True, images_seen=images_seen)
+        result = evaluator.measure(mixture, spec.latent_dim)
+        # There is one evaluation, so the verdict has no history.
+        verdict = assess(result, self.config.collapse.thresholds)
+        recorded = result.only(evaluator.recorded_metrics)
+        logger.evaluation(recorded, is_best=True, images_seen=images_seen)
         logger.verdict(verdict, images_seen=images_seen)
         if self.folder is not None:
             self.save_samples(mixture, spec, logger, images_seen)

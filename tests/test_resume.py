@@ -15,10 +15,10 @@ from PIL import Image
 
 import distgan.evaluation.evaluator
 from distgan.config.load import load_config
-from distgan.config.schema import Config, Evaluation, Thresholds
+from distgan.config.schema import Config, Evaluation
 from distgan.data import open_dataset
 from distgan.errors import UserError
-from distgan.evaluation.evaluator import Evaluator, real_images
+from distgan.evaluation.evaluator import real_images
 from distgan.evaluation.probe import Probe, ProbeCard, ProbeNet, probe_path
 from distgan.networks.generator_file import find_generator
 from distgan.run import checkpoints
@@ -173,27 +173,6 @@ def test_a_file_system_without_locks_is_warned_of(
     monkeypatch.setattr(fcntl, "flock", refuse)
     RunFolder(tmp_path / "run").close()
     assert "cannot be locked (Function not implemented)" in caplog.text
-
-
-def test_fid_chooses_the_best_where_the_features_are_inceptions(
-    shards: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In Inception's features the distance has another name, and is still what `evaluation.best_metric` means."""
-    _, reader = open_dataset(load_config(None, [f"data.shards={str(shards)!r}"]).data)
-    watch = Evaluator(
-        reader, evaluation=Evaluation(num_samples=12), thresholds=Thresholds(), classes=None, world=ALONE,
-        device=torch.device("cpu"), seed=0,
-    )  # fmt: skip
-    monkeypatch.setattr(watch.monitor, "evaluate", lambda result: watch.monitor.verdict)
-    bests = []
-    for images, distance in ((1, 30.0), (2, 20.0), (3, 25.0)):
-        result = SimpleNamespace(values={"quality/fid": distance})
-        monkeypatch.setattr(
-            distgan.evaluation.evaluator, "evaluate", lambda *args, result=result, **more: result
-        )
-        bests.append(watch.evaluate(torch.nn.Identity(), 8, images_seen=images)[2])
-    assert bests == [True, True, False]
-    assert (watch.best_value, watch.best_images) == (20.0, 2)
 
 
 def test_remote_images_are_judged_by_the_first_shards() -> None:

@@ -13,7 +13,7 @@ from distgan.errors import UserError
 from distgan.evaluation.evaluate import Fakes, Result, evaluate
 from distgan.evaluation.evaluator import choose_extractor, real_images
 from distgan.evaluation.reference import prepare_reference
-from distgan.evaluation.verdict import Verdict, judge
+from distgan.evaluation.verdict import Verdict, assess
 from distgan.networks.generator_file import load_generator
 from distgan.reporting.console import say, show_columns
 from distgan.run.folder import check_writable, write_json
@@ -86,7 +86,7 @@ def evaluate_inputs(
             weights=each.weights,
             wanted=settings.metrics,
         )
-        scores.append(Score(str(path), result, judge(result)))
+        scores.append(Score(str(path), result.only(settings.metrics), assess(result)))
     if json_file is not None:
         write_json(json_file, [to_row(score) for score in scores])
     return scores

@@ -1,4 +1,5 @@
-"""Did it work? Features of fakes and reals, distances between them, and a verdict in words.
+"""Quality of generated images: features, metrics, and a verdict.
 
-images --extractors--> features, logits --metrics--> values beside the reals' own --verdict--> one name, one sentence
+images --extractors--> features, logits --metrics--> values beside those of real images --verdict-->
+a name and the figures behind it
 """

@@ -1,7 +1,7 @@
-"""Distances and spreads that need only moments or kernels of features: Frechet, kernel, Vendi, inception score.
+"""Metrics from moments or kernels of features: Frechet, kernel, Vendi and Inception score.
 
-Every function takes the same features on every rank, works on this rank's share of the rows, reduces, and returns the
-same number for any world size. Sums run in float64.
+Every function takes the same features on every rank, processes this rank's part of the rows in
+float64, reduces, and returns the same number for any world size.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class Moments:
 
 
 def moments(features: Tensor, world: World) -> Moments:
-    """Mean and covariance of `features` [n, d], n >= 2; each rank sums its share of the rows.
+    """Return mean and covariance of `features` [n, d], n >= 2.
 
-    Two passes: the covariance is summed around the mean, so that large means cost no digits.
+    The mean is computed first and subtracted, so that a large mean costs no precision.
     """
     own = features[world.rank :: world.size].double()
     mean = world.all_reduce_sum(own.sum(0)) / len(features)
@@ -32,16 +32,20 @@ def moments(features: Tensor, world: World) -> Moments:
 
 
 def matrix_sqrt(covariance: Tensor) -> Tensor:
-    """Symmetric square root of a positive semidefinite matrix [d, d]; negative rounding errors count as zero."""
+    """Return the symmetric square root of a positive semidefinite matrix [d, d].
+
+    Eigenvalues that rounding made negative count as zero.
+    """
     values, vectors = torch.linalg.eigh(covariance)
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
 def frechet_distance(fakes: Moments, reals: Moments, *, reals_sqrt: Tensor | None = None) -> float:
-    """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)), Heusel et al. 2017 (arXiv 1706.08500), eq. 6; 0 at best.
+    """Return |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)); 0 at best.
 
-    Tr (C1 C2)^(1/2) is the sum of the square roots of the eigenvalues of C2^(1/2) C1 C2^(1/2), which is symmetric: no
-    complex parts, and right for singular covariances. `reals_sqrt` is C2^(1/2) where it is already known.
+    Heusel et al. 2017 (arXiv 1706.08500), eq. 6. The trace of (C1 C2)^(1/2) is the sum of the square
+    roots of the eigenvalues of C2^(1/2) C1 C2^(1/2). That matrix is symmetric, so the result is real
+    and also correct for singular covariances. `reals_sqrt` is C2^(1/2) if it is already known.
     """
     root = matrix_sqrt(reals.covariance) if reals_sqrt is None else reals_sqrt
     overlap = torch.linalg.eigvalsh(root @ fakes.covariance @ root).clamp_min(0).sqrt().sum()
@@ -58,10 +62,11 @@ def kernel_distance(
     subset_size: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Unbiased squared MMD with the kernel (x.y / d + 1)^3, Binkowski et al. 2018 (arXiv 1801.01401), sec. 4.
+    """Return the unbiased squared MMD with the kernel (x.y / d + 1)^3.
 
-    Returns the mean and the standard deviation over random subsets, the error bar that papers give. Subsets are shared
-    out over the ranks. A set of fewer than two subsets is halved, for a subset equal to its set has no spread.
+    Binkowski et al. 2018 (arXiv 1801.01401), sec. 4. Returns the mean and the standard deviation
+    over random subsets, which are divided among the ranks; papers report the latter as the error.
+    Subsets have at most half of the samples, because equal subsets would have no deviation.
     """
     size = min(subset_size, max(2, min(len(fakes), len(reals)) // 2))
     values = torch.zeros(num_subsets, dtype=torch.float64, device=fakes.device)
@@ -75,11 +80,14 @@ def kernel_distance(
 
 
 def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
-    """The U-statistic of the squared MMD of two sets [m, d] of equal size under the cubic kernel; may fall below 0."""
+    """Return the U-statistic of the squared MMD of two sets [m, d] with the cubic kernel.
+
+    It is unbiased and may be negative.
+    """
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         base = (a @ b.T).div_(a.shape[1]).add_(1)
-        return base * base * base  # many times faster than a power
+        return base * base * base  # much faster than a power
 
     def off_diagonal_mean(gram: Tensor) -> Tensor:
         return (gram.sum() - gram.trace()) / (len(gram) * (len(gram) - 1))
@@ -90,10 +98,10 @@ def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
 
 
 def vendi_score(features: Tensor, world: World) -> float:
-    """exp of the entropy of the eigenvalues of K / n, K the cosine similarities; Friedman & Dieng 2023 (2210.02410).
+    """Return exp of the entropy of the eigenvalues of K / n, where K are cosine similarities.
 
-    The effective number of distinct samples, from 1 to min(n, d). X X^T and X^T X share their eigenvalues, so the
-    d x d form is enough and reduces exactly.
+    Friedman & Dieng 2023 (arXiv 2210.02410): the effective number of distinct samples, from 1 to
+    min(n, d). X X^T and X^T X have the same eigenvalues, so the smaller d x d matrix is enough.
     """
     own = torch.nn.functional.normalize(features[world.rank :: world.size].double(), dim=1)
     values = torch.linalg.eigvalsh(world.all_reduce_sum(own.T @ own) / len(features)).clamp_min(0)
@@ -101,7 +109,10 @@ def vendi_score(features: Tensor, world: World) -> float:
 
 
 def inception_score(logits: Tensor, *, num_splits: int = 10) -> float:
-    """exp of E[KL(p(y|x) || p(y))], Salimans et al. 2016 (arXiv 1606.03498), sec. 4, averaged over splits; from 1."""
+    """Return exp of E[KL(p(y|x) || p(y))], averaged over splits; 1 at worst.
+
+    Salimans et al. 2016 (arXiv 1606.03498), sec. 4.
+    """
     scores = []
     for part in logits.double().tensor_split(num_splits):
         posterior = part.softmax(1)

@@ -1,10 +1,10 @@
-"""One evaluation: fakes by number, every metric beside its value for real images, and the protocol of both.
+"""One evaluation of generated images: all metrics, those of real images, and the protocol of both.
 
 fakes(start, stop) -> features on all ranks -> metrics against the prepared reference -> Result
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -18,40 +18,54 @@ from distgan.evaluation.reference import PreparedReference, Protocol, extract_al
 from distgan.runtime.distributed import World
 
 Fakes = Callable[[int, int], Tensor]
-"""(start, stop) -> uint8 [stop - start, C, H, W]; image i is the same in whatever call it comes."""
+"""(start, stop) -> uint8 [stop - start, C, H, W]; image i must not depend on the call."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one evaluation found."""
+    """The metrics of one evaluation; tuples have one entry per class and may be empty."""
 
     values: dict[str, float]
     reals: dict[str, float]  # the same metrics of real images
     protocol: Protocol
     class_names: tuple[str, ...] = ()
-    class_counts: tuple[int, ...] = ()
-    class_shares: tuple[
-        float, ...
-    ] = ()  # among the fakes that the classifier is sure of; `class_counts` has all
+    class_counts: tuple[int, ...] = ()  # of all fakes
+    class_shares: tuple[float, ...] = ()  # among the fakes that are classified with confidence
     real_class_shares: tuple[float, ...] = ()
-    missing: tuple[str, ...] = ()  # names of classes that the fakes miss
+    missing: tuple[str, ...] = ()  # names of the classes that the fakes miss
+
+    @property
+    def frechet(self) -> float:
+        """The Frechet distance, which is called FID in Inception features."""
+        name = "quality/fid" if "quality/fid" in self.values else "quality/frechet"
+        return self.values[name]
+
+    def only(self, names: Collection[str] | None) -> "Result":
+        """Return the result with these metrics alone; None keeps all.
+
+        A name also keeps the same metric in Inception features.
+        """
+        if names is None:
+            return self
+        kept = set(names) | {metrics.PUBLISHED_NAMES.get(name, name) for name in names}
+        values, reals = (
+            {name: value for name, value in each.items() if name in kept}
+            for each in (self.values, self.reals)
+        )
+        return replace(self, values=values, reals=reals)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "Result":
-        """The Result that `to_dict` gave, also after a trip through JSON."""
+        """Return the result whose `to_dict`, perhaps read from JSON, is `plain`."""
         fields = plain["protocol"] | {"settings": MetricSettings(**plain["protocol"]["settings"])}
         protocol = Protocol(**fields | {"image_shape": tuple(fields["image_shape"])})
         names = ("class_names", "class_counts", "class_shares", "real_class_shares", "missing")
-        return cls(
-            plain["values"],
-            plain["reals"],
-            protocol,
-            **{name: tuple(plain[name]) for name in names},
-        )
+        classes = {name: tuple(plain[name]) for name in names}
+        return cls(plain["values"], plain["reals"], protocol, **classes)
 
 
 def evaluate(
@@ -64,39 +78,58 @@ def evaluate(
     weights: str = "",
     wanted: Collection[str] | None = None,
 ) -> Result:
-    """Compare `prepared.protocol.num_fakes` fakes with the reference; every rank calls it and gets the same Result.
+    """Compare `prepared.protocol.num_fakes` fakes with the reference.
 
-    Each rank asks `fakes` for its chunks only. `seed` and `weights` are recorded. `wanted` names metrics of EVALUATION_METRICS;
-    None means all that the extractor allows. Raises UserError for a name that is none.
+    Collective: every rank gets the same result, and calls `fakes` for its own part only. `wanted`
+    are names from EVALUATION_METRICS; None means all. The metrics that the verdict rests on are
+    always computed. `seed` and `weights` are recorded. Raises UserError for an unknown metric.
     """
-    if unknown := [name for name in wanted or () if name not in EVALUATION_METRICS]:
-        choices = ", ".join(EVALUATION_METRICS)
-        raise UserError(f"unknown metric {unknown[0]!r}; choose from {choices}")
+    check_names(wanted or ())
     protocol, reference = prepared.protocol, prepared.reference
     assert extractor.version == protocol.extractor_version, (
         "the reference was measured with another extractor"
     )
+    settings = protocol.settings
     features, logits = extract_all(fakes, protocol.num_fakes, extractor, world)
     sample = Sample(
-        features, logits, num_classes=extractor.num_classes, world=world, settings=protocol.settings
+        features, logits, num_classes=extractor.num_classes, world=world, settings=settings
     )
-    values = metrics.compute(sample, reference, wanted=wanted, published=extractor.published)
-    found = asdict(protocol) | {"settings": protocol.settings, "seed": seed, "weights": weights}
-    real_values = {name: value for name, value in prepared.values.items() if name in values}
-    if reference.class_shares is None:
-        return Result(world.broadcast_object(values), real_values, Protocol(**found))
-    missing = modes.missing_classes(
-        sample.class_shares, reference.class_shares, below=protocol.settings.missing_below
+    values = metrics.compute(
+        sample,
+        reference,
+        wanted=None if wanted is None else {*wanted, *metrics.VERDICT_METRICS},
+        published=extractor.published,
     )
-    mine = values, sample.class_counts.tolist(), sample.class_shares.tolist(), missing
-    values, counts, shares, absent = world.broadcast_object(mine)
+    values, classes = world.broadcast_object((values, class_fields(sample, reference, extractor)))
     return Result(
         values,
-        real_values,
-        Protocol(**found),
-        class_names=extractor.class_names,
-        class_counts=tuple(counts),
-        class_shares=tuple(shares),
-        real_class_shares=tuple(reference.class_shares.tolist()),
-        missing=tuple(extractor.class_names[index] for index in absent),
+        {name: value for name, value in prepared.values.items() if name in values},
+        replace(protocol, seed=seed, weights=weights),
+        **classes,
     )
+
+
+def check_names(names: Collection[str]) -> None:
+    """Raise UserError for a name that is not a metric of evaluations."""
+    for name in names:
+        if name not in EVALUATION_METRICS:
+            choices = ", ".join(EVALUATION_METRICS)
+            raise UserError(f"unknown metric {name!r}; choose from {choices}")
+
+
+def class_fields(
+    sample: Sample, reference: metrics.Reference, extractor: FeatureExtractor
+) -> dict[str, Any]:
+    """Return the fields of Result that describe classes; none if there are no classes."""
+    if reference.class_shares is None:
+        return {}
+    missing = modes.missing_classes(
+        sample.class_shares, reference.class_shares, below=sample.settings.missing_below
+    )
+    return {
+        "class_names": extractor.class_names,
+        "class_counts": tuple(sample.class_counts.tolist()),
+        "class_shares": tuple(sample.class_shares.tolist()),
+        "real_class_shares": tuple(reference.class_shares.tolist()),
+        "missing": tuple(extractor.class_names[index] for index in missing),
+    }

@@ -1,5 +1,6 @@
-"""Did it work? Evaluations, verdict and best checkpoint of a run while it trains; the same on all ranks."""
+"""The evaluations, the verdict and the best checkpoint of a run in training, equal on all ranks."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import Tensor
 from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES
 from distgan.config.schema import Evaluation, Thresholds
 from distgan.errors import UserError
-from distgan.evaluation.evaluate import Result, evaluate
+from distgan.evaluation.batch_diversity import BatchDiversity
+from distgan.evaluation.evaluate import Result, check_names, evaluate
 from distgan.evaluation.extractors import Extractor, Inception, RandomConv
+from distgan.evaluation.metrics import measurable
 from distgan.evaluation.probe import Probe, StackedProbe, probe_path
 from distgan.evaluation.reference import (
     PreparedReference,
@@ -19,65 +22,57 @@ from distgan.evaluation.reference import (
     check_enough,
     prepare_reference,
 )
-from distgan.evaluation.signals import BatchDiversity
-from distgan.evaluation.verdict import Verdict, VerdictTracker
+from distgan.evaluation.tracker import VerdictTracker
+from distgan.evaluation.verdict import Verdict
 from distgan.images import to_uint8
 from distgan.runtime.distributed import World
 from distgan.runtime.randomness import normal
 from shards.reader import ShardReader
 from shards.sources.stacked import STACK_NAMES
 
-NUM_SIGNAL_REALS = 256  # from which the usual distances within a batch are measured
+NUM_BATCH_REALS = 256  # reals whose distances within a batch are measured
 
 
 def choose_extractor(
     evaluation: Evaluation, reader: ShardReader, *, world: World
 ) -> tuple[Extractor, str]:
-    """The feature extractor of `evaluation.extractor`, and a phrase that says which it is and why."""
-    word, cached = evaluation.extractor, probe_path(reader.index.fingerprint)
-    if word == "inception":
+    """Return the extractor of `evaluation.extractor`, and a phrase about it for people."""
+    name, cached = evaluation.extractor, probe_path(reader.index.fingerprint)
+    if name == "inception":
         weights = Path(evaluation.inception_weights) if evaluation.inception_weights else None
         return Inception(weights, world=world), "Inception: distances are FID and KID"
-    if word == "auto":
-        if not cached.exists():
-            better = (
-                ""
-                if reader.index.class_names is None
-                else f"; better: distgan probe {reader.files.source}"
-            )
-            return RandomConv(), f"a fixed random convolution{better}"
-        path = cached
-    elif word == "random":
-        return RandomConv(), "a fixed random convolution"
-    else:
-        path = cached if word == "probe" else Path(word)
-    probe = Probe.load(path)
-    if word == "auto" and probe.card.is_weak:
-        return (
-            RandomConv(),
-            f"a fixed random convolution; the probe is right on only {probe.card.accuracy:.0%} of held-out images",
+    if name == "random" or (name == "auto" and not cached.exists()):
+        has_labels = name == "auto" and reader.index.class_names is not None
+        better = f"; better: distgan probe {reader.files.source}" if has_labels else ""
+        return RandomConv(), f"a fixed random convolution{better}"
+    probe = Probe.load(cached if name in ("auto", "probe") else Path(name))
+    accuracy = probe.card.accuracy
+    if name == "auto" and probe.card.is_weak:
+        return RandomConv(), (
+            "a fixed random convolution; "
+            f"the probe is right on only {accuracy:.0%} of held-out images"
         )
     if is_stacked(reader) and probe.card.channels == 1:
-        return StackedProbe(
-            probe
-        ), f"probe {probe.version} on each channel, {probe.card.accuracy:.1%} right"
-    return probe, f"probe {probe.version}, {probe.card.accuracy:.1%} right on held-out images"
+        phrase = f"probe {probe.version} on each channel, {accuracy:.1%} right"
+        return StackedProbe(probe), phrase
+    return probe, f"probe {probe.version}, {accuracy:.1%} right on held-out images"
 
 
 def is_stacked(reader: ShardReader) -> bool:
-    """Whether the images are stacked digits, of which every mode has the same share."""
+    """Return whether the images are stacked digits, whose modes are equally frequent."""
     return reader.index.class_names == STACK_NAMES
 
 
 def real_images(
     reader: ShardReader, classes: tuple[str, ...] | None, *, num_samples: int
 ) -> RealImages:
-    """A dataset of shards as evaluation sees it.
+    """Return the images of a dataset for evaluations with `num_samples` images.
 
-    Of remote shards the first `num_samples` for either side of an evaluation, in place of some from every shard.
+    Of remote shards only the first images are used, because a random choice would download all.
     """
     part = f"/{','.join(classes)}" if classes else ""
-    shares = (1 / len(STACK_NAMES),) * len(STACK_NAMES) if is_stacked(reader) and not part else None
+    num_modes = len(STACK_NAMES)
+    shares = (1 / num_modes,) * num_modes if is_stacked(reader) and not part else None
     num_images = reader.num_samples
     if reader.files.remote and num_images > 2 * num_samples:
         num_images = 2 * num_samples
@@ -91,7 +86,7 @@ def real_images(
 
 
 class Evaluator:
-    """The quality of one run: cheap signals every tick, evaluations now and then, one verdict."""
+    """The evaluations of one run, its verdict, and which evaluation was the best."""
 
     def __init__(
         self,
@@ -107,37 +102,49 @@ class Evaluator:
         self.settings, self.world, self.device, self.seed = evaluation, world, device, seed
         self.extractor, self.extractor_phrase = choose_extractor(evaluation, reader, world=world)
         self.extractor.to(device)
-        for name in (*(evaluation.metrics or ()), evaluation.best_metric):
-            if name not in EVALUATION_METRICS:
-                raise UserError(
-                    f"unknown metric {name!r}; choose from {', '.join(EVALUATION_METRICS)}"
-                )
+        check_names(evaluation.metrics or ())
+        self.best_metric = name_of_best(evaluation.best_metric, self.extractor)
         self.reals = real_images(reader, classes, num_samples=evaluation.num_samples)
         check_enough(self.reals.num_images, evaluation.num_samples)
         self.prepared: PreparedReference | None = None
-        few = reader.gather(np.arange(min(NUM_SIGNAL_REALS, reader.num_samples)))
+        few = reader.gather(np.arange(min(NUM_BATCH_REALS, reader.num_samples)))
         self.batch_diversity = BatchDiversity.of_reals(torch.from_numpy(few).float() / 127.5 - 1)
-        self.monitor = VerdictTracker(thresholds)
+        self.tracker = VerdictTracker(thresholds)
         self.best_value: float | None = None
         self.best_images: int | None = None  # images seen at the best evaluation
 
     @property
     def verdict(self) -> Verdict:
-        """What the run looks like now."""
-        return self.monitor.verdict
+        """The verdict on the run so far."""
+        return self.tracker.verdict
 
-    def signals(self, fakes: Tensor) -> dict[str, Tensor]:
-        """Cheap diversity signals of a batch of fakes [b, C, H, W] in [-1, 1], on the device."""
-        return self.batch_diversity.signals(fakes) if len(fakes) > 1 else {}
+    def batch_metrics(self, fakes: Tensor) -> dict[str, Tensor]:
+        """Return the diversity of a batch of fakes [b, C, H, W] in [-1, 1], as device scalars."""
+        return self.batch_diversity.metrics(fakes) if len(fakes) > 1 else {}
 
-    def tick(self, statistics: dict[str, float]) -> Verdict:
-        """Take the means of a tick, equal on all ranks."""
-        return self.monitor.tick(statistics)
+    @property
+    def recorded_metrics(self) -> set[str] | None:
+        """The metrics that are recorded: those listed and that of the best; None means all."""
+        listed = self.settings.metrics
+        return None if listed is None else {*listed, self.best_metric}
 
     def evaluate(
         self, generator: torch.nn.Module, latent_dim: int, *, images_seen: int
     ) -> tuple[Result, Verdict, bool]:
-        """Score the generator on all ranks: what was found, the verdict, and whether it is the best so far."""
+        """Evaluate the generator of a run in training. Collective.
+
+        Returns the recorded metrics, the verdict, and whether the generator is the best so far.
+        """
+        result = self.measure(generator, latent_dim)
+        verdict = self.tracker.add_evaluation(result)
+        value = result.values[self.best_metric]
+        is_best = self.is_better(value)
+        if is_best:
+            self.best_value, self.best_images = value, images_seen
+        return result.only(self.recorded_metrics), verdict, is_best
+
+    def measure(self, generator: torch.nn.Module, latent_dim: int) -> Result:
+        """Return the recorded metrics of a generator and those that its verdict needs. Collective."""
         if self.prepared is None:
             self.prepared = prepare_reference(
                 self.reals, self.extractor, world=self.world, num_samples=self.settings.num_samples
@@ -149,35 +156,54 @@ class Evaluator:
             with torch.no_grad():
                 return to_uint8(generator(latents))
 
-        result = evaluate(
+        return evaluate(
             fakes,
             self.prepared,
             self.extractor,
             world=self.world,
             seed=self.seed,
             weights="ema",
-            wanted=self.settings.metrics,
+            wanted=self.recorded_metrics,
         )
-        verdict = self.monitor.evaluate(result)
-        name = self.settings.best_metric
-        value = result.values.get(name, result.values.get(PUBLISHED_NAMES.get(name, name)))
-        sign = -1.0 if EVALUATION_METRICS[self.settings.best_metric].better == "lower" else 1.0
-        is_best = value is not None and (
-            self.best_value is None or sign * value > sign * self.best_value
-        )
-        if is_best:
-            self.best_value, self.best_images = value, images_seen
-        return result, verdict, is_best
+
+    def is_better(self, value: float) -> bool:
+        """Return whether a value of the best metric is better than the best so far."""
+        if not math.isfinite(value) or self.best_value is None:
+            return math.isfinite(value)
+        is_lower = EVALUATION_METRICS[self.best_metric].better == "lower"
+        return value < self.best_value if is_lower else value > self.best_value
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
+        """Return plain values for a checkpoint."""
         return {
-            "monitor": self.monitor.state_dict(),
+            "monitor": self.tracker.state_dict(),
             "best_value": self.best_value,
             "best_images": self.best_images,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        self.monitor.load_state_dict(state["monitor"])
+        """Restore what `state_dict` returned."""
+        self.tracker.load_state_dict(state["monitor"])
         self.best_value, self.best_images = state["best_value"], state["best_images"]
+
+
+def name_of_best(name: str, extractor: Extractor) -> str:
+    """Return the name that the metric `evaluation.best_metric` has in an extractor's features.
+
+    Raises UserError if they do not allow it, or if neither higher nor lower values are better.
+    """
+    check_names([name])
+    own = PUBLISHED_NAMES.get(name, name) if extractor.published else name
+    choices = [
+        metric
+        for metric in measurable(
+            has_classes=extractor.num_classes is not None, published=extractor.published
+        )
+        if EVALUATION_METRICS[metric].better
+    ]
+    if own not in choices:
+        raise UserError(
+            f"evaluation.best_metric={name} cannot choose a checkpoint with "
+            f"{extractor.name} features; choose from {', '.join(choices)}"
+        )
+    return own

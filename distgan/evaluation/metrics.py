@@ -14,13 +14,13 @@ from distgan.runtime.distributed import World
 
 @dataclass(frozen=True)
 class MetricSettings:
-    """What the numbers depend on beside the images."""
+    """Constants of the metrics."""
 
     k_precision: int = 3  # neighbours for precision and recall
     k_coverage: int = 5  # neighbours for density, coverage and copies
-    near_quantile: float = 0.01  # share of reals that count as duplicates and copies by definition
-    confidence: float = 0.7  # posterior from which the classifier counts as sure
-    missing_below: float = 0.1  # a class with less than this part of the reals' share is missing
+    near_quantile: float = 0.01  # fraction of reals that count as duplicates and as copies
+    confidence: float = 0.7  # posterior from which a class counts as certain
+    missing_below: float = 0.1  # a class is missing below this fraction of the reals' share
     kernel_subsets: int = 50
     kernel_subset_size: int = 1000
 
@@ -29,7 +29,7 @@ DEFAULT_SETTINGS = MetricSettings()
 
 
 class Sample:
-    """Features [n, d] and, with a classifier, logits [n, C] of one set of images; what follows from them on demand."""
+    """A set of images: features [n, d], logits [n, C] or None, and what follows from them."""
 
     def __init__(
         self,
@@ -48,7 +48,6 @@ class Sample:
 
     @cached_property
     def moments(self) -> Moments:
-        """Mean and covariance."""
         return distances.moments(self.features, self.world)
 
     @cached_property
@@ -58,59 +57,56 @@ class Sample:
         return neighbours.neighbour_distances(self.features, k, self.world)
 
     def radii(self, k: int) -> Tensor:
-        """Squared distances [n] to the k-th nearest other."""
+        """Return squared distances [n] to the k-th nearest other."""
         return self.neighbours[:, k - 1]
 
     @cached_property
     def class_counts(self) -> Tensor:
-        """Predicted classes, counted [C]."""
+        """Numbers of images [C] by predicted class."""
         assert self.logits is not None and self.num_classes is not None
         return modes.class_histogram(self.logits.argmax(1).cpu(), self.num_classes)
 
     @cached_property
     def class_shares(self) -> Tensor:
-        """Shares [C] of the classes among the images that the classifier is sure of."""
+        """Shares [C] of the classes among the images that are classified with confidence."""
         assert self.logits is not None
         return modes.confident_shares(self.logits, confidence=self.settings.confidence)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The real images that samples are compared with: all that is measured of them once."""
+    """The real images that samples are compared with, and everything measured of them."""
 
     features: Tensor  # [m, d]
     neighbours: Tensor  # [m, k_coverage], squared distances to the nearest other reals
     moments: Moments
     sqrt: Tensor  # [d, d], square root of the covariance
-    duplicate_threshold: (
-        float  # squared distance below which a sample's nearest other makes it a duplicate
-    )
-    copy_threshold: float  # closeness to a real below which a sample is its copy
-    class_shares: Tensor | None  # [C], among the reals that the classifier is sure of
-    label_shares: (
-        Tensor | None
-    )  # [C], as the classifier names all of the reals, or as they are known
+    duplicate_threshold: float  # squared distance from which on a nearest other is a duplicate
+    copy_threshold: float  # relative distance from which on a sample is a copy of a real
+    class_shares: Tensor | None  # [C], among the reals that are classified with confidence
+    label_shares: Tensor | None  # [C], known, or as predicted for all reals
     shares_are_exact: bool  # whether label_shares are known
 
     def __len__(self) -> int:
         return len(self.features)
 
     def radii(self, k: int) -> Tensor:
-        """Squared distances [m] to the k-th nearest other real."""
+        """Return squared distances [m] to the k-th nearest other real."""
         return self.neighbours[:, k - 1]
 
     @classmethod
     def measure(
         cls, reals: Sample, others: Sample, *, known_shares: Tensor | None = None
     ) -> "Reference":
-        """Measure `reals`; `others` are further reals, of which `near_quantile` shall count as copies."""
+        """Measure `reals`; the copy threshold is a quantile of their distances to other reals."""
         settings = reals.settings
-        closeness = neighbours.closeness_to_reals(
+        closeness = neighbours.relative_distances(
             others.features, reals.features, reals.radii(settings.k_coverage), reals.world
         )
-        sure = counted = None
+        confident = predicted = None
         if reals.num_classes is not None:
-            sure, counted = reals.class_shares, reals.class_counts.double() / len(reals)
+            confident = reals.class_shares
+            predicted = reals.class_counts.double() / len(reals)
         return cls(
             reals.features,
             reals.neighbours,
@@ -118,23 +114,18 @@ class Reference:
             distances.matrix_sqrt(reals.moments.covariance),
             duplicate_threshold=float(reals.radii(1).quantile(settings.near_quantile)),
             copy_threshold=float(closeness.quantile(settings.near_quantile)),
-            class_shares=sure,
-            label_shares=counted if known_shares is None else known_shares,
+            class_shares=confident,
+            label_shares=predicted if known_shares is None else known_shares,
             shares_are_exact=known_shares is not None,
         )
 
 
 def frechet_values(fakes: Sample, reals: Reference) -> dict[str, float]:
-    """quality/frechet."""
-    return {
-        "quality/frechet": distances.frechet_distance(
-            fakes.moments, reals.moments, reals_sqrt=reals.sqrt
-        )
-    }
+    distance = distances.frechet_distance(fakes.moments, reals.moments, reals_sqrt=reals.sqrt)
+    return {"quality/frechet": distance}
 
 
 def kernel_values(fakes: Sample, reals: Reference) -> dict[str, float]:
-    """quality/kernel and its error bar."""
     mean, spread = distances.kernel_distance(
         fakes.features,
         reals.features,
@@ -146,7 +137,6 @@ def kernel_values(fakes: Sample, reals: Reference) -> dict[str, float]:
 
 
 def fidelity_values(fakes: Sample, reals: Reference) -> dict[str, float]:
-    """quality/precision, recall, density, coverage."""
     narrow, wide = fakes.settings.k_precision, fakes.settings.k_coverage
     found = neighbours.fidelity(
         fakes.features,
@@ -161,7 +151,11 @@ def fidelity_values(fakes: Sample, reals: Reference) -> dict[str, float]:
 
 
 def spread_values(fakes: Sample, reals: Reference) -> dict[str, float]:
-    """diversity/spread and diversity/vendi, the latter around the reals' mean so that a common offset hides nothing."""
+    """Return the spread and the Vendi score.
+
+    The score is that of the differences from the reals' mean. Otherwise a large common offset of
+    all features would hide how they differ.
+    """
     ratio = fakes.moments.covariance.trace() / reals.moments.covariance.trace()
     centred = fakes.features - reals.moments.mean.to(fakes.features.dtype)
     return {
@@ -171,38 +165,45 @@ def spread_values(fakes: Sample, reals: Reference) -> dict[str, float]:
 
 
 def duplicate_values(fakes: Sample, reals: Reference) -> dict[str, float]:
-    """diversity/duplicates: the birthday test of Arora & Zhang 2017 (arXiv 1706.08224), a threshold for the human."""
-    return {
-        "diversity/duplicates": neighbours.share_below(fakes.radii(1), reals.duplicate_threshold)
-    }
+    """Return the near-duplicates, in the manner of Arora & Zhang 2017 (arXiv 1706.08224).
+
+    Their birthday test shows the closest pairs to a person; here a threshold decides.
+    """
+    nearest = fakes.radii(1)
+    return {"diversity/duplicates": neighbours.fraction_below(nearest, reals.duplicate_threshold)}
 
 
 def copy_values(fakes: Sample, reals: Reference) -> dict[str, float]:
-    """diversity/copies."""
     radii = reals.radii(fakes.settings.k_coverage)
-    closeness = neighbours.closeness_to_reals(fakes.features, reals.features, radii, fakes.world)
-    return {"diversity/copies": neighbours.share_below(closeness, reals.copy_threshold)}
+    closeness = neighbours.relative_distances(fakes.features, reals.features, radii, fakes.world)
+    return {"diversity/copies": neighbours.fraction_below(closeness, reals.copy_threshold)}
 
 
 def class_values(fakes: Sample, reals: Reference) -> dict[str, float]:
-    """diversity/modes, effective_classes, missing_classes, reverse_kl and its floor."""
+    """Return the metrics of classes; none if there are no classes."""
     if reals.class_shares is None or reals.label_shares is None:
         return {}
     counts, shares = fakes.class_counts, fakes.class_shares
-    sets = (len(fakes),) if reals.shares_are_exact else (len(fakes), len(reals))
+    missing = modes.missing_classes(shares, reals.class_shares, below=fakes.settings.missing_below)
+    set_sizes = (len(fakes),) if reals.shares_are_exact else (len(fakes), len(reals))
     return {
         "diversity/modes": modes.modes_captured(counts),
         "diversity/effective_classes": modes.effective_classes(shares),
-        "diversity/missing_classes": len(
-            modes.missing_classes(shares, reals.class_shares, below=fakes.settings.missing_below)
-        ),
+        "diversity/missing_classes": len(missing),
         "diversity/reverse_kl": modes.reverse_kl(counts, reals.label_shares),
-        "diversity/reverse_kl_floor": modes.reverse_kl_floor(len(counts), *sets),
+        "diversity/reverse_kl_floor": modes.reverse_kl_floor(len(counts), *set_sizes),
     }
 
 
 Compute = Callable[[Sample, Reference], dict[str, float]]
 
+CLASS_METRICS = (
+    "diversity/modes",
+    "diversity/effective_classes",
+    "diversity/missing_classes",
+    "diversity/reverse_kl",
+    "diversity/reverse_kl_floor",
+)
 GROUPS: dict[tuple[str, ...], Compute] = {
     ("quality/frechet",): frechet_values,
     ("quality/kernel", "quality/kernel_spread"): kernel_values,
@@ -210,14 +211,19 @@ GROUPS: dict[tuple[str, ...], Compute] = {
     ("diversity/spread", "diversity/vendi"): spread_values,
     ("diversity/duplicates",): duplicate_values,
     ("diversity/copies",): copy_values,
-    (
-        "diversity/modes",
-        "diversity/effective_classes",
-        "diversity/missing_classes",
-        "diversity/reverse_kl",
-        "diversity/reverse_kl_floor",
-    ): class_values,
+    CLASS_METRICS: class_values,
 }
+VERDICT_METRICS = (
+    "quality/frechet",
+    "quality/precision",
+    "quality/coverage",
+    "diversity/spread",
+    "diversity/duplicates",
+    "diversity/copies",
+    "diversity/effective_classes",
+    "diversity/missing_classes",
+)
+"""What a verdict rests on; the last two only if there are classes."""
 
 
 def compute(
@@ -227,19 +233,30 @@ def compute(
     wanted: Collection[str] | None = None,
     published: bool = False,
 ) -> dict[str, float]:
-    """All metrics that the features allow, or the `wanted` ones; `published` features give them their published names."""
+    """Return the wanted metrics, or all that the features allow.
+
+    With `published` features some have the names of published tables, and are wanted by either.
+    """
     values: dict[str, float] = {}
     for names, group in GROUPS.items():
-        asked = (
-            names
-            if wanted is None
-            else [n for n in names if n in wanted or PUBLISHED_NAMES.get(n) in wanted]
-        )
-        if asked:
-            found = group(fakes, reals)
-            values |= {name: found[name] for name in asked if name in found}
+        asked = [name for name in names if is_wanted(name, wanted)]
+        found = group(fakes, reals) if asked else {}
+        values |= {name: found[name] for name in asked if name in found}
     if published:
         values = {PUBLISHED_NAMES.get(name, name): value for name, value in values.items()}
-        if fakes.logits is not None and (wanted is None or "quality/inception_score" in wanted):
+        if fakes.logits is not None and is_wanted("quality/inception_score", wanted):
             values["quality/inception_score"] = distances.inception_score(fakes.logits)
     return values
+
+
+def is_wanted(name: str, wanted: Collection[str] | None) -> bool:
+    """Return whether a metric is wanted, by its own name or by its published one."""
+    return wanted is None or name in wanted or PUBLISHED_NAMES.get(name) in wanted
+
+
+def measurable(*, has_classes: bool, published: bool) -> list[str]:
+    """Return the names of all metrics that features allow."""
+    names = [name for group in GROUPS for name in group if has_classes or group != CLASS_METRICS]
+    if not published:
+        return names
+    return [*(PUBLISHED_NAMES.get(name, name) for name in names), "quality/inception_score"]

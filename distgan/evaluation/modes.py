@@ -1,24 +1,25 @@
-"""What a classifier says about diversity: the class histogram, modes captured, missing classes, reverse KL."""
+"""Diversity as a classifier sees it: class histogram, modes captured, missing classes, reverse KL."""
 
 import torch
 from torch import Tensor
 
 
 def class_histogram(labels: Tensor, num_classes: int) -> Tensor:
-    """Counts [C] of predicted labels [n], int64."""
+    """Return the counts [C], int64, of predicted labels [n]."""
     return torch.bincount(labels, minlength=num_classes)
 
 
 def modes_captured(counts: Tensor) -> int:
-    """Classes with at least one sample: the count of the Stacked MNIST papers."""
+    """Return the number of classes with a sample, as papers on Stacked MNIST count modes."""
     return int((counts > 0).sum())
 
 
 def confident_shares(logits: Tensor, *, confidence: float = 0.7) -> Tensor:
-    """Shares [C], float64, of the classes among images that the classifier is sure of: a posterior of `confidence`.
+    """Return the shares [C], float64, of the classes among the images classified with confidence.
 
-    A classifier that errs sees classes that are not there, a tenth of all cats as dogs; of those it is rarely sure. All
-    zero where it is sure of no image.
+    Those are images with a posterior of at least `confidence`. A classifier that takes a tenth of
+    all cats for dogs would see dogs where there are none, but it is rarely certain of them. All
+    shares are zero if no image is certain.
     """
     posterior, label = logits.softmax(1).max(1)
     counts = class_histogram(label[posterior >= confidence].cpu(), logits.shape[1]).double()
@@ -26,14 +27,15 @@ def confident_shares(logits: Tensor, *, confidence: float = 0.7) -> Tensor:
 
 
 def missing_classes(shares: Tensor, real_shares: Tensor, *, below: float = 0.1) -> list[int]:
-    """Classes with less than `below` of the reals' share."""
+    """Return the classes whose share is less than `below` times that of the reals."""
     return torch.nonzero(shares < below * real_shares).flatten().tolist()
 
 
 def reverse_kl(counts: Tensor, shares: Tensor) -> float:
-    """KL(fakes' classes || reals' classes) in nats: 0 at best, ln C for one class of C equal ones.
+    """Return KL(classes of fakes || classes of reals) in nats, given counts and real shares.
 
-    Classes without reals get the weight of half a sample, so that a misread sample does not make it infinite.
+    It is 0 at best, and ln C for one of C equally frequent classes. A class without reals counts as
+    half a sample, so that one misclassified fake does not make the divergence infinite.
     """
     p = counts.double() / counts.sum()
     q = shares.double().clamp_min(0.5 / float(counts.sum()))
@@ -41,13 +43,14 @@ def reverse_kl(counts: Tensor, shares: Tensor) -> float:
 
 
 def reverse_kl_floor(num_classes: int, *num_samples: int) -> float:
-    """What `reverse_kl` of a perfect generator is expected to be: (C - 1) / 2n for each of the finite sets compared.
+    """Return the expected `reverse_kl` of a perfect generator, by the chi-squared approximation.
 
-    The chi-squared approximation; one set where the reals' shares are exact, two where they are themselves counted.
+    Each finite set of n samples adds (C - 1) / 2n: the fakes, and the reals unless their shares are
+    exact.
     """
     return sum((num_classes - 1) / (2 * n) for n in num_samples)
 
 
 def effective_classes(shares: Tensor) -> float:
-    """exp of the entropy of shares [C]: the number of equally used classes, from 1 to C."""
+    """Return exp of the entropy of shares [C]: the number of classes in equal use, from 1 to C."""
     return float(torch.special.entr(shares.double()).sum().exp())

@@ -1,20 +1,16 @@
-"""The verdict: from cheap signals and evaluations to one name and one sentence with the figures behind it.
+"""The verdict on one evaluation: a name, and the figures behind it.
 
-    every report --tick--+                                       worst first: diverged, complete collapse,
-                         +--> VerdictTracker --> Verdict(name, detail)  partial collapse, memorising, unbalanced,
-    every evaluation ----+                                       learning, healthy
-
-`judge` looks at one evaluation alone. `VerdictTracker` adds the run's own past: what was once better and is lost is a collapse
-at once; what was never there is one only when the run has stopped improving. A trouble named by an evaluation is
-named at the first one that shows it and withdrawn after two that do not.
+From the worst to the best: diverged, complete collapse, partial collapse, memorising, unbalanced,
+learning, healthy. `assess` compares the fakes with real images and, during training, with the run's
+history. Losing what the run once had is a collapse at once; lacking what it never had is one only
+when the run has stopped improving. `unbalanced` comes from training metrics: see tracker.py.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
 
-from distgan.config.schema import Thresholds
+from distgan.config.monitoring import Thresholds
 from distgan.evaluation.evaluate import Result
 
 NAMES = (
@@ -26,11 +22,14 @@ NAMES = (
     "learning",
     "healthy",
 )
+DEFAULT_THRESHOLDS = Thresholds()
+BETTER = 0.98  # a distance counts as better than the best from this fraction of it on
+BELOW_BEST = 0.95  # coverage below this fraction of the best is shown beside the best
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A name of NAMES, and the figures behind it."""
+    """A name from NAMES, and the figures behind it."""
 
     name: str
     detail: str = ""
@@ -40,266 +39,225 @@ class Verdict:
 
     @property
     def is_trouble(self) -> bool:
-        """Whether someone should look."""
+        """Whether the user should look at the run."""
         return self.name not in ("learning", "healthy")
 
     @property
     def is_collapse(self) -> bool:
-        """Whether going on makes little sense."""
+        """Whether training on makes little sense."""
         return self.name in ("diverged", "complete collapse", "partial collapse")
 
 
-DEFAULT_THRESHOLDS = Thresholds()
-
-
 @dataclass
-class Past:
-    """What a run has shown in its evaluations so far."""
+class History:
+    """The best values of a run's evaluations so far."""
 
     evaluations: int = 0
-    since_better: int = 0  # evaluations since the last best Frechet distance
+    since_better: int = 0  # evaluations since the last new best Frechet distance
     best_frechet: float = math.inf
     best_coverage: float = 0.0
-    fewest_missing: float = math.inf  # classes, among evaluations with plausible fakes
+    fewest_missing: float = math.inf  # classes, among the evaluations with plausible fakes
 
-    def since_better_with(self, values: Mapping[str, float]) -> int:
-        """What `since_better` is once these values are counted; better means by two per cent."""
-        frechet = values.get("quality/frechet", values.get("quality/fid", math.inf))
-        return 0 if frechet < 0.98 * self.best_frechet else self.since_better + 1
+    def since_better_with(self, result: Result) -> int:
+        """Return what `since_better` becomes with one more evaluation."""
+        return 0 if result.frechet < BETTER * self.best_frechet else self.since_better + 1
 
-    def add(self, result: Result, *, plausible_precision: float) -> None:
-        """Count one more evaluation."""
-        values = result.values
+    def add(self, result: Result, *, are_plausible: bool) -> None:
+        """Take one more evaluation. Values that are not finite are ignored."""
         self.evaluations += 1
-        self.since_better = self.since_better_with(values)
-        # min and max keep the old best where the new value is not a number.
-        self.best_frechet = min(
-            self.best_frechet, values.get("quality/frechet", values.get("quality/fid", math.inf))
+        self.since_better = self.since_better_with(result)
+        # min and max keep their first argument if the second is not a number.
+        self.best_frechet = min(self.best_frechet, result.frechet)
+        self.best_coverage = max(self.best_coverage, result.values["quality/coverage"])
+        if are_plausible:
+            missing = result.values.get("diversity/missing_classes", math.inf)
+            self.fewest_missing = min(self.fewest_missing, missing)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one evaluation shows; `history` is that of the run before it, None outside of a run."""
+
+    result: Result
+    thresholds: Thresholds
+    history: History | None = None
+
+    def value(self, name: str) -> float:
+        return self.result.values[name]
+
+    def relative(self, name: str) -> float:
+        """Return a value over that of real images."""
+        return self.result.values[name] / max(self.result.reals[name], 1e-12)
+
+    # --------------------------------------------------------------------------------------- time
+
+    @property
+    def is_young(self) -> bool:
+        """Whether the run is too young to be called collapsed."""
+        history = self.history
+        return history is not None and history.evaluations < self.thresholds.grace_evaluations
+
+    @property
+    def is_improving(self) -> bool:
+        """Whether the run has got better recently."""
+        history, patience = self.history, self.thresholds.stall_evaluations
+        return history is not None and history.since_better_with(self.result) < patience
+
+    # ------------------------------------------------------------------------------------ quality
+
+    @property
+    def are_plausible(self) -> bool:
+        """Whether the fakes look real enough for their kinds to be counted."""
+        return self.relative("quality/precision") >= self.thresholds.plausible_precision
+
+    @property
+    def has_low_coverage(self) -> bool:
+        return (
+            self.are_plausible and self.relative("quality/coverage") < self.thresholds.low_coverage
         )
-        self.best_coverage = max(self.best_coverage, values.get("quality/coverage", 0.0))
-        precision, real_precision = (
-            each.get("quality/precision", 1.0) for each in (values, result.reals)
+
+    @property
+    def lost_coverage(self) -> bool:
+        """Whether coverage has fallen far below the run's best, once that was worth something."""
+        if self.history is None:
+            return False
+        t, best = self.thresholds, self.history.best_coverage
+        was_settled = best >= t.settled_coverage * self.result.reals["quality/coverage"]
+        return was_settled and self.value("quality/coverage") < t.coverage_fall * best
+
+    # ---------------------------------------------------------------------------------- diversity
+
+    @property
+    def has_duplicates(self) -> bool:
+        """Whether most fakes have a near-duplicate."""
+        usual = self.result.reals["diversity/duplicates"]
+        return self.value("diversity/duplicates") > max(self.thresholds.duplicates, usual)
+
+    @property
+    def is_one_image(self) -> bool:
+        """Whether the fakes hardly differ from one another."""
+        spread = self.relative("diversity/spread")
+        return self.has_duplicates and spread < self.thresholds.one_image_spread
+
+    @property
+    def is_one_mode(self) -> bool:
+        """Whether the fakes use only one or a few of very many classes."""
+        if not self.result.class_counts:
+            return False
+        few = len(self.result.class_counts) * self.thresholds.few_classes
+        return self.are_plausible and self.value("diversity/effective_classes") <= few
+
+    @property
+    def lacks_classes(self) -> bool:
+        """Whether too many classes are missing."""
+        return self.are_plausible and self.misses_more_than(
+            self.result.reals.get("diversity/missing_classes", 0.0)
         )
-        if precision >= plausible_precision * real_precision:
-            self.fewest_missing = min(
-                self.fewest_missing, values.get("diversity/missing_classes", math.inf)
-            )
+
+    @property
+    def lost_classes(self) -> bool:
+        """Whether classes are missing that the run once had."""
+        return (
+            self.history is not None
+            and self.lacks_classes
+            and self.misses_more_than(self.history.fewest_missing)
+        )
+
+    def misses_more_than(self, usual: float) -> bool:
+        tolerance = self.thresholds.missing_classes * len(self.result.class_counts)
+        return self.result.values.get("diversity/missing_classes", 0.0) > usual + tolerance
+
+    @property
+    def lacks_diversity(self) -> bool:
+        return self.lacks_classes or self.has_low_coverage or self.has_duplicates
+
+    @property
+    def has_copies(self) -> bool:
+        """Whether many fakes are copies of training images."""
+        usual = 5 * self.result.reals["diversity/copies"]
+        return self.are_plausible and self.value("diversity/copies") > max(
+            self.thresholds.copies, usual
+        )
 
 
-def is_finite(values: Mapping[str, float]) -> bool:
-    """Whether every number is one."""
-    return all(math.isfinite(value) for value in values.values())
+def assess(
+    result: Result, thresholds: Thresholds = DEFAULT_THRESHOLDS, *, history: History | None = None
+) -> Verdict:
+    """Return the verdict on one evaluation.
+
+    `history` is that of the run before it, None outside of a run. The result must have all metrics
+    that the verdict rests on.
+    """
+    if bad := infinite_values(result.values):
+        return Verdict("diverged", f"{bad} not finite")
+    seen = Evidence(result, thresholds, history)
+    if (seen.is_one_image or seen.is_one_mode) and not seen.is_young:
+        return Verdict("complete collapse", describe_complete(seen))
+    has_settled = not seen.is_young and not seen.is_improving
+    if seen.lost_coverage or seen.lost_classes or (seen.lacks_diversity and has_settled):
+        return Verdict("partial collapse", describe_partial(seen))
+    if seen.has_copies:
+        return Verdict("memorising", describe_copies(seen))
+    if not seen.are_plausible or seen.lacks_diversity:
+        return Verdict("learning", describe_learning(seen))
+    return Verdict("healthy", describe_coverage(seen))
 
 
-def listed(names: Sequence[str], *, most: int = 4) -> str:
-    """`class 3`, `classes 3 and 7`, `classes 1, 2, 3, 4 and 6 more`."""
+def infinite_values(values: Mapping[str, float]) -> str:
+    """Return the names of all values that are not finite, separated by commas."""
+    return ", ".join(name for name, value in values.items() if not math.isfinite(value))
+
+
+# ------------------------------------------------------------------------------------------ details
+
+
+def describe_complete(seen: Evidence) -> str:
+    duplicates = describe_duplicates(seen)
+    if seen.is_one_image:
+        spread = seen.value("diversity/spread")
+        return f"features vary {spread:.2f} times as much as those of real images; {duplicates}"
+    classes, num_classes = seen.value("diversity/effective_classes"), len(seen.result.class_counts)
+    return f"{classes:.1f} of {num_classes} classes in use; {duplicates}"
+
+
+def describe_partial(seen: Evidence) -> str:
+    reasons = [f"{list_classes(seen.result.missing)} missing"] if seen.lacks_classes else []
+    reasons += [describe_duplicates(seen)] if seen.has_duplicates else []
+    return "; ".join([*reasons, describe_coverage(seen)])
+
+
+def describe_copies(seen: Evidence) -> str:
+    copies, num_reference = seen.value("diversity/copies"), seen.result.protocol.num_reference
+    return f"{copies:.0%} of fakes copy one of the {num_reference} reals"
+
+
+def describe_learning(seen: Evidence) -> str:
+    if not seen.are_plausible:
+        precision, usual = (
+            each["quality/precision"] for each in (seen.result.values, seen.result.reals)
+        )
+        return f"precision {precision:.2f}, reals {usual:.2f}; {describe_coverage(seen)}"
+    missing = seen.result.missing
+    reasons = [f"{list_classes(missing)} missing so far"] if missing else []
+    return "; ".join([*reasons, describe_coverage(seen)])
+
+
+def describe_duplicates(seen: Evidence) -> str:
+    return f"{seen.value('diversity/duplicates'):.0%} of fakes have a near-duplicate"
+
+
+def describe_coverage(seen: Evidence) -> str:
+    """Return the coverage, beside the run's best if it is lower, otherwise beside the reals'."""
+    coverage, history = seen.value("quality/coverage"), seen.history
+    if history is not None and coverage < BELOW_BEST * history.best_coverage:
+        return f"coverage {coverage:.2f}, was {history.best_coverage:.2f}"
+    return f"coverage {coverage:.2f}, reals {seen.result.reals['quality/coverage']:.2f}"
+
+
+def list_classes(names: Sequence[str], *, most: int = 4) -> str:
+    """Return `class 3`, `classes 3 and 7`, or `classes 1, 2, 3, 4 and 6 more`."""
     if len(names) == 1:
         return f"class {names[0]}"
     if len(names) <= most:
         return f"classes {', '.join(names[:-1])} and {names[-1]}"
     return f"classes {', '.join(names[:most])} and {len(names) - most} more"
-
-
-def judge(
-    result: Result, thresholds: Thresholds = DEFAULT_THRESHOLDS, *, past: Past | None = None
-) -> Verdict:
-    """The verdict on one evaluation; `past` is that of the run before it, None where there is no run."""
-    t, values, reals = thresholds, result.values, result.reals
-    if not is_finite(values):
-        bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
-        return Verdict("diverged", f"{bad} not finite")
-
-    def relative(name: str, *, missing: float) -> float:
-        """A value over that of the reals; `missing` where it was not measured."""
-        return values[name] / max(reals[name], 1e-12) if name in values else missing
-
-    coverage = values.get("quality/coverage", math.nan)
-    num_classes = len(result.class_counts)
-    missing = values.get("diversity/missing_classes", 0.0)
-    real_missing = reals.get("diversity/missing_classes", 0.0)
-    duplicates = values.get("diversity/duplicates", 0.0)
-    plausible = relative("quality/precision", missing=1.0) >= t.plausible_precision
-    young = past is not None and past.evaluations < t.grace_evaluations
-    improving = past is not None and past.since_better_with(values) < t.stall_evaluations
-
-    many_duplicates = duplicates > max(t.duplicates, reals.get("diversity/duplicates", 0.0))
-    one_image = many_duplicates and relative("diversity/spread", missing=1.0) < t.one_image_spread
-    few = num_classes * t.few_classes
-    one_mode = plausible and values.get("diversity/effective_classes", math.inf) <= few
-    if (one_image or one_mode) and not young:
-        detail = (
-            f"features vary {values['diversity/spread']:.2f} as much as the reals'"
-            if one_image
-            else ""
-        )
-        detail = (
-            detail or f"{values['diversity/effective_classes']:.1f} of {num_classes} classes in use"
-        )
-        return Verdict(
-            "complete collapse", f"{detail}; {duplicates:.0%} of fakes have a near-duplicate"
-        )
-
-    coverage_text = f"coverage {coverage:.2f}, reals {reals.get('quality/coverage', math.nan):.2f}"
-    fell = False
-    if past is not None:
-        settled = past.best_coverage >= t.settled_coverage * reals.get("quality/coverage", math.inf)
-        fell = settled and coverage < t.coverage_fall * past.best_coverage
-        if coverage < 0.95 * past.best_coverage:
-            coverage_text = f"coverage {coverage:.2f}, was {past.best_coverage:.2f}"
-    tolerated = real_missing + t.missing_classes * num_classes
-    lacking = plausible and missing > tolerated
-    lost = (
-        past is not None
-        and lacking
-        and missing > past.fewest_missing + t.missing_classes * num_classes
-    )
-    narrow = plausible and relative("quality/coverage", missing=1.0) < t.low_coverage
-    never_there = (lacking or narrow or many_duplicates) and not young and not improving
-    if fell or lost or never_there:
-        reasons = [f"{listed(result.missing)} missing"] if lacking else []
-        reasons += [f"{duplicates:.0%} of fakes have a near-duplicate"] if many_duplicates else []
-        return Verdict("partial collapse", "; ".join([*reasons, coverage_text]))
-
-    copies, real_copies = values.get("diversity/copies", 0.0), reals.get("diversity/copies", 0.0)
-    if plausible and copies > max(t.copies, 5 * real_copies):
-        return Verdict(
-            "memorising",
-            f"{copies:.0%} of fakes copy one of the {result.protocol.num_reference} reals",
-        )
-    if not plausible or lacking or narrow or many_duplicates or one_image:
-        lack = [f"{listed(result.missing)} missing so far"] if plausible and result.missing else []
-        precision = f"precision {values.get('quality/precision', math.nan):.2f}, reals {reals.get('quality/precision', 0):.2f}"
-        return Verdict(
-            "learning", "; ".join([*lack, *([] if plausible else [precision]), coverage_text])
-        )
-    return Verdict("healthy", coverage_text if "quality/coverage" in values else "")
-
-
-@dataclass
-class Streak:
-    """A signal with patience: on after so many reports in a row that show it, off after as many that do not."""
-
-    on: bool = False
-    contrary: int = 0
-
-    def update(self, seen: bool, patience: int) -> bool:
-        """Whether the signal counts, after one more report."""
-        self.contrary = 0 if seen == self.on else self.contrary + 1
-        if self.contrary >= patience:
-            self.on, self.contrary = seen, 0
-        return self.on
-
-
-@dataclass
-class VerdictTracker:
-    """Watches one run. Its state is plain values and travels in checkpoints, so that a rollback rewinds it too."""
-
-    thresholds: Thresholds = DEFAULT_THRESHOLDS
-    past: Past = field(default_factory=Past)
-    evaluated: Verdict = Verdict(
-        "learning", "not evaluated yet"
-    )  # the last evaluation's, until it is withdrawn
-    quiet_evaluations: int = 0
-    not_finite: str = ""
-    was_diverse: bool = False
-    discriminator_wins: Streak = field(default_factory=Streak)
-    generator_wins: Streak = field(default_factory=Streak)
-    one_image: Streak = field(default_factory=Streak)
-    balance: str = ""  # the accuracies last seen
-
-    @property
-    def verdict(self) -> Verdict:
-        """The worst of what reports and evaluations say."""
-        found = [self.evaluated]
-        if self.not_finite:
-            found.append(Verdict("diverged", f"{self.not_finite} not finite"))
-        if self.one_image.on:
-            found.append(Verdict("complete collapse", "the images of a batch hardly differ"))
-        evaluated, stalled = (
-            self.past.evaluations > 0,
-            self.past.since_better >= self.thresholds.stall_evaluations,
-        )
-        # A discriminator that wins at first, or while samples still get better, is how most healthy runs look.
-        if self.discriminator_wins.on and evaluated and stalled:
-            found.append(Verdict("unbalanced", f"discriminator winning; {self.balance}"))
-        if self.generator_wins.on and (stalled or not evaluated):
-            found.append(Verdict("unbalanced", f"generator winning; {self.balance}"))
-        return min(found, key=lambda verdict: NAMES.index(verdict.name))
-
-    def tick(self, signals: Mapping[str, float]) -> Verdict:
-        """Take one report's means over all ranks, by metric name; names that are not there are not judged."""
-        t = self.thresholds
-        # Gradient norms may overflow under fp16 loss scaling, which skips such steps.
-        bad = [
-            n
-            for n, value in signals.items()
-            if n.startswith(("loss/", "logits/")) and not math.isfinite(value)
-        ]
-        self.not_finite = ", ".join(bad)
-        if {"accuracy/d_real", "accuracy/d_fake"} <= signals.keys():
-            real, fake = signals["accuracy/d_real"], signals["accuracy/d_fake"]
-            self.balance = f"discriminator right on {real:.0%} of reals and {fake:.0%} of fakes"
-            self.discriminator_wins.update(min(real, fake) > t.accuracy_high, t.patience_reports)
-            lost = fake < t.fakes_accuracy_low or (real + fake) / 2 < t.accuracy_low
-            self.generator_wins.update(lost, t.patience_reports)
-        if "diversity/batch_ratio" in signals:
-            ratio = signals["diversity/batch_ratio"]
-            same = (
-                ratio < t.batch_ratio
-                and signals.get("diversity/batch_duplicates", 1.0) > t.duplicates
-            )
-            self.was_diverse |= ratio > 3 * t.batch_ratio
-            # Every generator begins with nearly one grey image: only a way back there, or staying, is a collapse.
-            armed = self.was_diverse or self.past.evaluations > t.grace_evaluations
-            self.one_image.update(same and armed, t.patience_reports)
-        return self.verdict
-
-    def evaluate(self, result: Result) -> Verdict:
-        """Take one evaluation."""
-        t = self.thresholds
-        found = judge(result, t, past=self.past)
-        self.quiet_evaluations = 0 if found.is_trouble else self.quiet_evaluations + 1
-        if (
-            found.is_trouble
-            or not self.evaluated.is_trouble
-            or self.quiet_evaluations >= t.recovery_evaluations
-        ):
-            self.evaluated = found
-        self.past.add(result, plausible_precision=t.plausible_precision)
-        return self.verdict
-
-    def forgive(self) -> None:
-        """Give a run that was rolled back the time of a young one; its best coverage still counts against it."""
-        self.past.evaluations, self.past.since_better, self.past.best_frechet = 0, 0, math.inf
-        self.evaluated, self.quiet_evaluations, self.not_finite = (
-            Verdict("learning", "rolled back"),
-            0,
-            "",
-        )
-        self.discriminator_wins, self.generator_wins, self.one_image = Streak(), Streak(), Streak()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything but the thresholds, as plain values for JSON."""
-        state = asdict(self)
-        del state["thresholds"]
-        for name, value in state["past"].items():
-            state["past"][name] = (
-                None if value == math.inf else value
-            )  # which JSON has no number for
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        past: dict[str, Any] = {
-            name: math.inf if value is None else value for name, value in state["past"].items()
-        }
-        rebuilt: dict[str, Any] = {
-            "past": Past(**past),
-            "evaluated": Verdict(**state["evaluated"]),
-            "discriminator_wins": Streak(**state["discriminator_wins"]),
-            "generator_wins": Streak(**state["generator_wins"]),
-            "one_image": Streak(**state["one_image"]),
-        }
-        for each in fields(self):
-            if each.name != "thresholds":
-                setattr(self, each.name, rebuilt.get(each.name, state[each.name]))

@@ -68,7 +68,7 @@ class Reporter:
         `config` has the settings in force, which differ from the run's own after a rollback.
         """
         if self.means.sums:
-            self.means.add(self.evaluator.signals(self.last_fakes))
+            self.means.add(self.evaluator.batch_metrics(self.last_fakes))
         world, state = self.session.world, self.state
         # The ranks decide together by these numbers, so they must be equal to the last bit.
         statistics = world.broadcast_object(self.means.reduce(world))
@@ -90,7 +90,9 @@ class Reporter:
         }
         self.images_at_report, batches.wait_seconds = state.images_seen, 0.0
         self.logger.metrics(row)
-        self.logger.verdict(self.evaluator.tick(statistics), images_seen=state.images_seen)
+        self.logger.verdict(
+            self.evaluator.tracker.add_report(statistics), images_seen=state.images_seen
+        )
 
     def save_samples(self) -> None:
         """Save a grid of the averaged generator's images, always of the same latents."""

@@ -12,6 +12,7 @@ from distgan.config.metrics import EVALUATION_METRICS
 from distgan.errors import UserError
 from distgan.evaluation.evaluate import Result, evaluate
 from distgan.evaluation.extractors import RandomConv
+from distgan.evaluation.metrics import VERDICT_METRICS
 from distgan.evaluation.probe import Probe
 from distgan.evaluation.reference import (
     PreparedReference,
@@ -19,7 +20,7 @@ from distgan.evaluation.reference import (
     prepare_reference,
     split_reals,
 )
-from distgan.evaluation.verdict import judge
+from distgan.evaluation.verdict import assess
 from distgan.runtime.distributed import current_world
 from tests.evaluation.sets import (
     ALONE,
@@ -120,7 +121,7 @@ def test_duplicates_and_copies_are_told_apart(scores: Scores) -> None:
     ],
 )
 def test_the_verdict_names_each_set(scores: Scores, name: str, verdict: str) -> None:
-    assert str(judge(scores[name])).startswith(verdict)
+    assert str(assess(scores[name])).startswith(verdict)
 
 
 def test_without_labels_the_extremes_are_still_named(folder: Path) -> None:
@@ -129,7 +130,7 @@ def test_without_labels_the_extremes_are_still_named(folder: Path) -> None:
     prepared = prepare_reference(
         reals, extractor, world=ALONE, settings=SETTINGS, num_samples=NUM, folder=folder
     )
-    found = {name: judge(score(fakes, prepared, extractor)).name for name, fakes in sets.items()}
+    found = {name: assess(score(fakes, prepared, extractor)).name for name, fakes in sets.items()}
     assert (
         found
         == {
@@ -150,7 +151,7 @@ def test_a_trained_probe_tells_health_from_collapse(probe: Probe, folder: Path) 
         reals, probe, world=ALONE, settings=SETTINGS, num_samples=NUM, folder=folder
     )
     found = {name: score(sets[name], prepared, probe) for name in sets if name != "noise"}
-    assert {name: judge(result).name for name, result in found.items()} == {
+    assert {name: assess(result).name for name, result in found.items()} == {
         "all classes": "healthy",
         "half of the classes": "partial collapse",
         "one class": "partial collapse",
@@ -190,19 +191,15 @@ def test_a_result_carries_its_protocol_through_json(
         assert part in line
 
 
-def test_only_the_wanted_metrics_are_computed(
+def test_the_wanted_metrics_and_those_of_the_verdict_are_computed(
     classifier: ExampleClassifier, prepared: PreparedReference
 ) -> None:
     fakes = controlled_sets()[0]["all classes"]
-    wanted = {"quality/coverage", "diversity/copies"}
-    assert (
-        set(
-            evaluate(
-                lambda a, b: fakes[a:b], prepared, classifier, world=ALONE, wanted=wanted
-            ).values
-        )
-        == wanted
-    )
+    wanted = {"quality/density", "diversity/copies"}
+    result = evaluate(lambda a, b: fakes[a:b], prepared, classifier, world=ALONE, wanted=wanted)
+    assert set(result.values) == wanted | set(VERDICT_METRICS)
+    assert set(result.only(wanted).values) == set(result.only(wanted).reals) == wanted
+    assert result.only(None) == result
     with pytest.raises(UserError, match="unknown metric 'fid'"):
         evaluate(lambda a, b: fakes[a:b], prepared, classifier, world=ALONE, wanted={"fid"})
 

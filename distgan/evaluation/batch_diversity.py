@@ -1,6 +1,6 @@
-"""Cheap signs of collapse for every report: how different the fakes of one batch are from one another, in pixels.
+"""Diversity of one batch of fakes, from distances between pixels: cheap enough for every report.
 
-Blind to a missing class, quick to see that all images are one: the verdict uses them for nothing else.
+It shows at once that all fakes are one image, but not that a class is missing.
 """
 
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from torch import Tensor
 
 from distgan.evaluation.neighbours import squared_distances
 
-SIZE = 16  # images are averaged down to this many pixels a side: noise fades, content stays
+SIZE = 16  # larger images are averaged down to this size, which removes noise and keeps content
 
 
 @dataclass(frozen=True)
 class BatchDiversity:
-    """Distances within batches of `batch` reals, to hold batches of as many fakes against."""
+    """Distances within batches of reals, with which batches of as many fakes are compared."""
 
     batch: int
     mean_distance: float
-    near_distance: float  # that 1 % of reals undercut with their nearest other in the batch
+    near_distance: float  # from a real to the nearest other of its batch: the 1 % quantile
 
     @classmethod
     def of_reals(cls, reals: Tensor, *, batch: int = 64) -> "BatchDiversity":
-        """Measure reals [n, C, H, W] in [-1, 1]; n >= 2, a few batches are enough."""
+        """Measure reals [n, C, H, W] in [-1, 1], n >= 2; a few batches are enough."""
         batch = min(batch, len(reals))
         assert batch >= 2, f"{len(reals)} images have no distances"
         found = [pixel_distances(part) for part in reals.split(batch) if len(part) == batch]
@@ -31,10 +31,10 @@ class BatchDiversity:
         mean = torch.stack([mean for mean, _ in found]).mean()
         return cls(batch, float(mean), float(nearest.quantile(0.01)))
 
-    def signals(self, fakes: Tensor) -> dict[str, Tensor]:
-        """Ratio of mean distances, and share of near-duplicates, in the first `batch` of fakes [n, C, H, W] in [-1, 1].
+    def metrics(self, fakes: Tensor) -> dict[str, Tensor]:
+        """Return the metrics of the first `batch` of fakes [n, C, H, W] in [-1, 1].
 
-        Scalars that stay on the device; averages over ranks and steps are right as they are.
+        They are scalars on the device, and may be averaged over ranks and steps.
         """
         mean, nearest = pixel_distances(fakes[: self.batch])
         return {
@@ -44,12 +44,15 @@ class BatchDiversity:
 
 
 def pixel_distances(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean distance of pairs, and each image's distance [n] to its nearest other; root mean squares of pixels."""
+    """Return the mean distance of all pairs, and the distances [n] to the nearest other image.
+
+    A distance is the root mean square of the differences between pixels.
+    """
     pixels = images.detach().float()
     if min(pixels.shape[2:]) > SIZE:
         pixels = torch.nn.functional.adaptive_avg_pool2d(pixels, SIZE)
     flat = pixels.flatten(1)
-    # Around the batch's mean, for float32 would lose small differences between large images.
+    # Without the mean of the batch, float32 keeps small differences between large values.
     flat = flat - flat.mean(0)
     distances = (squared_distances(flat, flat) / flat.shape[1]).sqrt()
     others = distances.masked_fill(

@@ -1,0 +1,98 @@
+"""The evaluator of a run judges by what it measured, and keeps the best generator."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from distgan.config.schema import Evaluation, Thresholds
+from distgan.errors import UserError
+from distgan.evaluation.evaluator import Evaluator
+from distgan.evaluation.extractors import RandomConv
+from shards.format.index import read_index
+from shards.reader import ShardReader
+from tests.evaluation.sets import ALONE
+
+
+class Noise(nn.Module):
+    """A generator of images that differ in every pixel."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return latents.tanh().unflatten(1, (1, 32, 32))
+
+
+class OneImage(nn.Module):
+    """A generator that has collapsed completely."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return 0.001 * latents.unflatten(1, (1, 32, 32))
+
+
+def make_evaluator(shards: Path, **settings: object) -> Evaluator:
+    return Evaluator(
+        ShardReader(read_index(shards)),
+        evaluation=Evaluation(num_samples=12, **settings),  # type: ignore[arg-type]
+        thresholds=Thresholds(),
+        classes=None,
+        world=ALONE,
+        device=torch.device("cpu"),
+        seed=0,
+    )
+
+
+@pytest.mark.parametrize("metrics", [(), ("quality/frechet",), ("diversity/vendi",)])
+def test_a_collapse_is_named_whichever_metrics_are_listed(
+    shards: Path, metrics: tuple[str, ...]
+) -> None:
+    evaluator = make_evaluator(shards, metrics=metrics)
+    for _ in range(3):
+        result, verdict, _ = evaluator.evaluate(OneImage(), 1024, images_seen=1)
+    assert verdict.name == "complete collapse"
+    assert set(result.values) == {*metrics, "quality/frechet"}
+
+
+def test_the_best_metric_is_measured_though_it_is_not_listed(shards: Path) -> None:
+    evaluator = make_evaluator(shards, metrics=("quality/kernel",), best_metric="diversity/vendi")
+    found = [
+        evaluator.evaluate(generator, 1024, images_seen=images)
+        for images, generator in ((1, OneImage()), (2, Noise()), (3, OneImage()))
+    ]
+    assert [is_best for _, _, is_best in found] == [True, True, False]
+    assert evaluator.best_images == 2
+    assert set(found[0][0].values) == {"quality/kernel", "diversity/vendi"}
+
+
+@pytest.mark.parametrize(
+    "metric", ["diversity/modes", "quality/fid", "quality/inception_score", "quality/kernel_spread"]
+)
+def test_a_best_metric_that_cannot_choose_is_refused(shards: Path, metric: str) -> None:
+    with pytest.raises(UserError, match=f"best_metric={metric} .* choose from quality/frechet"):
+        make_evaluator(shards, best_metric=metric)
+
+
+def test_an_unknown_metric_is_refused(shards: Path) -> None:
+    with pytest.raises(UserError, match="unknown metric 'frechet'"):
+        make_evaluator(shards, metrics=("frechet",))
+
+
+def test_the_distance_chooses_the_best_under_its_published_name(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RandomConv, "published", True)
+    evaluator = make_evaluator(shards)
+    assert evaluator.best_metric == "quality/fid"
+    result, _, is_best = evaluator.evaluate(Noise(), 1024, images_seen=1)
+    assert is_best
+    assert evaluator.best_value == result.values["quality/fid"]
+
+
+def test_a_value_that_is_not_finite_is_never_the_best(shards: Path) -> None:
+    evaluator = make_evaluator(shards)
+    assert not evaluator.is_better(float("nan"))
+    evaluator.best_value = 3.0
+    assert [evaluator.is_better(value) for value in (2.0, 4.0, float("nan"))] == [
+        True,
+        False,
+        False,
+    ]
