@@ -1,7 +1,10 @@
 """Numbers, durations, counts and error messages as text for people."""
 
+import html
 import math
 from typing import Any
+
+from shards.errors import printable
 
 NO_VALUE = "–"
 
@@ -50,3 +53,8 @@ def pluralize(count: int, noun: str) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error message, or the error's type if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def markdown_cell(text: str) -> str:
+    """Return a text for a Markdown table, in which HTML and control characters have no effect."""
+    return html.escape(printable(text), quote=False).replace("|", "\\|")

@@ -24,6 +24,7 @@ LAYERS = [  # top to bottom; a module imports from its own layer and those below
 LIBRARY_OWNERS = {  # the modules that may import a library
     "accelerate": {"runtime", "run/session", "steps", "gan", "commands/bench"},
     "wandb": {"reporting/wandb_sink"},
+    "tensorboard": {"reporting/tensorboard_sink"},
     "rich": {"reporting/console"},
     "typer": {"train", "cli"},
     "webdataset": set(),

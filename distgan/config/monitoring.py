@@ -180,7 +180,7 @@ class Collapse(Section):
 
 
 class Log(Section):
-    """Metrics, sample grids, the report and Weights & Biases."""
+    """Metrics, sample grids, the report, Weights & Biases and TensorBoard."""
 
     every_kimg: float | None = setting(
         None,
@@ -197,6 +197,11 @@ class Log(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = setting(
         "auto",
         "Mode of Weights & Biases; auto is online if there are a key and a network, else offline.",
+        identity=False,
+    )
+    tensorboard: bool = setting(
+        False,
+        "Write TensorBoard event files to the run folder; needs pip install 'distgan[tensorboard]'.",
         identity=False,
     )
     report: bool = setting(

@@ -1,6 +1,5 @@
 """Ranking of many runs: a table, JSON and Markdown files, and a sheet with their last samples."""
 
-import html
 import math
 import statistics
 import textwrap
@@ -15,8 +14,7 @@ from pydantic import BaseModel
 
 from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES
 from distgan.run.files import read_json, read_rows, read_status
-from distgan.text import NO_VALUE, format_number
-from shards.errors import printable
+from distgan.text import NO_VALUE, format_number, markdown_cell
 from shards.files import write_atomic
 
 JSON_FILE, MARKDOWN_FILE, SAMPLES_FILE = "leaderboard.json", "leaderboard.md", "samples.png"
@@ -201,16 +199,11 @@ def to_markdown(cells: Sequence[Cell], note: str, *, rank_by: str) -> str:
     """Return the leaderboard as a Markdown table, with a sentence on how to read it."""
     head, rows = to_table(cells, rank_by=rank_by)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    table = "\n".join("| " + " | ".join(map(escape_cell, line)) + " |" for line in lines)
+    table = "\n".join("| " + " | ".join(map(markdown_cell, line)) + " |" for line in lines)
     has_seeds = any(len(cell.runs) > 1 for cell in cells)
     spread = ", mean ± standard deviation over seeds" if has_seeds else ""
     sentence = f"Sorted by {rank_by} of the last evaluation{spread}."
     return "\n\n".join(filter(None, [table, sentence, note])) + "\n"
-
-
-def escape_cell(text: str) -> str:
-    """Return a text for a Markdown table, in which HTML and control characters have no effect."""
-    return html.escape(printable(text), quote=False).replace("|", "\\|")
 
 
 def draw_sheet(cells: Sequence[Cell], path: Path, *, rank_by: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Everything that rank zero reports of a run: to the run folder, the console and W&B."""
+"""Everything that rank zero reports of a run: to the run folder, the console and the sinks."""
 
 import json
 import os
@@ -17,6 +17,8 @@ from distgan.evaluation.verdict import Verdict
 from distgan.images import save_grid, save_losses_plot
 from distgan.losses.adversarial import equilibrium
 from distgan.reporting import console
+from distgan.reporting.sinks import Sink
+from distgan.reporting.tensorboard_sink import TensorBoardSink
 from distgan.reporting.wandb_sink import WandbSink, default_group, new_run_id
 from distgan.run.files import read_rows, read_status
 from distgan.run.folder import RunFolder, explained
@@ -59,7 +61,7 @@ class RunLogger:
         self.wandb_id = wandb_id or new_run_id()
         self.total_images, self.epoch_images = total_images, epoch_images
         self.console: console.TrainingConsole | None = None
-        self.wandb: WandbSink | None = None
+        self.sinks: list[Sink] = []
         self.last_verdict = "learning"  # the verdict on a new run
 
     # -------------------------------------------------------------------------------------- start
@@ -73,7 +75,7 @@ class RunLogger:
         images_seen: int,
         notes: list[str],
     ) -> None:
-        """Write the files that describe the run, show the table and open W&B.
+        """Write the files that describe the run, show the table and open the sinks.
 
         Rows of steps that will be trained again are dropped.
         """
@@ -90,18 +92,32 @@ class RunLogger:
         if images_seen:
             resumed = "; ".join([f"resumed at {images_seen / 1000:g} kimg", *notes])
             self.event("resume", resumed, images_seen=images_seen)
-        world = provenance["world"]
-        self.wandb = WandbSink(
-            self.config.log.wandb,
-            project=self.config.log.project,
-            group=self.config.log.group or default_group(os.environ),
+        self.sinks = self.open_sinks(provenance["world"], images_seen=images_seen)
+
+    def open_sinks(self, world: dict[str, Any], *, images_seen: int) -> list[Sink]:
+        """Return W&B and, if it is asked for, TensorBoard."""
+        assert self.folder is not None
+        folder, log = self.folder.path, self.config.log
+        config = flat_values(self.config) | {"world": world}
+
+        def warn(text: str) -> None:
+            self.event("warning", text, images_seen=images_seen)
+
+        wandb = WandbSink(
+            log.wandb,
+            project=log.project,
+            group=log.group or default_group(os.environ),
             run_id=self.wandb_id,
-            name=folder.path.name,
-            folder=folder.path,
-            config=flat_values(self.config) | {"world": world},
+            name=folder.name,
+            folder=folder,
+            config=config,
             tags=[self.name, f"{world['processes']}x{world['device']}"],
-            warn=lambda text: self.event("warning", text, images_seen=images_seen),
+            warn=warn,
         )
+        if not log.tensorboard:
+            return [wandb]
+        # Before W&B, for which the end of an interrupted run may have to wait too long.
+        return [TensorBoardSink(folder, config=config, images_seen=images_seen, warn=warn), wandb]
 
     @on_rank_zero
     def already_done(self, *, images_seen: int) -> None:
@@ -130,22 +146,25 @@ class RunLogger:
     @on_rank_zero
     def metrics(self, row: dict[str, Any]) -> None:
         """Log one row of training metrics."""
-        assert self.folder is not None and self.console is not None and self.wandb is not None
+        assert self.folder is not None and self.console is not None
         self.folder.add_metrics(row)
         self.console.show(row)
-        self.wandb.log(row)
+        for sink in self.sinks:
+            sink.log(row)
 
     @on_rank_zero
     def evaluation(self, result: Result, *, is_best: bool, images_seen: int) -> None:
         """Log the result of an evaluation, beside the same metrics of real images."""
-        assert self.folder is not None and self.wandb is not None
+        assert self.folder is not None
         kimg, values = images_seen / 1000, result.values
         self.folder.append("evaluations.jsonl", {"progress/images": images_seen} | result.to_dict())
         reals = {f"reals/{name}": value for name, value in result.reals.items()}
-        self.wandb.log({"progress/kimg": kimg} | values | reals)
+        for sink in self.sinks:
+            sink.log({"progress/kimg": kimg} | values | reals)
         if is_best:
             best = {f"best/{name}": value for name, value in values.items()}
-            self.wandb.summarize({"best/kimg": kimg} | best)
+            for sink in self.sinks:
+                sink.summarize({"best/kimg": kimg} | best)
         figures = [
             f"{name.rpartition('/')[2].replace('_', ' ')} {values[name]:.3g}"
             for name in SUMMARY_METRICS
@@ -168,21 +187,22 @@ class RunLogger:
         self.folder.write_status(
             "running", "training", images_seen=images_seen, verdict=str(verdict)
         )
-        if self.wandb is not None and verdict.is_trouble:
-            text = f"{self.folder.path.name} at {images_seen / 1000:g} kimg: {verdict}"
-            self.wandb.alert(verdict.name, text)
+        text = f"{self.folder.path.name} at {images_seen / 1000:g} kimg: {verdict}"
+        for sink in self.sinks if verdict.is_trouble else ():
+            sink.alert(verdict.name, text)
 
     @on_rank_zero
     def samples(self, fakes: Tensor, reals: Tensor | None, *, images_seen: int) -> None:
-        """Save grids of uint8 images [B, C, H, W], and log them to W&B."""
-        assert self.folder is not None and self.wandb is not None
+        """Save grids of uint8 images [B, C, H, W], and log them."""
+        assert self.folder is not None
         kimg, folder = images_seen / 1000, self.folder.samples
         with explained(self.folder.path):
             path = save_grid(fakes, folder / f"{kimg:010.3f}.png")
             pictures = {"samples/fakes": (path, f"{kimg:g} kimg, moving average, fixed latents")}
             if reals is not None:
                 pictures["samples/reals"] = (save_grid(reals, folder / "reals.png"), "real images")
-        self.wandb.log({"progress/kimg": kimg}, pictures)
+        for sink in self.sinks:
+            sink.log({"progress/kimg": kimg}, pictures)
 
     # ---------------------------------------------------------------------------------------- end
 
@@ -221,11 +241,11 @@ class RunLogger:
         self.write_report(state, images_seen=images_seen)
         if self.console is not None:
             self.console.close()
-        if self.wandb is not None:
-            self.wandb.summarize({"state": state, "verdict": self.last_verdict})
+        for sink in self.sinks:
+            sink.summarize({"state": state, "verdict": self.last_verdict})
             if state in ("done", "collapsed"):
-                self.wandb.keep_generator(self.folder.path, metadata={"images_seen": images_seen})
-            self.wandb.close(has_failed=state == "failed")
+                sink.keep_generator(self.folder.path, metadata={"images_seen": images_seen})
+            sink.close(has_failed=state == "failed")
         folder, self.folder = self.folder, None
         folder.close()
         console.say(f"{state}: {reason}; {images_seen / 1000:g} kimg; {folder.path}")

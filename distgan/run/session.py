@@ -13,6 +13,7 @@ from distgan.config.schema import Config, total_images
 from distgan.data import open_dataset
 from distgan.evaluation.evaluator import Evaluator
 from distgan.reporting.run_logger import RunLogger
+from distgan.reporting.tensorboard_sink import check_installed
 from distgan.runtime.accelerator import build_accelerator, die_with_launcher
 from distgan.runtime.distributed import World, current_world
 from distgan.runtime.heartbeat import Heartbeat
@@ -46,6 +47,8 @@ def open_session(config: Config, *, name: str, run_dir: Path | None) -> Session:
     Without a `run_dir` the folder is derived from `name`, the settings and the dataset.
     """
     die_with_launcher()
+    if config.log.tensorboard:
+        check_installed()
     index, reader = open_dataset(config.data)
     images = total_images(config.train, reader.num_samples)
     accelerator, precision_reason = build_accelerator(config.train)
