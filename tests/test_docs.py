@@ -76,7 +76,7 @@ def test_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("distgan.evaluation.probe.ROUNDS_KIMG", (1.0,))
     done = []
     for line in commands_of(DOCS / "guide.md"):
-        words = shlex.split(line)
+        words = shlex.split(line, comments=True)
         if line.startswith(NEEDS_NETWORK):
             continue
         if words[:3] == ["accelerate", "launch", "distgan/train.py"]:

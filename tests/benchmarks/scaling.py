@@ -4,6 +4,7 @@ python -m tests.benchmarks.scaling
 """
 
 import math
+import textwrap
 from dataclasses import dataclass
 
 from distgan.commands.bench import make_gan
@@ -72,7 +73,11 @@ def describe(batch_size: int) -> list[str]:
         f"GPUs of a node, {network.fabric_gb_per_sec:.0f} GB/s per GPU and "
         f"{network.fabric_latency_us:g} us between nodes."
     )
-    return [assumptions, "", *table(batch_size / IMAGES_PER_SEC * 1e3, sizes, batch_size)]
+    return [
+        textwrap.fill(assumptions, 120),
+        "",
+        *table(batch_size / IMAGES_PER_SEC * 1e3, sizes, batch_size),
+    ]
 
 
 if __name__ == "__main__":

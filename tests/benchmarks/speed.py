@@ -12,6 +12,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -202,9 +203,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write docs/lab/speed.md")
     options = parser.parse_args()
     command = " ".join(Path(word).name for word in sys.argv[1:])
+    conditions = (
+        f"{machine()}. Medians of {options.repeats}, least and most in brackets; images per second, "
+        "for the loader per CPU second."
+    )
     lines = [
-        f"`python -m tests.benchmarks.speed {command}`, {machine()}. Medians of {options.repeats}, "
-        "least and most in brackets; images per second, for the loader per CPU second.",
+        f"    python -m tests.benchmarks.speed {command}",
+        "",
+        textwrap.fill(conditions, 120),
         "",
         *HEAD,
     ]
