@@ -26,23 +26,36 @@ class DifferentiableAdam:
     def __init__(self, moments: Moments, *, betas: tuple[float, float]) -> None:
         zero = torch.zeros(())
         self.betas = betas
-        self.steps = {name: float(state.get("step", 0)) for name, state in moments.items()}
+        self.num_steps = count_steps(moments)
         self.first = {name: state.get("exp_avg", zero) for name, state in moments.items()}
         self.second = {name: state.get("exp_avg_sq", zero) for name, state in moments.items()}
 
     def __call__(self, parameters: Parameters, gradients: list[Tensor], *, lr: float) -> Parameters:
         """Return the parameters after one step, and advance the moments."""
         beta1, beta2 = self.betas
+        self.num_steps = self.num_steps + 1
+        bias1, bias2 = 1 - beta1**self.num_steps, 1 - beta2**self.num_steps
         stepped = {}
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-            self.steps[name] += 1
             self.first[name] = beta1 * self.first[name] + (1 - beta1) * gradient
             self.second[name] = beta2 * self.second[name] + (1 - beta2) * gradient.square()
-            mean = self.first[name] / (1 - beta1 ** self.steps[name])
+            mean = self.first[name] / bias1
             # Epsilon is inside the root, whose gradient is unbounded at zero.
-            scale = (self.second[name] / (1 - beta2 ** self.steps[name]) + 1e-16).sqrt()
+            scale = (self.second[name] / bias2 + 1e-16).sqrt()
             stepped[name] = parameter - lr * mean / scale
         return stepped
+
+
+def count_steps(moments: Moments) -> Tensor:
+    """Return how many steps the optimizer has taken, alike for all parameters, as a tensor.
+
+    Reading the number would make the host wait for a GPU.
+    """
+    for state in moments.values():
+        if "step" in state:
+            dtype = torch.float32 if state["step"].device.type == "mps" else torch.float64
+            return state["step"].to(dtype)
+    return torch.zeros((), dtype=torch.float64)
 
 
 def unroll(

@@ -1,0 +1,76 @@
+"""Whole steps on a GPU that does not exist: all on the device, no wait for it, few launches."""
+
+import json
+from typing import Any
+
+from distgan.config.load import preset_names
+from tests.without_gpu.processes import run_module
+
+Case = dict[str, Any]
+
+# Launches of a step, and of one with gradient penalties if the preset has them. A step of a small
+# network takes as long as its launches, so more of them are a slower run.
+LAUNCHES: list[tuple[Case, int]] = [
+    ({"preset": "digits", "channels": 1}, 295),
+    ({"preset": "cifar10"}, 295),
+    ({"preset": "cifar10-strong"}, 475),
+    ({"preset": "cifar10-strong", "penalty": True}, 805),
+    ({"preset": "stacked-mnist"}, 390),
+    ({"preset": "anime-faces", "size": 64}, 340),
+    ({"preset": "anime-faces-strong", "size": 64}, 520),
+    ({"preset": "anime-faces-strong", "size": 64, "penalty": True}, 875),
+]
+
+SPECTRAL = ["networks.discriminator_norm=spectral"]
+REMEDIES: list[Case] = [
+    {"precision": "no"},
+    {"precision": "fp16"},
+    {"words": ["train.accumulate=2"]},
+    {"words": ["train.d_steps=2"]},
+    {
+        "words": [*SPECTRAL, "loss.adversarial=wasserstein", "loss.gradient_penalty=1"],
+        "penalty": True,
+    },
+    {"words": ["loss.adversarial=relativistic", "networks.minibatch_stddev=4"]},
+    {"words": ['loss.augment=["color","translation","cutout"]', "loss.augment_target=0.6"]},
+    {"words": ["loss.diversity.mode_seeking=1", "networks.packing=2"]},
+    {"words": ["loss.diversity.feature_distance=1"]},
+    {"words": ["networks.architecture=resnet", "networks.discriminator_norm=none"]},
+    {"words": ["loss.unroll_steps=1", "networks.discriminator_norm=none"]},
+    {"words": ["loss.unroll_steps=2", "loss.unroll_optimizer=sgd"]},
+    {"words": ["optim.lookahead_steps=1"]},
+    *({"words": [f"optim.name={name}"]} for name in ("adamw", "rmsprop", "sgd")),
+]
+
+
+def run_cases(cases: list[Case]) -> list[Case]:
+    """Return the result of each case."""
+    return run_module("fake_device", json.dumps(cases))
+
+
+def test_a_step_of_every_preset_stays_on_the_device() -> None:
+    """One copy to the device, the numbers of the images, and no more launches than today."""
+    cases = [case for case, _ in LAUNCHES]
+    assert {case["preset"] for case in cases} == set(preset_names())
+    for (case, limit), result in zip(LAUNCHES, run_cases(cases), strict=True):
+        assert "error" not in result, (case, result)
+        assert result["devices"] == ["nogpu"], case
+        assert result["gradients"] == ["torch.float32"], case
+        assert result["copies"] == {"_to_copy": 1}, case
+        assert sum(result["kernels"].values()) <= limit, (case, result["kernels"])
+
+
+def test_a_step_of_every_remedy_stays_on_the_device() -> None:
+    """No number is read, for which the host would wait, and no operation mixes devices."""
+    cases = [{"preset": "cifar10"} | remedy for remedy in REMEDIES]
+    results = run_cases(cases)
+    failed = [(c, r["error"]) for c, r in zip(cases, results, strict=True) if "error" in r]
+    assert failed == []
+    assert all(result["devices"] == ["nogpu"] for result in results)
+
+
+def test_reading_a_number_and_mixing_devices_are_detected() -> None:
+    """The two mistakes that the other tests rely on finding."""
+    found = run_module("mistakes")
+    assert "DataDependentOutputException" in found["reading a number"]
+    assert "device" in found["mixing devices"]

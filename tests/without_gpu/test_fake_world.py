@@ -1,0 +1,45 @@
+"""What a run communicates in a world of 8 and of 1,024 ranks, seen from rank zero."""
+
+from typing import Any
+
+import pytest
+
+from tests.without_gpu.fake_world import NUM_STEPS
+from tests.without_gpu.processes import run_module
+
+PER_RANK = ("allgather",)  # operations whose result has a part of every rank
+
+
+@pytest.mark.parametrize("words", [(), ("loss.augment_target=0.6", 'loss.augment=["color"]')])
+def test_a_step_reduces_the_gradients_of_each_network_once(words: tuple[str, ...]) -> None:
+    """In one piece, whatever the size of the world; adapting the augmentation adds one number."""
+    found = run_module("fake_world", "1024", "cifar10", *words)
+    step = {k: v for k, v in found["collectives"].items() if k.startswith("step")}
+    for network, num_bytes in found["bytes"].items():
+        expected = [NUM_STEPS, NUM_STEPS * num_bytes]
+        assert step.pop(f"step: gradients of the {network}") == expected
+    if words:
+        assert step.pop("step: allreduce") == [NUM_STEPS, NUM_STEPS * 4]
+    calls, _ = step.pop("step: broadcast")  # DDP shares the order of the gradients, once
+    assert calls <= 4
+    assert step == {}
+
+
+def test_nothing_but_gathers_grows_with_the_world() -> None:
+    """Reports, checkpoints, evaluations and samples: as many calls, and as many bytes."""
+    small, large = (
+        run_module("fake_world", str(size), "cifar10")["collectives"] for size in (8, 1024)
+    )
+    assert small.keys() == large.keys()
+    grown = {
+        name: (small[name], large[name]) for name in small if not grows_right(name, small, large)
+    }
+    assert grown == {}
+
+
+def grows_right(name: str, small: dict[str, Any], large: dict[str, Any]) -> bool:
+    """Return whether a collective has no more calls in the larger world, nor too many bytes."""
+    (calls, num_bytes), (large_calls, large_bytes) = small[name], large[name]
+    factor = 1024 / 8 if name.endswith(PER_RANK) else 1
+    digits = 100  # the size of the world is part of some broadcast texts
+    return large_calls <= calls and large_bytes <= factor * num_bytes + digits
