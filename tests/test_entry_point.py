@@ -179,8 +179,8 @@ def test_launchers_that_start_other_worlds_than_asked_for_are_refused(
     arguments = [TRAIN_SCRIPT, "--data", str(shards)]
     code, output = finish(start([*LAUNCH, *options, *arguments], tmp_path))
     assert code != 0
-    assert "2 processes were asked for" in output
-    assert "accelerate launch --multi_gpu --num_processes 2" in output
+    assert "the launcher was asked for several processes, but started one" in output
+    assert "--multi_gpu" in output
     code, output = finish(start([sys.executable, *arguments], tmp_path, SLURM_STEP_NUM_TASKS="4"))
     assert (code, "srun started 4 tasks" in output) == (2, True)
 

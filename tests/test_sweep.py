@@ -35,7 +35,8 @@ from tests.worlds import SMALL
 ROOT = Path(__file__).parent.parent
 DISTGAN = [sys.executable, "-c", "from distgan.cli import app; app()"]
 FAKE_TRAINING = """
-import json, pathlib, sys
+import json, os, pathlib, sys
+assert "MASTER_ADDR" not in os.environ
 folder = pathlib.Path(sys.argv[sys.argv.index("--run-dir") + 1])
 folder.mkdir(parents=True, exist_ok=True)
 with (folder.parent / "started").open("a") as started:
@@ -174,6 +175,7 @@ def test_a_crash_does_not_end_the_sweep_and_finished_runs_are_skipped(
 ) -> None:
     """Three cells, the second crashes: the others are done, and a repeat trains only that one."""
     monkeypatch.setattr(command, "TRAIN_SCRIPT", write(tmp_path / "train.py", FAKE_TRAINING))
+    monkeypatch.setenv("MASTER_ADDR", "node1")  # of a job in which the sweep runs
     three = sweep(tmp_path, "kimg = 1\n[grid]\ntrain.batch_size = [16, 32, 64]")
     runs = plan_runs(three, folder=tmp_path / "runs")
     for _ in range(2):

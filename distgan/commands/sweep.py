@@ -203,10 +203,13 @@ def run_one(run: Run, *, group: str, launcher: str, interrupt: Interrupt) -> str
     Returns the state in its status.json, or `failed ...` if the process left no new status.
     """
     before = read_status(run.entry.folder)
+    # As behind `accelerate launch`, so that the run is saved and ends if this process dies.
+    environment = {"ACCELERATE_MIXED_PRECISION": "no", **os.environ, "WANDB_RUN_GROUP": group}
+    if not launcher:
+        environment.pop("MASTER_ADDR", None)  # of a surrounding job: this run is one process
     process = subprocess.Popen(
         [*(shlex.split(launcher) or [sys.executable]), str(TRAIN_SCRIPT), *run.arguments],
-        # As behind `accelerate launch`, so that the run is saved and ends if this process dies.
-        env={"ACCELERATE_MIXED_PRECISION": "no", **os.environ, "WANDB_RUN_GROUP": group},
+        env=environment,
         start_new_session=True,
     )
     was_signalled = False
