@@ -75,6 +75,10 @@ def pack(
         Literal["fail", "skip"],
         Option(help="At a broken image: stop, or skip and list it in rejected.jsonl."),
     ] = "fail",
+    labels: Annotated[
+        Literal["keep", "ignore"],
+        Option(help="keep: every image needs a label, or none has one; ignore: pack no labels."),
+    ] = "keep",
     cls: Annotated[bool, Option(help="Write class numbers, for other readers.")] = True,
     split: Annotated[Literal["train", "test"], Option(help="Split of cifar10 or mnist.")] = "train",
     root: Annotated[
@@ -93,8 +97,8 @@ def pack(
     with counting_progress("packing") as progress:
         index = pack_shards(
             source, out, size=size, channels=channels, shard_size_mb=shard_size_mb,
-            encoding=encoding, quality=quality, workers=workers, bad_images=bad_images, cls=cls,
-            split=split, root=root, progress=progress,
+            encoding=encoding, quality=quality, workers=workers, bad_images=bad_images,
+            labels=labels, cls=cls, split=split, root=root, progress=progress,
         )  # fmt: skip
     show_table(f"packed {out}", describe(index))
 

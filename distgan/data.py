@@ -20,13 +20,14 @@ from torch import Tensor
 from distgan.config.schema import Config, Data
 from distgan.errors import UserError
 from distgan.runtime.randomness import normal, uniform
-from shards.decoding import fair_workers
+from shards.decode_workers import default_num_workers
+from shards.files import cache_folder
 from shards.format.index import ShardIndex
-from shards.order.ordering import Ordering
 from shards.order.permutation import order_key
+from shards.order.rank import RankSlice
+from shards.order.settings import OrderSettings
 from shards.reader import ShardReader
-from shards.remote.urls import open_shards
-from shards.sources.open import cache_folder
+from shards.remote.files import open_shards
 from shards.stream import BatchStream
 
 CHUNK = 4096  # images per copy when all are loaded into the device's memory
@@ -43,8 +44,8 @@ def open_dataset(data: Data) -> tuple[ShardIndex, ShardReader]:
     max_bytes = None if data.cache_gb is None else int(data.cache_gb * 1e9)
     source, cache = data.shards or packed_digits(), cache_folder() / "shards"
     index, files = open_shards(source, cache=cache, max_bytes=max_bytes)
-    ordering = Ordering(data.order, data.lanes, data.window_shards)
-    return index, ShardReader(index, classes=data.classes, files=files, ordering=ordering)
+    order = OrderSettings(data.order, data.lanes, data.window_shards)
+    return index, ShardReader(index, classes=data.classes, files=files, order_settings=order)
 
 
 def packed_digits() -> Path:
@@ -176,19 +177,18 @@ def open_stream(
     """
     num_bytes = reader.num_samples * int(np.prod(reader.image_shape))
     fits = num_bytes <= resident_share * free_bytes(device)
-    if reader.ordering.kind == "permutation" and fits:
-        ids = ids_of_rank(
-            reader, key=key, start=start, batch_size=batch_size, rank=rank, world_size=world_size
-        )
-        return ResidentStream(resident_images(reader, device), ids)
+    if reader.order_settings.kind == "permutation" and fits:
+        order = reader.make_order(key, batch_size=batch_size)
+        slices = RankSlice.of_rank(rank, world_size, start=start, batch_size=batch_size)
+        return ResidentStream(resident_images(reader, device), slices.batches(order))
     stream = BatchStream(
         reader,
         key=key,
         start=start,
         batch_size=batch_size,
         rank=rank,
-        world=world_size,
-        workers=fair_workers() if workers is None else workers,
+        world_size=world_size,
+        workers=default_num_workers() if workers is None else workers,
     )
     if device.type == "cpu":
         return stream
@@ -198,20 +198,6 @@ def open_stream(
 def free_bytes(device: torch.device) -> int:
     """Return the free memory of a GPU; 0 elsewhere, where the memory map is as good as a copy."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-
-
-def ids_of_rank(
-    reader: ShardReader, *, key: int, start: int, batch_size: int, rank: int, world_size: int
-) -> Iterator[np.ndarray]:
-    """Yield the ids int64 [b] of this rank's images in one global batch after another."""
-    order, per_rank = reader.order(key, batch_size=batch_size), batch_size // world_size
-    position = start + rank * per_rank
-    # The order is cheaper to compute for a block of batches than for each batch alone.
-    num_batches = max(1, order.block // per_rank)
-    block = batch_size * np.arange(num_batches)[:, None] + np.arange(per_rank)
-    while True:
-        yield from order.ids(position + block)
-        position += batch_size * num_batches
 
 
 def resident_images(reader: ShardReader, device: torch.device) -> Tensor:

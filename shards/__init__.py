@@ -1,5 +1,5 @@
-"""The data plane: image sources, packing into tar shards, verification, the global sample order, and reading batches.
+"""Datasets: image sources, packing into tar shards, verification, sample order, batches.
 
-sources ──> pack ──> OUT/000000.tar ... + index.json + labels.npy ──> reader ──> uint8 batches [b, C, H, W]
+sources ──> pack ──> OUT/000000.tar ... + index.json + labels.npy ──> reader ──> stream
                                verify ─────┘                  order ────┘
 """

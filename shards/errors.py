@@ -1,4 +1,4 @@
-"""The one error that says what a user, or the data, got wrong."""
+"""The error of this package, and text that is safe to print or to store."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ _QUERY = re.compile(r"(\w://[^\s?#]*)[?#]\S*")
 
 
 class ShardError(ValueError):
-    """One line: what is wrong, the value, and what to type instead."""
+    """A user's mistake or damaged data.
+
+    The message is one line: what is wrong, the value, and what to type instead.
+    """
 
 
-def printable(text: str) -> str:
-    """`text` with control characters and undecodable bytes spelled out, so that a hostile file name stays a name."""
+def printable(text: object) -> str:
+    """Return `text` with control characters and undecodable bytes escaped.
+
+    A hostile file name then cannot send control sequences to a terminal.
+    """
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
     )
 
 
 def without_secrets(text: str) -> str:
-    """`text` with `user:password@`, query and fragment taken out of every URL in it, to be shown or stored."""
+    """Return `text` without the user, password, query and fragment of any URL in it."""
     return _QUERY.sub(r"\1", _USER_INFO.sub("://", text))

@@ -1,4 +1,4 @@
-"""Durable writes, checksums, the lock of a folder, and the cores that may be used."""
+"""Atomic writes, checksums, locks, readable errors, and where the files of a dataset are opened."""
 
 from __future__ import annotations
 
@@ -18,57 +18,67 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Files(Protocol):
-    """Where the files of one dataset are opened."""
+    """The place from which the files of one dataset are opened."""
 
     @property
     def source(self) -> str:
-        """The place in words that may be shown."""
+        """The place as messages name it, without secrets."""
 
     @property
     def remote(self) -> bool:
-        """Whether opening may take long, so that it pays to ask ahead."""
+        """Whether opening a file may take long, so that fetching ahead pays."""
 
     @property
     def max_bytes(self) -> int | None:
-        """What may lie here at a time."""
+        """Limit on the bytes kept on this node at a time, if any."""
 
     def open(self, file: str, *, num_bytes: int, sha256: str) -> BinaryIO:
-        """The file, of the right size, for reading. Raises ShardError where it is missing or damaged."""
+        """Open a file of exactly `num_bytes` for reading. Raises ShardError."""
 
 
 class LocalFiles:
-    """Files in a folder, where they stay."""
+    """The files in a folder of this machine."""
 
     remote = False
     max_bytes = None
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.source = printable(str(folder))
+        self.source = printable(folder)
 
     def open(self, file: str, *, num_bytes: int, sha256: str) -> BinaryIO:
-        """Checks the size alone: `verify` is for the rest."""
+        """Open a file after checking its size. Only `distgan verify` checks the sha256."""
         self.check_size(file, num_bytes)
         return open(self._folder / file, "rb")
 
     def check_size(self, file: str, num_bytes: int) -> None:
-        """Raises ShardError where the file is missing or has another size: reading past its end would be a SIGBUS."""
-        shown = printable(str(self._folder / file))
+        """Raise ShardError if a file is missing or has another size.
+
+        A memory map that is read beyond the end of its file ends the process with SIGBUS.
+        """
+        name = printable(self._folder / file)
         try:
             found = (self._folder / file).stat().st_size
         except OSError as error:
             raise ShardError(
-                f"{shown}: {error.strerror}; run `distgan verify` and restore or pack it again"
+                f"{name}: {error.strerror}; run `distgan verify` and restore or pack it again"
             ) from None
         if found != num_bytes:
             raise ShardError(
-                f"{shown} has {found:,} bytes, not {num_bytes:,}: run `distgan verify`, then pack again"
+                f"{name} has {found:,} bytes, not {num_bytes:,}: run `distgan verify`, "
+                "then pack again"
             )
 
 
-def usable_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cache_folder() -> Path:
+    """Return the folder for downloads, fetched shards, probes and the embedded dataset.
+
+    It is `DISTGAN_CACHE`, or `distgan` in the user's cache folder.
+    """
+    chosen = os.environ.get("DISTGAN_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distgan"
 
 
 def sync_path(path: Path) -> None:
@@ -105,21 +115,22 @@ def write_atomic(path: Path, data: str | bytes, *, sync: bool = True, shared: bo
 
 
 def sha256_of_file(path: Path) -> str:
-    """The file's sha256 as hex digits."""
+    """Return the sha256 of a file as hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def locked(lock: Path, *, busy: str | None) -> Iterator[None]:
-    """Hold `lock` (made with its folder where missing), in which another process may be: raises ShardError(busy) then, or
-    waits for it where `busy` is None.
+    """Hold the file `lock`, which is created together with its folder if it does not exist.
+
+    If another process holds it, raises ShardError(busy), or waits if `busy` is None.
     """
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # the last holder has just removed the folder
+        except FileNotFoundError:  # the previous holder has just removed the folder
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy is not None else 0))
@@ -131,14 +142,14 @@ def locked(lock: Path, *, busy: str | None) -> Iterator[None]:
             raise ShardError(busy) from None
         except OSError as error:
             os.close(handle)
-            where = printable(str(lock.parent.parent))
+            folder = printable(lock.parent.parent)
             raise ShardError(
-                f"no file can be locked in {where} ({error.strerror}): use a local disk"
+                f"no file can be locked in {folder} ({error.strerror}): use a local disk"
             ) from error
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # the last holder removed the file that we locked: lock the new one
+        os.close(handle)  # the previous holder removed the file that was locked here: try again
     try:
         yield
     finally:
@@ -146,17 +157,20 @@ def locked(lock: Path, *, busy: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def explained(folder: Path, *, doing: str) -> Iterator[None]:
-    """Turn the system errors that a user can mend (disk full, no permission) into a ShardError about `folder`."""
+def readable_errors(folder: Path, *, doing: str) -> Iterator[None]:
+    """Turn system errors that a user can resolve, such as a full disk, into a ShardError."""
     try:
         yield
     except OSError as error:
         if error.errno in DISK_FULL:
-            remedy = "the disk is full: free some space and run the same command again (finished shards are kept)"
+            remedy = (
+                "the disk is full: free some space and run the same command again "
+                "(finished shards are kept)"
+            )
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             remedy = "no permission to write there: choose another folder or change its permissions"
         elif error.errno in (errno.ENOTDIR, errno.EEXIST):
             remedy = "a file stands where a folder is needed: choose another folder"
         else:
             raise
-        raise ShardError(f"{doing} {printable(str(folder))}: {remedy}") from error
+        raise ShardError(f"{doing} {printable(folder)}: {remedy}") from error

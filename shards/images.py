@@ -1,4 +1,4 @@
-"""From the bytes of one image to uint8 pixels [C, size, size]: decode, centre square crop, antialiased resize."""
+"""One image file to uint8 pixels [C, size, size]: decode, crop the centre square, resize."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 _TOO_MANY_PIXELS = f"more than {MAX_PIXELS:,} pixels"
 _NPY_MAGIC = b"\x93NUMPY"
 _ORIENTATION_TAG = 0x0112
-_TURNS = {
+_TRANSPOSE_OF_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,15 +30,16 @@ _TURNS = {
 
 
 class BadImage(Exception):
-    """Why an image cannot be used; the same words on every machine."""
+    """The reason why an image cannot be used, in the same words on every machine."""
 
 
 def decode_image(data: bytes | NDArray[np.uint8], *, size: int, channels: int) -> NDArray[np.uint8]:
-    """The largest centred square of an image as uint8 [channels, size, size].
+    """Return the largest centred square of an image as uint8 [channels, size, size].
 
-    `data` is a file (JPEG, PNG, WebP, BMP, first frame of a GIF, or npy of uint8 [C, H, W] or [H, W, C]) or an array
-    uint8 [H, W] or [H, W, C]. Orientation is applied, alpha lies on white. Raises BadImage, also for an image of more
-    than MAX_PIXELS pixels, which is refused before it is decoded. Pillow warns of what it finds odd but can read.
+    `data` is a file (JPEG, PNG, WebP, BMP, the first frame of a GIF, or npy of uint8 [C, H, W] or
+    [H, W, C]) or an array uint8 [H, W] or [H, W, C]. The EXIF orientation is applied, and
+    transparent pixels become white. Raises BadImage, also for an image of more than MAX_PIXELS
+    pixels, which is refused before it is decoded. Pillow may warn of odd but readable content.
     """
     try:
         return _decode(data, size, channels)
@@ -50,13 +51,13 @@ def decode_image(data: bytes | NDArray[np.uint8], *, size: int, channels: int) -
 
 def _decode(data: bytes | NDArray[np.uint8], size: int, channels: int) -> NDArray[np.uint8]:
     image = _open(data)
-    # JPEG alone: decode at an eighth, quarter or half of the size where that leaves twice what is needed
+    # JPEG only: decode at 1/8, 1/4 or 1/2 of the size if that leaves twice what is needed.
     image.draft("L" if channels == 1 else "RGB", (2 * size, 2 * size))
     image.load()
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1)) if image.format else None
-    square = _centre_square(_resizable(image), size)
-    if turn is not None:
-        square = square.transpose(turn)
+    transpose = _exif_transpose(image)
+    square = _centre_square(_averageable(image), size)
+    if transpose is not None:
+        square = square.transpose(transpose)
     if square.mode == "RGBA":
         square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square)
     mode = "L" if channels == 1 else "RGB"
@@ -75,11 +76,20 @@ def _open(data: bytes | NDArray[np.uint8]) -> Image.Image:
     return image
 
 
-def _resizable(image: Image.Image) -> Image.Image:
-    """The image in a mode whose values may be averaged: L, RGB, or RGBA where anything is transparent."""
-    if image.mode.startswith("I"):  # 16 bits a pixel
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+def _exif_transpose(image: Image.Image) -> Image.Transpose | None:
+    """Return what undoes the EXIF orientation. Damaged EXIF does not make an image unusable."""
+    if not image.format:  # an array
+        return None
+    try:
+        return _TRANSPOSE_OF_ORIENTATION.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # Pillow's parser raises nearly every type
+        return None
+
+
+def _averageable(image: Image.Image) -> Image.Image:
+    """Return the image in a mode whose values may be averaged: L, RGB, or RGBA if transparent."""
+    if image.mode.startswith("I"):
+        return _eight_bits(image)
     if image.has_transparency_data:
         return image.convert("RGBA")
     if image.mode in ("L", "RGB"):
@@ -87,12 +97,20 @@ def _resizable(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return a 16-bit grey image as L, or as RGBA if it names a transparent grey."""
+    values = np.asarray(image).astype(np.int64).clip(0, 65535)
+    grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return grey
+    alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+    return Image.merge("LA", (grey, Image.fromarray(alpha))).convert("RGBA")
+
+
 def _centre_square(image: Image.Image, size: int) -> Image.Image:
-    if image.size == (
-        size,
-        size,
-    ):  # Pillow would copy it, which shows in the packing rate of small images
-        return image
+    if image.size == (size, size):
+        return image  # `resize` would copy it, which slows down the packing of small images
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
@@ -101,15 +119,15 @@ def _centre_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def _npy_pixels(data: bytes) -> NDArray[np.uint8]:
-    """The array of an npy file as [H, W] or [H, W, C]; its header is believed only where it fits the bytes."""
+    """Return the array of an npy file as [H, W] or [H, W, C], if its header fits its length."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
-        raise BadImage(f"npy version {version[0]}.{version[1]}, where 1.0 is read")
+        raise BadImage(f"npy version {version[0]}.{version[1]}, and only 1.0 is read")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype != np.uint8 or fortran_order or len(shape) not in (2, 3) or 0 in shape:
         raise BadImage(
-            f"an npy array {dtype} {list(shape)}, where uint8 [C, H, W] or [H, W, C] is needed"
+            f"an npy array {dtype} {list(shape)}, and uint8 [C, H, W] or [H, W, C] is needed"
         )
     pixels = np.frombuffer(data, np.uint8, offset=file.tell())
     if pixels.size != np.prod(shape, dtype=object):
@@ -127,7 +145,5 @@ def _reason(error: Exception) -> str:
         return "not a JPEG, PNG, WebP, BMP or GIF image"
     if isinstance(error, Image.DecompressionBombError):
         return _TOO_MANY_PIXELS
-    text = (
-        re.sub(r"0x[0-9a-f]+", "0x..", str(error)) or type(error).__name__
-    )  # addresses differ from run to run
-    return printable(text)[:200]
+    text = str(error) or type(error).__name__
+    return printable(re.sub(r"0x[0-9a-f]+", "0x..", text))[:200]  # addresses differ between runs

@@ -1,9 +1,4 @@
-"""Reading packed shards: images by id from memory maps, and the endless stream of batches of one rank.
-
-position ──order──> ids ──ShardReader.gather──> uint8 [b, C, H, W] ──queue (thread)──> BatchStream.__next__
-             │            (in processes, where images are encoded)
-             └──needs──> Prefetcher (threads, where the shards are remote)
-"""
+"""Packed images by id, from memory maps."""
 
 from __future__ import annotations
 
@@ -13,39 +8,36 @@ import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ShardError, printable
 from shards.files import Files, LocalFiles
-from shards.format.compressed import EncodedImages
+from shards.format.compressed import CompressedImages
 from shards.format.index import LABELS_FILE, SPANS_FILE, ShardIndex, read_index
 from shards.format.raw import NPY_HEADER_BYTES
-from shards.order.ordering import Ordering
 from shards.order.permutation import Order
+from shards.order.settings import PERMUTATION, OrderSettings
 
-if TYPE_CHECKING:
-    pass
-
-
-_MAX_OPEN_SHARDS = 512  # each holds a file descriptor, of which a process has 1,024 by default
+_MAX_OPEN_SHARDS = 512  # each takes a file descriptor, of which a process has 1,024 by default
 
 
 class Images(Protocol):
-    """The images of a shard."""
+    """The images of a shard by row."""
 
     def __getitem__(self, row: int) -> NDArray[np.uint8]:
-        """One of them, uint8 [C, H, W]."""
+        """Return an image uint8 [C, H, W]."""
 
 
 class ShardReader:
     """Random access to the images of packed shards, or of some of their classes.
 
-    Ids run from 0 to `num_samples` - 1; with `classes` (names or numbers) over the images of those classes only. `files`
-    is where the files are, the index's folder where None; `ordering` (a permutation where None) is for streams. Raises
-    ShardError where a file is missing or has the wrong size, for a class that is not there, and for too small a cache.
+    Ids run from 0 to `num_samples` - 1. With `classes` (names or numbers) they count the images of
+    those classes only. `files` is where the files are opened, by default in the folder of the
+    index. `order_settings` is for streams. Raises ShardError if a file is missing or has the wrong
+    size, for an unknown class, and if the cache is too small.
     """
 
     def __init__(
@@ -54,35 +46,37 @@ class ShardReader:
         classes: Sequence[str | int] | None = None,
         *,
         files: Files | None = None,
-        ordering: Ordering | None = None,
+        order_settings: OrderSettings = PERMUTATION,
     ) -> None:
         self.index = index if isinstance(index, ShardIndex) else read_index(index)
         self.files = files = files or LocalFiles(self.index.path)
+        self.order_settings = order_settings
+        self._classes = classes
         if isinstance(files, LocalFiles):
             for shard in self.index.shards:
                 files.check_size(shard.file, shard.num_bytes)
-        self.ordering = ordering = ordering or Ordering()
-        if (
-            ordering.kind == "permutation"
-        ):  # with windows it depends on how many lanes a stream reads
-            ordering.check_room(files, self.index, num_held=None)
+        if order_settings.kind == "permutation":  # windows need as much as a stream's lanes say
+            order_settings.check_cache_size(files, self.index, num_needed=None)
         counts = np.array([shard.num_samples for shard in self.index.shards], np.int64)
         self._starts = np.cumsum(counts) - counts
         self._labels = _side_file(self.index, files, LABELS_FILE, "<i4")
         self._subset: NDArray[np.int64] | None = None
         if classes is not None:
-            self._subset = np.flatnonzero(
-                np.isin(self._all_labels(), _class_numbers(self.index, classes))
-            )
+            chosen = np.isin(self._all_labels(), _class_numbers(self.index, classes))
+            self._subset = np.flatnonzero(chosen)
             if not len(self._subset):
                 raise ShardError(f"no image in classes {list(classes)}: choose others")
-        self._open = _ShardOpener(self.index, files)
-        # A shard that is open stays in the cache of the node: with windows only streams hold some.
-        few = files.remote and ordering.kind == "windows"
-        # of this reader alone, and gone with it
-        self._images_of_shard = self._open if few else lru_cache(_MAX_OPEN_SHARDS)(self._open)
-        self._held: dict[int, tuple[Images, int]] = {}  # images and by how many streams
-        self._held_lock = threading.Lock()
+        open_shard = _ShardOpener(self.index, files)
+        # An open shard cannot be evicted from the node's cache. With windows the cache holds few
+        # shards, so only streams keep some open.
+        is_scarce = files.remote and order_settings.kind == "windows"
+        self._images_of = open_shard if is_scarce else lru_cache(_MAX_OPEN_SHARDS)(open_shard)
+        self._kept: dict[int, tuple[Images, int]] = {}  # images, and how often they were kept
+        self._kept_lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it takes to open the same reader in another process."""
+        return _reopen, (self.index, self._classes, self.files, self.order_settings)
 
     @property
     def num_samples(self) -> int:
@@ -95,77 +89,74 @@ class ShardReader:
     def gather(
         self, ids: NDArray[np.int64], *, out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
-        """The images uint8 [n, C, H, W] of ids [n], into `out` where given."""
-        return self.gather_rows(self.rows(ids), out=out)
-
-    def gather_rows(
-        self, rows: NDArray[np.int64], *, out: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.uint8]:
-        """The images of samples counted over all classes, whatever this reader's."""
+        """Return the images uint8 [n, C, H, W] of ids [n], written into `out` if given."""
+        rows = self._rows(ids)
         if out is None:
             out = np.empty((len(rows), *self.image_shape), np.uint8)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
-        places = np.argsort(
-            shards, kind="stable"
-        )  # shard after shard, where only a few can be open
         rows = rows - self._starts[shards]
+        by_shard = np.argsort(shards, kind="stable")  # only a few may be open at a time
         current = -1
         images: Images = out[:0]
-        for place, shard, row in zip(
-            places.tolist(), shards[places].tolist(), rows[places].tolist(), strict=True
+        for i, shard, row in zip(
+            by_shard.tolist(), shards[by_shard].tolist(), rows[by_shard].tolist(), strict=True
         ):
             if shard != current:
-                images = out[:0]  # let go of one shard before the next is opened
-                held = self._held.get(shard)
-                current, images = (
-                    shard,
-                    held[0] if held is not None else self._images_of_shard(shard),
-                )
-                del held
-            out[place] = images[row]
+                images = out[:0]  # close one shard before the next is opened
+                kept = self._kept.get(shard)
+                images = kept[0] if kept is not None else self._images_of(shard)
+                current = shard
+                del kept
+            out[i] = images[row]
         return out
 
-    def hold(self, shard: int) -> None:
-        """Keep a shard open, fetched first where it is remote, until it is released as often as it was held."""
-        with self._held_lock:
-            held = self._held.get(shard)
-            if held is not None:
-                self._held[shard] = held[0], held[1] + 1
+    def keep(self, shard: int) -> None:
+        """Open a shard, fetching it if it is remote, until it is released as often as it was kept.
+
+        Raises ShardError.
+        """
+        with self._kept_lock:
+            if shard in self._kept:
+                images, times = self._kept[shard]
+                self._kept[shard] = images, times + 1
                 return
-        images = self._open(shard)
-        with self._held_lock:
-            _, times = self._held.get(shard, (images, 0))
-            self._held[shard] = images, times + 1
+        images = self._images_of(shard)
+        with self._kept_lock:
+            _, times = self._kept.get(shard, (images, 0))
+            self._kept[shard] = images, times + 1
 
     def release(self, shard: int) -> None:
-        """Undo one `hold`."""
-        with self._held_lock:
-            images, times = self._held.pop(shard)
+        """Undo one `keep`."""
+        with self._kept_lock:
+            images, times = self._kept.pop(shard)
             if times > 1:
-                self._held[shard] = images, times - 1
+                self._kept[shard] = images, times - 1
 
-    def order(self, key: int, *, batch_size: int) -> Order:
-        """The order of this reader's samples under `key`. Raises ShardError where its settings do not fit the batch."""
+    def make_order(self, key: int, *, batch_size: int) -> Order:
+        """Return the order of this reader's samples under `key`.
+
+        Raises ShardError if the settings do not fit the batch size.
+        """
         counts = np.array([shard.num_samples for shard in self.index.shards], np.int64)
         if self._subset is not None:
             shards = np.searchsorted(self._starts, self._subset, side="right") - 1
             counts = np.bincount(shards, minlength=len(counts)).astype(np.int64)
-        return self.ordering.build(counts, key=key, batch_size=batch_size)
+        return self.order_settings.build(counts, key=key, batch_size=batch_size)
 
     def labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The class numbers [n] of ids [n], counted over all classes of the dataset."""
-        return self._all_labels()[self.rows(ids)].astype(np.int64)
+        """Return the class numbers [n] of ids [n], which count all classes of the dataset."""
+        return self._all_labels()[self._rows(ids)].astype(np.int64)
 
     def _all_labels(self) -> NDArray[np.int32]:
         if self._labels is None:
-            shown = printable(str(self.index.path))
             raise ShardError(
-                f"{shown} has no labels: pack a source whose images lie in class folders"
+                f"{printable(self.index.path)} has no labels: "
+                "pack a source whose images are in class folders"
             )
         return self._labels
 
-    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The samples, counted over all classes, of ids of any shape. Raises IndexError for ids that are not there."""
+    def _rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the samples of ids, counted over all classes. Raises IndexError."""
         ids = np.asarray(ids, np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.num_samples:
             raise IndexError(
@@ -174,51 +165,59 @@ class ShardReader:
         return ids if self._subset is None else self._subset[ids]
 
 
+def _reopen(
+    index: ShardIndex,
+    classes: Sequence[str | int] | None,
+    files: Files,
+    order_settings: OrderSettings,
+) -> ShardReader:
+    return ShardReader(index, classes, files=files, order_settings=order_settings)
+
+
 class _ShardOpener:
-    """Maps shard numbers to their images on disk."""
+    """Opens the images of a shard by its number."""
 
     def __init__(self, index: ShardIndex, files: Files) -> None:
         self._index, self._files = index, files
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self._too_large = index.num_bytes > memory / 2
+        self._exceeds_memory = index.num_bytes > memory / 2
         spans = _side_file(index, files, SPANS_FILE, "<i8")
         self._spans = None if spans is None else spans.reshape(-1, 2)
         self._ends = np.cumsum([shard.num_samples for shard in index.shards])
 
     def __call__(self, shard: int) -> Images:
-        record, layout = self._index.shards[shard], self._index.layout
-        mapped = _mapped(
+        record, layout = self._index.shards[shard], self._index.raw_layout
+        mapped = _map(
             self._files,
             record.file,
             num_bytes=record.num_bytes,
             sha256=record.sha256,
-            # what the kernel reads ahead, megabytes for an image, would push out what is needed
-            at_random=self._too_large,
+            # The kernel's read-ahead, megabytes per image, would push out pages that are needed.
+            random_access=self._exceeds_memory,
         )
         if self._spans is not None:
             spans = self._spans[self._ends[shard] - record.num_samples : self._ends[shard]]
-            return EncodedImages(
-                mapped, spans, layout.image_shape, shown=f"{self._files.source}/{record.file}"
-            )
+            name = f"{self._files.source}/{record.file}"
+            return CompressedImages(mapped, spans, layout.image_shape, shard=name)
         samples = mapped[: record.num_samples * layout.stride]
         return layout.pixels(samples.reshape(record.num_samples, layout.stride))
 
 
 def _side_file(index: ShardIndex, files: Files, file: str, kind: str) -> NDArray[Any] | None:
-    """The values of a file beside the tars, flat; None where the dataset has none such."""
+    """Return the values of an npy file beside the tars, flat, or None if the dataset has none."""
     if file not in index.side_files:
         return None
     num_bytes, sha256 = index.side_files[file]
-    return _mapped(files, file, num_bytes=num_bytes, sha256=sha256)[NPY_HEADER_BYTES:].view(kind)
+    return _map(files, file, num_bytes=num_bytes, sha256=sha256)[NPY_HEADER_BYTES:].view(kind)
 
 
-def _mapped(
-    files: Files, file: str, *, num_bytes: int, sha256: str, at_random: bool = False
+def _map(
+    files: Files, file: str, *, num_bytes: int, sha256: str, random_access: bool = False
 ) -> NDArray[np.uint8]:
-    """The bytes of a file, which stays open as long as they are in use; `at_random`: read none but those."""
+    """Return the bytes of a file. It stays open as long as they are in use."""
     with files.open(file, num_bytes=num_bytes, sha256=sha256) as opened:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    if at_random and hasattr(mmap, "MADV_RANDOM"):
+    if random_access and hasattr(mmap, "MADV_RANDOM"):
         mapped.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(mapped, np.uint8)
 

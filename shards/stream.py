@@ -1,38 +1,37 @@
-"""An endless stream of batches in the global order, read ahead in a thread."""
+"""An endless stream of batches in the global order, read ahead in a thread.
+
+position ──order──> ids ──reader.gather, or DecodeWorkers──> queue ──> BatchStream.__next__
+             └──needs──> Prefetcher (threads, if the shards are remote)
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
-from contextlib import closing, nullcontext, suppress
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from shards.decoding import decoded_by_workers
-from shards.errors import ShardError
+from shards.decode_workers import DecodeWorkers
 from shards.order.permutation import Order
+from shards.order.rank import RankSlice
 from shards.reader import ShardReader
 from shards.remote.prefetch import Prefetcher
 
-if TYPE_CHECKING:
-    import torch
-
-_MAX_JOIN_SEC = 5.0  # a thread in the middle of a download ends by itself, or with the process
+_MAX_JOIN_SEC = 5.0  # a thread that is downloading ends by itself, or with the process
 
 
-class BatchStream(Iterator["torch.Tensor"]):
-    """This rank's share, uint8 [batch_size / world, C, H, W], of one global batch after another, without an end.
+class BatchStream(Iterator[torch.Tensor]):
+    """The slice of one rank, uint8 [batch_size / world_size, C, H, W], of one batch after another.
 
-    The global batch at position p holds positions p .. p + batch_size - 1 of the reader's order under `key`, of which
-    rank r of `world` takes the r-th slice: the global order is the same for any world. Its whole state is `position`,
-    of the batch that comes next. A thread reads `prefetch` batches ahead, into pinned memory where there is CUDA; what fails
-    there is raised here. Encoded images are decoded by `workers` processes, by the thread where there are none. Close it,
-    or use it as a context manager.
+    The batches are those of `RankSlice` in the reader's order under `key`. The whole state is
+    `position`, that of the next batch. A thread reads `prefetch` batches ahead, into pinned memory
+    if there is CUDA; its errors are raised here. Compressed images are decoded by `workers`
+    processes, or by the thread if there are none. Close it, or use it as a context manager.
     """
 
     def __init__(
@@ -43,44 +42,41 @@ class BatchStream(Iterator["torch.Tensor"]):
         start: int,
         batch_size: int,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         prefetch: int = 4,
         workers: int = 0,
     ) -> None:
-        if batch_size < 1 or batch_size % world:
-            raise ShardError(
-                f"batch size {batch_size} does not divide among {world} processes: give a multiple"
-            )
-        assert 0 <= rank < world, f"rank {rank} is not in a world of {world}"
-        self.position = start
-        self._batch_size = batch_size
-        self._queue: queue.Queue[torch.Tensor | BaseException] = queue.Queue(maxsize=prefetch)
-        self._stop = threading.Event()
-        share = batch_size // world
-        first = start + rank * share
-        order = reader.order(key, batch_size=batch_size)
-        workers = workers if reader.index.is_encoded else 0
-        reader.ordering.check_room(
+        rank_slice = RankSlice.of_rank(rank, world_size, start=start, batch_size=batch_size)
+        order = reader.make_order(key, batch_size=batch_size)
+        workers = workers if reader.index.is_compressed else 0
+        reader.order_settings.check_cache_size(
             reader.files,
             reader.index,
-            num_held=order.num_held(first, share),
-            num_reading=max(1, workers),
+            num_needed=order.max_needed_shards(rank_slice.first, rank_slice.count),
+            num_readers=max(1, workers),
         )
+        self.position = start
+        self._batch_size = batch_size
+        self._batches: queue.Queue[torch.Tensor | BaseException] = queue.Queue(maxsize=prefetch)
+        self._stop = stop = threading.Event()
+        decoders = None
+        if workers:
+            decoders = DecodeWorkers(reader, rank_slice, key=key, num_workers=workers, stop=stop)
         self._thread = threading.Thread(
             target=_read_ahead,
-            args=(reader, order, first, share, batch_size, workers, self._queue, self._stop),
+            args=(reader, order, rank_slice, decoders, self._batches, stop),
             name="shards-batch-stream",
             daemon=True,  # a stream that nobody closed must not keep the process alive
         )
         self._thread.start()
-        # The thread knows only the queue: a forgotten stream ends too. With a priority it also ends when the process does,
-        # before multiprocessing waits for the workers, which only the thread can end.
-        Finalize(self, self._stop.set, exitpriority=0)
+        # The thread does not refer to the stream, so a forgotten stream ends, too. With a priority
+        # it also ends before multiprocessing waits, at exit, for the workers that it must end.
+        Finalize(self, stop.set, exitpriority=0)
 
     def __next__(self) -> torch.Tensor:
         if self._stop.is_set():
             raise StopIteration
-        batch = self._queue.get()
+        batch = self._batches.get()
         if isinstance(batch, BaseException):
             self.close()
             raise batch
@@ -88,7 +84,7 @@ class BatchStream(Iterator["torch.Tensor"]):
         return batch
 
     def close(self) -> None:
-        """End the thread; the stream is over."""
+        """End the stream and its thread."""
         self._stop.set()
         self._thread.join(_MAX_JOIN_SEC)
 
@@ -102,61 +98,65 @@ class BatchStream(Iterator["torch.Tensor"]):
 def _read_ahead(
     reader: ShardReader,
     order: Order,
-    first: int,
-    share: int,
-    step: int,
-    workers: int,
+    rank_slice: RankSlice,
+    decoders: DecodeWorkers | None,
     batches: queue.Queue[torch.Tensor | BaseException],
     stop: threading.Event,
 ) -> None:
-    """Put this rank's batches at positions `first`, `first` + `step`, ... into the queue until told to stop."""
-
-    def put(batch: torch.Tensor | BaseException) -> None:
-        while not stop.is_set():
-            with suppress(queue.Full):
-                batches.put(batch, timeout=0.1)
-                return
-
+    """Put the batches of a rank into the queue until `stop` is set, or the error that ends it."""
     try:
-        import torch
-
-        pinned = torch.cuda.is_available()
-        block = step * np.arange(max(1, order.block // share))[:, None] + np.arange(share)
-
-        def rows(position: int) -> Iterator[NDArray[np.int64]]:
-            while True:
-                yield from reader.rows(order.ids(position + block))
-                position += step * len(block)
-
-        def decoded_here() -> Generator[torch.Tensor]:
-            for some in rows(first):
-                batch = torch.empty(
-                    (share, *reader.image_shape), dtype=torch.uint8, pin_memory=pinned
-                )
-                reader.gather_rows(some, out=batch.numpy())
-                yield batch
-
-        def decoded_elsewhere() -> Generator[torch.Tensor]:
-            again = partial(ShardReader, reader.index, files=reader.files, ordering=reader.ordering)
-            with closing(decoded_by_workers(again, rows(first), workers=workers)) as decoded:
-                for batch in decoded:
-                    yield batch.pin_memory() if pinned else batch
-
-        needs = order.needs(first, share, step)
-        with (
-            (
-                Prefetcher(
-                    needs, hold=reader.hold, release=reader.release, stop=stop, position=first
-                )
-                if reader.files.remote
-                else nullcontext()
-            ) as ahead,
-            closing(decoded_elsewhere() if workers else decoded_here()) as decoded,
-        ):
+        read_into = _gather_into(reader, order, rank_slice) if not decoders else decoders.read_into
+        shape, pinned = (rank_slice.count, *reader.image_shape), torch.cuda.is_available()
+        position = rank_slice.first
+        with _prefetcher(reader, order, rank_slice, stop) as prefetcher:
             while not stop.is_set():
-                if ahead is not None:
-                    ahead.reach(first)
-                put(next(decoded))
-                first += step
-    except BaseException as error:  # whatever it is, the consumer has to hear of it
-        put(error)
+                if prefetcher is not None:
+                    prefetcher.advance(position)
+                batch = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+                read_into(batch.numpy())
+                _put(batches, batch, stop)
+                position += rank_slice.step
+    except BaseException as error:  # whatever it is, the consumer has to know
+        _put(batches, error, stop)
+    finally:
+        if decoders is not None:
+            decoders.close()
+
+
+def _gather_into(
+    reader: ShardReader, order: Order, rank_slice: RankSlice
+) -> Callable[[NDArray[np.uint8]], None]:
+    """Return a function that reads, and decodes if needed, one batch after another."""
+    batches = rank_slice.batches(order)
+
+    def read_into(out: NDArray[np.uint8]) -> None:
+        reader.gather(next(batches), out=out)
+
+    return read_into
+
+
+def _prefetcher(
+    reader: ShardReader, order: Order, rank_slice: RankSlice, stop: threading.Event
+) -> AbstractContextManager[Prefetcher | None]:
+    """Return what fetches remote shards ahead, or None for local ones."""
+    if not reader.files.remote:
+        return nullcontext()
+    first, count = rank_slice.first, rank_slice.count
+    return Prefetcher(
+        order.needs(first, count, rank_slice.step),
+        keep=reader.keep,
+        release=reader.release,
+        stop=stop,
+        position=first,
+    )
+
+
+def _put(
+    batches: queue.Queue[torch.Tensor | BaseException],
+    batch: torch.Tensor | BaseException,
+    stop: threading.Event,
+) -> None:
+    while not stop.is_set():
+        with suppress(queue.Full):
+            batches.put(batch, timeout=0.1)
+            return

@@ -17,7 +17,7 @@ from distgan.errors import UserError
 from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import build_discriminator, build_generator
 from distgan.runtime.compilation import Compilation, choose_compilation, ramp, try_modes
-from shards.files import usable_cores
+from shards.processes import num_usable_cores
 from tests.small_gan import snapshot
 from tests.worlds import rows, run_world, train_run
 
@@ -119,7 +119,7 @@ def test_a_short_run_tries_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_process_compiles_with_its_own_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """By default each would start up to 32 workers, whatever runs beside it."""
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(usable_cores()))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_usable_cores()))
     monkeypatch.setattr(torch._inductor.config, "compile_threads", 32)
     monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
     Compilation("compiled", "").compile(networks()[0])

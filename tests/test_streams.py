@@ -30,7 +30,7 @@ def test_resident_images_come_in_the_same_order(
 ) -> None:
     """From the middle of an epoch on, on either rank, of all classes or one: byte for byte what the shards give."""
     reader = ShardReader(shards, classes)
-    expected = taken(BatchStream(reader, start=20, rank=rank, world=2, **PLACE))
+    expected = taken(BatchStream(reader, start=20, rank=rank, world_size=2, **PLACE))
     monkeypatch.setattr(streams, "CHUNK", 7)
     monkeypatch.setattr(streams, "free_bytes", lambda device: 10**9)
     options = {"start": 20, "rank": rank, "world_size": 2, "device": torch.device("cpu")}

@@ -22,7 +22,7 @@ from distgan.runtime.randomness import normal
 from shards.format.index import INDEX_FILE, read_index
 from shards.images import EXTENSIONS, BadImage, decode_image
 from shards.reader import ShardReader
-from shards.sources.open import open_source
+from shards.sources.registry import open_source
 
 UNLIMITED = 2**62
 Shape = tuple[int, int, int]  # channels, height, width
@@ -140,7 +140,7 @@ def open_packed(path: Path, image_shape: Shape) -> Input:
 
 def open_folder(path: Path, image_shape: Shape) -> Input:
     """Return the image files of a folder, cropped and resized to the shape of the data."""
-    source = open_source(path)
+    source = open_source(path, with_labels=False)
     channels, size, _ = image_shape
 
     def read(number: int) -> np.ndarray:

@@ -7,11 +7,11 @@ from shards.format.index import ShardIndex
 def describe(index: ShardIndex) -> list[tuple[str, str]]:
     """Return (name, text) rows about a dataset, for the console."""
     channels, height, width = index.image_shape
-    encoding = index.encoding if index.is_encoded else "raw"
+    encoding = index.encoding if index.is_compressed else "raw"
     if index.quality is not None:
         encoding += f" of quality {index.quality}"
     size = f"{index.num_bytes / 1e6:,.1f} MB"
-    if index.is_encoded:
+    if index.is_compressed:
         size += f", {index.num_bytes / index.raw_num_bytes:.0%} of raw"
     rows = [("samples", f"{index.num_samples:,}")]
     if index.num_rejected:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from distgan.errors import UserError
 from distgan.evaluation.extractors import Extracted, Extractor, fit_images, weights_hash
-from shards.files import write_atomic
-from shards.sources.open import cache_folder
+from shards.files import cache_folder, write_atomic
 
 FEATURE_DIM = 128
 ROUNDS_KIMG = (60.0, 300.0)  # the second only where the first does not reach

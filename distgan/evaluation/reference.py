@@ -23,8 +23,7 @@ from distgan.evaluation.distances import Moments
 from distgan.evaluation.extractors import FeatureExtractor
 from distgan.evaluation.metrics import DEFAULT_SETTINGS, MetricSettings, Reference, Sample
 from distgan.runtime.distributed import World
-from shards.files import write_atomic
-from shards.sources.open import cache_folder
+from shards.files import cache_folder, write_atomic
 
 CHUNK = 250  # images that pass through the extractor together; part of the protocol, for batches round differently
 CACHE_FORMAT = 1

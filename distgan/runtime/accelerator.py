@@ -19,7 +19,7 @@ from accelerate.utils import (
 from distgan.config.schema import Train
 from distgan.errors import UserError
 from distgan.runtime.distributed import START_TIMEOUT, launched_world_size
-from shards.files import usable_cores
+from shards.processes import num_usable_cores
 
 OTHER_OPEN_FILES = 512  # besides the connections to other ranks
 ONE_BUCKET_MB = 4096  # larger than any network here: DDP reduces all gradients of a network at once
@@ -137,7 +137,7 @@ def choose_precision(setting: str, launcher: str, *, on_cpu: bool) -> tuple[str,
 
 def default_num_threads() -> int:
     """Return this process's part of the usable cores; launchers set one thread unasked."""
-    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, num_usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def keep_freed_memory() -> None:

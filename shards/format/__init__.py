@@ -1,0 +1,1 @@
+"""The shard format: raw pixels, PNG and JPEG files, and the index."""

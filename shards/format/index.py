@@ -1,4 +1,4 @@
-"""The index of packed shards: what lies in the folder, with a checksum of each file and one fingerprint of it all."""
+"""`index.json`: what a packed dataset consists of, with checksums and one fingerprint of it all."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import ShardError, printable
-from shards.format.compressed import MAX_QUALITY, MEMBERS, EncodedLayout
-from shards.format.raw import BLOCK, NPY_HEADER_BYTES, TRAILER, ShardLayout
+from shards.format.compressed import EXTENSION_OF, MAX_QUALITY, CompressedLayout
+from shards.format.raw import BLOCK, NPY_HEADER_BYTES, TRAILER, RawLayout
 
 INDEX_FILE = "index.json"
 LABELS_FILE = "labels.npy"
@@ -36,7 +36,7 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """A packed dataset. Labels lie in `labels.npy` in sample order, so that an index is small for any dataset."""
+    """A packed dataset. Labels are in a file of their own, so that the index stays small."""
 
     path: Path
     image_shape: tuple[int, int, int]  # C, H, W
@@ -47,14 +47,17 @@ class ShardIndex:
     cls: bool  # whether the tars hold the labels too
     num_rejected: int  # broken images, listed in rejected.jsonl
     shards: tuple[ShardRecord, ...]
-    plan: str  # what was packed and how: the same plan gives the same bytes
-    encoding: str = RAW  # or one of MEMBERS, and then:
+    plan: str  # identity of what was packed and how: the same plan gives the same bytes
+    encoding: str = RAW  # or a key of EXTENSION_OF
     quality: int | None = None  # of JPEG
-    spans_sha256: str | None = None
+    spans_sha256: str | None = None  # of PNG and JPEG
 
     @cached_property
     def fingerprint(self) -> str:
-        """The identity of the content (sha256, hex): the same images packed anywhere, at any time, have the same."""
+        """The identity of the content (sha256, hex).
+
+        The same images packed on any machine at any time have the same fingerprint.
+        """
         content = [
             FORMAT,
             VERSION,
@@ -64,13 +67,13 @@ class ShardIndex:
             self.labels_sha256,
             [(shard.num_samples, shard.sha256) for shard in self.shards],
         ]
-        if self.is_encoded:
+        if self.is_compressed:
             content.append(self.spans_sha256)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
-    def is_encoded(self) -> bool:
-        """Whether images are PNG or JPEG, each of a length of its own."""
+    def is_compressed(self) -> bool:
+        """Whether the images are PNG or JPEG files, each of its own length."""
         return self.encoding != RAW
 
     @property
@@ -81,7 +84,7 @@ class ShardIndex:
     @property
     def raw_num_bytes(self) -> int:
         """The size that all tars have, or would have, with raw pixels."""
-        return sum(self.layout.shard_bytes(shard.num_samples) for shard in self.shards)
+        return sum(self.raw_layout.shard_bytes(shard.num_samples) for shard in self.shards)
 
     @property
     def side_files(self) -> dict[str, tuple[int, str]]:
@@ -94,63 +97,62 @@ class ShardIndex:
         return files
 
     @property
-    def layout(self) -> ShardLayout:
-        """Of raw pixels."""
-        return ShardLayout(self.image_shape, self.cls)
+    def raw_layout(self) -> RawLayout:
+        return RawLayout(self.image_shape, self.cls)
 
     @property
-    def encoded_layout(self) -> EncodedLayout:
-        """Of PNG or JPEG members."""
-        return EncodedLayout(self.image_shape, self.cls, self.encoding, self.quality)
+    def compressed_layout(self) -> CompressedLayout:
+        return CompressedLayout(self.image_shape, self.cls, self.encoding, self.quality)
 
     def to_json(self) -> bytes:
-        """The bytes of `index.json`: no path, time or machine in them."""
+        """Return the bytes of `index.json`, which name no path, time or machine."""
         fields = asdict(self)
         del fields["path"]
-        if not self.is_encoded:
+        if not self.is_compressed:
             del fields["quality"], fields["spans_sha256"]
-        return json.dumps(
-            {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint, **fields},
-            indent=1,
-        ).encode()
+        header = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
+        return json.dumps(header | fields, indent=1).encode()
 
 
 def read_index(path: str | Path) -> ShardIndex:
-    """The index of the shards in folder `path`; opens no tar.
+    """Read the index of the shards in folder `path`, without opening a tar.
 
-    Raises ShardError where there is no such folder, no index in it, or an index that is damaged or of another version.
+    Raises ShardError if the folder or its index is missing, damaged or of another version.
     """
     folder = Path(path).expanduser()
-    shown = printable(str(path))
+    name = printable(path)
     try:
         text = (folder / INDEX_FILE).read_bytes()
     except FileNotFoundError:
         if not folder.is_dir():
             raise ShardError(
-                f"no folder {shown}: pack your images with `distgan pack SOURCE {shown}`"
+                f"no folder {name}: pack your images with `distgan pack SOURCE {name}`"
             ) from None
-        unfinished = (folder / WORK_FOLDER).is_dir()
-        state = (
-            "an unfinished pack: run the same `distgan pack` again"
-            if unfinished
-            else "no index.json"
-        )
-        remedy = "" if unfinished else f": name a folder that `distgan pack SOURCE {shown}` made"
-        raise ShardError(f"{shown} holds {state}{remedy}") from None
+        if (folder / WORK_FOLDER).is_dir():
+            raise ShardError(
+                f"{name} holds an unfinished pack: run the same `distgan pack` again"
+            ) from None
+        raise ShardError(
+            f"{name} holds no index.json: name a folder that `distgan pack SOURCE {name}` made"
+        ) from None
     except OSError as error:
         raise ShardError(
-            f"cannot read {shown}/{INDEX_FILE}: {error.strerror}; give the folder of the shards"
+            f"cannot read {name}/{INDEX_FILE}: {error.strerror}; give the folder of the shards"
         ) from None
-    return parse_index(text, folder, shown=shown)
+    return parse_index(text, folder, place=name)
 
 
-def parse_index(text: bytes, folder: Path, *, shown: str) -> ShardIndex:
-    """The index in the bytes of an `index.json`, whose files lie in `folder`. Raises ShardError, which says `shown`."""
+def parse_index(text: bytes, folder: Path, *, place: str) -> ShardIndex:
+    """Parse the bytes of an `index.json` for files in `folder`.
+
+    Raises ShardError, in which the folder is called `place`.
+    """
     try:
         fields = json.loads(text)
         if fields["format"] == FORMAT and fields["version"] != VERSION:
             raise ShardError(
-                f"{shown} has shard format {fields['version']!r}, and this distgan reads {VERSION}: pack again"
+                f"{place} has shard format {fields['version']!r}, "
+                f"and this distgan reads {VERSION}: pack again"
             )
         return _parse(folder, fields)
     except ShardError:
@@ -158,69 +160,74 @@ def parse_index(text: bytes, folder: Path, *, shown: str) -> ShardIndex:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = printable(f"{type(error).__name__}: {error}")[:120]
         raise ShardError(
-            f"{shown}/{INDEX_FILE} is damaged ({reason}): delete the folder and pack again"
+            f"{place}/{INDEX_FILE} is damaged ({reason}): delete the folder and pack again"
         ) from error
 
 
 def _parse(folder: Path, fields: dict[str, Any]) -> ShardIndex:
-    """The index in a parsed `index.json`; raises ValueError, KeyError or TypeError for anything amiss."""
+    """Check and convert a parsed `index.json`.
+
+    Raises ValueError, KeyError or TypeError for anything that does not fit together.
+    """
     _require(fields["format"] == FORMAT, "format")
     channels, height, width = (_count(side) for side in fields["image_shape"])
+    _require(channels in (1, 3) and height == width and 1 <= height <= 8192, "image_shape")
     encoding, quality = fields["encoding"], fields.get("quality")
-    _require(encoding in (RAW, *MEMBERS) and isinstance(fields["cls"], bool), "encoding")
+    _require(encoding in (RAW, *EXTENSION_OF) and isinstance(fields["cls"], bool), "encoding")
     _require((quality is not None) == (encoding == "jpeg"), "quality")
     _require(quality is None or 1 <= _count(quality) <= MAX_QUALITY, "quality")
-    _require(channels in (1, 3) and height == width and 1 <= height <= 8192, "image_shape")
-    layout = ShardLayout((channels, height, width), fields["cls"])
-    shards = []
-    for record in fields["shards"]:
-        shard = ShardRecord(
-            record["file"],
-            _count(record["num_samples"]),
-            _count(record["num_bytes"]),
-            _sha256(record["sha256"]),
-        )
-        _require(_SHARD_FILE.fullmatch(shard.file) is not None, "file")  # no path out of the folder
-        if encoding == RAW:
-            _require(
-                shard.num_bytes == layout.shard_bytes(shard.num_samples),
-                f"num_bytes of {shard.file}",
-            )
-        else:
-            least = len(TRAILER) + 2 * BLOCK * (1 + layout.cls) * shard.num_samples
-            _require(
-                shard.num_bytes >= least and shard.num_bytes % BLOCK == 0,
-                f"num_bytes of {shard.file}",
-            )
-        shards.append(shard)
-    _require(len({shard.file for shard in shards}) == len(shards), "a file twice")
-    class_names, class_counts = fields["class_names"], fields["class_counts"]
-    num_samples = _count(fields["num_samples"])
-    _require(num_samples == sum(shard.num_samples for shard in shards) > 0, "num_samples")
-    if class_names is not None:
-        _require(
-            len(class_names) >= 1 and all(name.isprintable() for name in class_names), "class_names"
-        )
-        _require(len(class_counts) == len(class_names), "class_counts")
-        _require(sum(_count(count) for count in class_counts) == num_samples, "class_counts")
-    _require(class_names is not None or (class_counts is None and not layout.cls), "cls")
+    class_names = fields["class_names"]
+    is_labelled = class_names is not None
     index = ShardIndex(
         path=folder,
-        image_shape=layout.image_shape,
-        num_samples=num_samples,
-        class_names=None if class_names is None else tuple(class_names),
-        class_counts=None if class_names is None else tuple(class_counts),
-        labels_sha256=None if class_names is None else _sha256(fields["labels_sha256"]),
-        cls=layout.cls,
+        image_shape=(channels, height, width),
+        num_samples=_count(fields["num_samples"]),
+        class_names=tuple(class_names) if is_labelled else None,
+        class_counts=tuple(map(_count, fields["class_counts"])) if is_labelled else None,
+        labels_sha256=_sha256(fields["labels_sha256"]) if is_labelled else None,
+        cls=fields["cls"],
         num_rejected=_count(fields["num_rejected"]),
-        shards=tuple(shards),
+        shards=tuple(map(_parse_record, fields["shards"])),
         plan=_sha256(fields["plan"]),
         encoding=encoding,
         quality=quality,
         spans_sha256=None if encoding == RAW else _sha256(fields["spans_sha256"]),
     )
+    _check_classes(index, fields)
+    _check_shards(index)
     _require(fields["fingerprint"] == index.fingerprint, "fingerprint")
     return index
+
+
+def _parse_record(record: dict[str, Any]) -> ShardRecord:
+    file = record["file"]
+    _require(_SHARD_FILE.fullmatch(file) is not None, "file")  # no path to another folder
+    num_samples, num_bytes = _count(record["num_samples"]), _count(record["num_bytes"])
+    return ShardRecord(file, num_samples, num_bytes, _sha256(record["sha256"]))
+
+
+def _check_classes(index: ShardIndex, fields: dict[str, Any]) -> None:
+    if index.class_names is None or index.class_counts is None:
+        _require(fields["class_counts"] is None and not index.cls, "cls")
+        return
+    _require(len(index.class_names) >= 1, "class_names")
+    _require(all(name.isprintable() for name in index.class_names), "class_names")
+    _require(len(index.class_counts) == len(index.class_names), "class_counts")
+    _require(sum(index.class_counts) == index.num_samples, "class_counts")
+
+
+def _check_shards(index: ShardIndex) -> None:
+    num_samples = sum(shard.num_samples for shard in index.shards)
+    _require(index.num_samples == num_samples > 0, "num_samples")
+    _require(len({shard.file for shard in index.shards}) == len(index.shards), "a file twice")
+    least = 2 * BLOCK * (1 + index.cls)  # of a compressed sample: a header and a block per member
+    for shard in index.shards:
+        if index.is_compressed:
+            fits = shard.num_bytes >= len(TRAILER) + least * shard.num_samples
+            fits = fits and shard.num_bytes % BLOCK == 0
+        else:
+            fits = shard.num_bytes == index.raw_layout.shard_bytes(shard.num_samples)
+        _require(fits, f"num_bytes of {shard.file}")
 
 
 def _require(holds: bool, what: str) -> None:
@@ -234,7 +241,6 @@ def _count(value: Any) -> int:
 
 
 def _sha256(value: Any) -> str:
-    _require(
-        isinstance(value, str) and _SHA256.fullmatch(value) is not None, f"{value!r} is no sha256"
-    )
+    matches = isinstance(value, str) and _SHA256.fullmatch(value) is not None
+    _require(matches, f"{value!r} is no sha256")
     return str(value)

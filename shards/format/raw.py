@@ -1,7 +1,9 @@
-"""The bytes of a shard: a USTAR tar whose samples all have one length, so that it is a strided array on disk.
+"""Shards of raw pixels: a USTAR tar whose samples all have one length, and so an array on disk.
 
-sample = [tar header 512][npy header 128][pixels C*H*W][padding] ([tar header 512][label as text][padding])
+sample = [tar header 512][npy header 128][pixels C*H*W][padding] ([tar header 512][label][padding])
 shard  = sample * num_samples, then two empty blocks of 512
+
+The label, as text, is there only if the tars hold class numbers.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ NPY_HEADER_BYTES = 128
 KEY_DIGITS = 9
 TRAILER = bytes(2 * BLOCK)
 _POWERS = 10 ** np.arange(KEY_DIGITS - 1, -1, -1)
-_SIZE, _SIZE_SHIFTS = slice(124, 135), np.arange(30, -1, -3)  # of a tar header: eleven octal digits
-_CHECKSUM, _CHECKSUM_SHIFTS = slice(148, 154), np.arange(15, -1, -3)  # six of them
+_SIZE, _SIZE_SHIFTS = slice(124, 135), np.arange(30, -1, -3)  # of a tar header: 11 octal digits
+_CHECKSUM, _CHECKSUM_SHIFTS = slice(148, 154), np.arange(15, -1, -3)  # 6 octal digits
 
 
 @dataclass(frozen=True)
-class ShardLayout:
-    """Where things lie in a shard of uint8 images of `image_shape` = (C, H, W); `cls`: with a label member."""
+class RawLayout:
+    """The bytes of samples of uint8 pixels [C, H, W]; `cls` says whether they hold a label."""
 
     image_shape: tuple[int, int, int]
     cls: bool
@@ -41,11 +43,11 @@ class ShardLayout:
 
     @property
     def stride(self) -> int:
-        """Bytes from one sample to the next."""
+        """Bytes from the beginning of one sample to the beginning of the next."""
         return self._image_member_bytes + 2 * BLOCK * self.cls
 
     def shard_bytes(self, num_samples: int) -> int:
-        """The size of a shard's file."""
+        """Return the size of the file of a shard."""
         return num_samples * self.stride + len(TRAILER)
 
     @cached_property
@@ -54,38 +56,36 @@ class ShardLayout:
         file = io.BytesIO()
         header = {"descr": "|u1", "fortran_order": False, "shape": self.image_shape}
         np.lib.format.write_array_header_1_0(file, header)
-        assert len(file.getvalue()) == NPY_HEADER_BYTES, (
-            "the npy header does not have its 128 bytes"
-        )
+        assert len(file.getvalue()) == NPY_HEADER_BYTES, "an npy header has another length"
         return file.getvalue()
 
     def blank(self, keys: NDArray[np.int64], labels: NDArray[np.int32] | None) -> NDArray[np.uint8]:
-        """Samples [n, stride] with every byte in place but the pixels, which are zero."""
+        """Return samples [n, stride] that are complete except for their pixels, which are zero."""
         rows = np.zeros((len(keys), self.stride), np.uint8)
         rows[:, :BLOCK] = tar_headers(keys, ".npy", NPY_HEADER_BYTES + self.image_bytes)
         rows[:, BLOCK : BLOCK + NPY_HEADER_BYTES] = np.frombuffer(self.npy_header, np.uint8)
         if self.cls:
-            assert labels is not None, "a layout with label members needs labels"
+            assert labels is not None, "a layout with labels needs labels"
             rows[:, self._image_member_bytes :] = label_members(keys, labels)
         return rows
 
     def pixels(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The images [n, C, H, W] of samples [n, stride], as a view."""
+        """Return a view [n, C, H, W] of the pixels of samples [n, stride]."""
         start = BLOCK + NPY_HEADER_BYTES
         return rows[:, start : start + self.image_bytes].reshape(len(rows), *self.image_shape)
 
     def keys(self, rows: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The keys that samples [n, stride] bear; nonsense where the bytes are not digits."""
+        """Return the keys of samples [n, stride]; bytes that are no digits give any number."""
         return (rows[:, :KEY_DIGITS].astype(np.int64) - ord("0")) @ _POWERS
 
 
 def npy_of_labels(labels: NDArray[np.int32]) -> bytes:
-    """The bytes of `labels.npy`: a header of NPY_HEADER_BYTES, then little-endian int32."""
+    """Return the bytes of `labels.npy`: a header of NPY_HEADER_BYTES, then int32, little-endian."""
     return _npy(labels.astype("<i4"))
 
 
 def npy_of_spans(spans: NDArray[np.int64]) -> bytes:
-    """The bytes of `spans.npy`: a header of NPY_HEADER_BYTES, then little-endian int64 [n, 2]."""
+    """Return the bytes of `spans.npy`: a header of NPY_HEADER_BYTES, then int64 [n, 2]."""
     return _npy(spans.astype("<i8"))
 
 
@@ -96,7 +96,7 @@ def _npy(array: NDArray[np.generic]) -> bytes:
 
 
 def label_members(keys: NDArray[np.int64], labels: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """The members [n, 1024] that hold labels as text."""
+    """Return tar members [n, 1024] that hold the labels as text."""
     texts = labels.astype("S")  # zero-padded ASCII
     rows = np.zeros((len(keys), 2 * BLOCK), np.uint8)
     rows[:, :BLOCK] = tar_headers(keys, ".cls", np.strings.str_len(texts).astype(np.int64))
@@ -107,11 +107,15 @@ def label_members(keys: NDArray[np.int64], labels: NDArray[np.int32]) -> NDArray
 def tar_headers(
     keys: NDArray[np.int64], extension: str, num_bytes: int | NDArray[np.int64]
 ) -> NDArray[np.uint8]:
-    """The USTAR headers [n, 512] of members `<key><extension>` of `num_bytes`: a template of the standard library with
-    key, size and checksum put in, since `TarInfo.tobuf` for every sample would cost a quarter of the packing time."""
-    assert len(keys) == 0 or (keys.min() >= 0 and keys.max() < 10**KEY_DIGITS), (
-        "a key does not fit its digits"
-    )
+    """Return the USTAR headers [n, 512] of members `<key><extension>` of `num_bytes`.
+
+    They equal those of `tarfile`, which makes the template; keys, sizes and checksums are filled in
+    for all samples at once. `webdataset.TarWriter` writes one member at a time, which takes six
+    times as long per sample (87 against 14 microseconds at 64x64), puts the label before the image
+    and pads every archive to a multiple of 10,240 bytes.
+    """
+    in_range = len(keys) == 0 or (keys.min() >= 0 and keys.max() < 10**KEY_DIGITS)
+    assert in_range, "a key does not fit into its digits"
     member = tarfile.TarInfo("0" * KEY_DIGITS + extension)
     template = np.frombuffer(member.tobuf(tarfile.USTAR_FORMAT), np.uint8)
     rows = np.tile(template, (len(keys), 1))

@@ -1,0 +1,1 @@
+"""Shards behind a URL: fetching, the cache of a node, and fetching ahead."""

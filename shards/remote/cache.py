@@ -1,10 +1,11 @@
-"""The node's cache of remote files: bounded, shared by all processes and runs of a node, each file fetched once.
+"""The node's cache of remote files: bounded, and shared by all processes and runs of a node.
 
-open ──there──> the file, under a shared lock for as long as it is open or mapped
-  └──not──> lock `<name>.lock`, make room, fetch to `<name>.<bytes>.part`, sync, rename, and open
+open ──exists──> the file, under a shared lock for as long as it is open or mapped
+  └──missing──> lock `<name>.lock`, make room, fetch to `<name>.<bytes>.part`, sync, rename, open
 
-A file's name is its sha256: no URL is stored, and no two datasets are mixed up. The kernel drops the locks of a process
-that is killed, so a file is evicted only where nobody alive reads it, and what a dead process left half fetched goes.
+A file is named by its sha256: no URL is stored, and datasets cannot be confused. The kernel drops
+the locks of a killed process, so only files that no living process reads are evicted, and parts
+that a dead process left behind are removed.
 """
 
 from __future__ import annotations
@@ -19,32 +20,35 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.errors import ShardError, printable
-from shards.files import DISK_FULL, explained, locked, sync_path
+from shards.files import DISK_FULL, locked, readable_errors, sync_path
 
 _POLL_SEC = 0.1
 
 
 @dataclass(frozen=True)
 class NodeCache:
-    """Files in `folder`, of at most `max_bytes` in all, those being fetched included; None: as many as the disk takes."""
+    """Files in `folder`, of at most `max_bytes` including those being fetched, if there is a limit.
+
+    Each file is fetched once, even if several processes want it at the same time.
+    """
 
     folder: Path
     max_bytes: int | None = None
-    wait_sec: float = 60.0  # for files in use to be let go of, where there is no other room
+    wait_sec: float = 60.0  # for files in use to be closed, if nothing else makes room
 
     def open(self, name: str, *, num_bytes: int, fetch: Callable[[Path], object]) -> BinaryIO:
-        """The file `name` of `num_bytes`, which is not evicted while it is open or mapped.
+        """Open the file `name` of `num_bytes`. It is not evicted while it is open or mapped.
 
-        Where it is not there `fetch` writes it to the path it is given, or raises: then nothing is left of it. Raises
-        ShardError where there is no room.
+        If it is missing, `fetch` writes it to the path it is given, or raises, and then nothing of
+        it is left. Raises ShardError if there is no room.
         """
         path = self.folder / name
-        with explained(self.folder, doing="cannot keep shards in the cache"):
+        with readable_errors(self.folder, doing="cannot keep shards in the cache"):
             while (file := _open_shared(path, num_bytes)) is None:
                 lock, part = self._lock(name), self.folder / f"{name}.{num_bytes}.part"
                 with locked(lock, busy=None):
                     try:
-                        if not path.exists():  # or else whoever had the lock before has fetched it
+                        if not path.exists():  # otherwise the previous holder has fetched it
                             self._fetch(part, num_bytes, fetch)
                             os.replace(part, path)
                             sync_path(self.folder)
@@ -66,13 +70,12 @@ class NodeCache:
                     raise
                 part.write_bytes(b"")
                 with locked(self.folder / "lock", busy=None):
-                    if not self._evict(
-                        num_bytes
-                    ):  # others may have filled the disk, but what we had goes first
+                    # Others may have filled the disk, but files of the cache go first.
+                    if not self._evict(num_bytes):
                         raise
 
     def _make_room(self, part: Path, num_bytes: int) -> None:
-        """Create the empty `part`, by whose name its bytes count, once there is room for it."""
+        """Create the empty `part`, whose name reserves its bytes, once there is room for it."""
         deadline = time.monotonic() + self.wait_sec
         while True:
             with locked(self.folder / "lock", busy=None):
@@ -82,20 +85,20 @@ class NodeCache:
                     return
             if time.monotonic() > deadline:
                 raise ShardError(
-                    f"the cache {printable(str(self.folder))} of {self.max_bytes / 1e9:g} GB is full of shards in use, "
-                    f"with no room for one of {num_bytes / 1e9:.3g} GB: raise data.cache_gb, or wait for the other runs"
+                    f"the cache {printable(self.folder)} of {self.max_bytes / 1e9:g} GB is full of "
+                    f"shards in use, with no room for one of {num_bytes / 1e9:.3g} GB: "
+                    "raise data.cache_gb, or wait for the other runs"
                 )
             time.sleep(_POLL_SEC)
 
     def _room_for(self, num_bytes: int, max_bytes: int) -> bool:
-        used = sum(_size(part) for part in self.folder.glob("*.part")) + sum(
-            size for _, size, _ in self._files()
-        )
+        used = sum(_reserved_bytes(part) for part in self.folder.glob("*.part"))
+        used += sum(size for _, size, _ in self._files())
         excess = used + num_bytes - max_bytes
         return excess <= 0 or self._evict(excess) >= excess
 
     def _evict(self, num_bytes: int) -> int:
-        """Remove files that nobody reads, the least recently used first, and say how many bytes that freed."""
+        """Remove files that nobody reads, the least recently used first; return the bytes freed."""
         freed = 0
         for _, size, path in sorted(self._files()):
             if freed >= num_bytes:
@@ -107,7 +110,7 @@ class NodeCache:
         return freed
 
     def _files(self) -> list[tuple[int, int, Path]]:
-        """(time of last use in ns, bytes, path) of all whole files."""
+        """Return (time of last use in ns, bytes, path) of all complete files."""
         found = []
         for path in self.folder.iterdir():
             if not path.suffix and path.name != "lock":
@@ -117,7 +120,7 @@ class NodeCache:
         return found
 
     def _remove_orphans(self) -> None:
-        """Remove what processes that were killed left half fetched."""
+        """Remove what killed processes were fetching."""
         for part in self.folder.glob("*.part"):
             lock = self._lock(part.name.split(".")[0])
             with suppress(ShardError), locked(lock, busy="being fetched"):
@@ -128,20 +131,20 @@ class NodeCache:
         return self.folder / f"{name}.lock"
 
 
-def _size(part: Path) -> int:
-    """The bytes that a file being fetched will have."""
+def _reserved_bytes(part: Path) -> int:
+    """Return the size that a file being fetched will have."""
     return int(part.name.split(".")[1])
 
 
 def _open_shared(path: Path, num_bytes: int) -> BinaryIO | None:
-    """The file under a shared lock, which a mapping of it keeps; None where it is not there."""
+    """Open the file under a shared lock, which a memory map keeps; return None if it is missing."""
     try:
         file = open(path, "rb")  # noqa: SIM115
     except FileNotFoundError:
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_SH)
-        with suppress(FileNotFoundError):  # evicted before we had the lock
+        with suppress(FileNotFoundError):  # evicted before the lock was taken
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 if os.fstat(file.fileno()).st_size == num_bytes:
                     os.utime(file.fileno())

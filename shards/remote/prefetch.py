@@ -1,4 +1,4 @@
-"""Asking ahead: threads that fetch the shards a stream will need while it still reads those it has."""
+"""Threads that fetch the shards a stream will need, while it still reads those it has."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ _POLL_SEC = 0.05
 
 
 class Prefetcher:
-    """Fetches what `needs` says, no earlier than it says, until `stop` is set; a context manager.
+    """Fetches the shards of `needs` as soon as they are allowed, until `stop` is set.
 
-    `hold` fetches a shard and keeps it, `release` lets go of one that was held. What cannot be fetched is left to whoever
-    reads it: there the error will be raised, if it still is one.
+    `keep` fetches a shard and keeps it open, and `release` lets go of it. A shard that cannot be
+    fetched is left to the reader, where the error is raised if it persists.
     """
 
     def __init__(
         self,
         needs: Iterator[Need],
         *,
-        hold: Callable[[int], None],
+        keep: Callable[[int], None],
         release: Callable[[int], None],
         stop: threading.Event,
         position: int,
     ) -> None:
-        self._needs, self._hold, self._release, self._stop = needs, hold, release, stop
+        self._needs, self._keep, self._release, self._stop = needs, keep, release, stop
         self._position = position
         self._lock, self._needs_lock = threading.Lock(), threading.Lock()
-        self._held: list[Need] = []
+        self._kept: list[Need] = []
         self._closed = False
         for number in range(NUM_THREADS):
             threading.Thread(
                 target=self._run, name=f"shards-prefetch-{number}", daemon=True
             ).start()
 
-    def reach(self, position: int) -> None:
-        """The reader has come to `position`: let go of what it has done with, and allow what comes next."""
+    def advance(self, position: int) -> None:
+        """Release what the reader no longer needs at `position`, and allow what comes next."""
         with self._lock:
-            done = [need for need in self._held if need.end is not None and need.end <= position]
-            self._held = [need for need in self._held if need.end is None or need.end > position]
+            done = [need for need in self._kept if need.end is not None and need.end <= position]
+            self._kept = [need for need in self._kept if need.end is None or need.end > position]
             for need in done:
                 self._release(need.shard)
             self._position = position
@@ -52,12 +52,12 @@ class Prefetcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let go of everything; a download on its way ends by itself."""
+        """Release everything. A download in progress ends by itself."""
         with self._lock:
             self._closed = True
-            for need in self._held:
+            for need in self._kept:
                 self._release(need.shard)
-            self._held = []
+            self._kept = []
 
     def _run(self) -> None:
         while True:
@@ -65,17 +65,17 @@ class Prefetcher:
                 need = next(self._needs, None)
             if need is None:
                 return
-            while not self._over() and self._position < need.begin:
+            while not self._is_over() and self._position < need.begin:
                 self._stop.wait(_POLL_SEC)
-            if self._over():
+            if self._is_over():
                 return
             with suppress(ShardError, OSError):
-                self._hold(need.shard)
+                self._keep(need.shard)
                 with self._lock:
                     if self._closed or need.end is None:
                         self._release(need.shard)
                     else:
-                        self._held.append(need)
+                        self._kept.append(need)
 
-    def _over(self) -> bool:
+    def _is_over(self) -> bool:
         return self._stop.is_set() or self._closed

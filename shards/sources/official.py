@@ -1,4 +1,7 @@
-"""The named datasets: scikit-learn's digits, and MNIST and CIFAR-10 from their official files, checksums first."""
+"""Named datasets: scikit-learn's digits, and MNIST and CIFAR-10 from their official files.
+
+The checksum of an official file is compared before anything reads it.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ShardError, printable
-from shards.sources.listing import Source
+from shards.files import cache_folder
+from shards.sources.source import Source
 
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
 
 
 @dataclass(kw_only=True)
 class ArraySource(Source):
-    """Images that lie in memory as uint8 [N, H, W] or [N, H, W, 3]."""
+    """Images in memory, as uint8 [N, H, W] or [N, H, W, 3]."""
 
     images: NDArray[np.uint8]
 
@@ -32,16 +36,8 @@ class ArraySource(Source):
         return image
 
 
-def cache_folder() -> Path:
-    """Where downloads and the embedded dataset lie: `DISTGAN_CACHE`, or distgan/ in the user's cache folder."""
-    chosen = os.environ.get("DISTGAN_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distgan"
-
-
 def open_digits(split: str, root: Path | None) -> Source:
-    """The 1,797 handwritten digits that scikit-learn ships (8x8, 17 grey levels)."""
+    """Open the 1,797 handwritten digits of scikit-learn (8x8, 17 grey levels)."""
     if split != "train":
         raise ShardError(f"digits has no split {split!r}: leave out --split")
     if root is not None:
@@ -54,7 +50,7 @@ def open_digits(split: str, root: Path | None) -> Source:
 
 
 def open_mnist(split: str, root: Path | None) -> Source:
-    """MNIST (LeCun et al. 1998): 60,000 or 10,000 digits of 28x28."""
+    """Open MNIST (LeCun et al. 1998): 60,000 or 10,000 digits of 28x28."""
     from torchvision.datasets import MNIST
 
     prefix = {"train": "train", "test": "t10k"}[split]
@@ -71,9 +67,9 @@ def open_mnist(split: str, root: Path | None) -> Source:
 
 
 def open_cifar10(split: str, root: Path | None) -> Source:
-    """CIFAR-10 (Krizhevsky 2009): 50,000 or 10,000 colour images of 32x32 in ten classes.
+    """Open CIFAR-10 (Krizhevsky 2009): 50,000 or 10,000 colour images of 32x32 in ten classes.
 
-    The official files are pickles: each is unpickled only from bytes whose md5 has matched.
+    The official files are pickles, and are unpickled only after their md5 has matched.
     """
     from torchvision.datasets import CIFAR10
 
@@ -100,7 +96,7 @@ def _cifar_files(
     url: str,
     base_folder: str,
 ) -> dict[str, bytes]:
-    """The checked bytes of the batch files, from an unpacked folder or from the archive (which is read in memory)."""
+    """Return the checked bytes of the batch files, from a folder or from the archive."""
     for folder in () if root is None else (root, root / base_folder):
         if all((folder / name).is_file() for name in md5_of):
             return {name: _checked(folder / name, md5) for name, md5 in md5_of.items()}
@@ -118,13 +114,17 @@ def _cifar_files(
 def _official_bytes(
     name: str, md5: str, urls: list[str], root: Path | None, folders: tuple[Path, ...]
 ) -> bytes:
-    """One official file: from the first of `folders` that has it, or downloaded to the cache where there is no root."""
+    """Return an official file from the first of `folders` that has it.
+
+    Without a root it is downloaded to the cache.
+    """
     for folder in folders:
         if (folder / name).is_file():
             return _checked(folder / name, md5)
     if root is not None:
         raise ShardError(
-            f"--root {printable(str(root))} holds no {name}: put the official file there, or leave out --root"
+            f"--root {printable(root)} holds no {name}: "
+            "put the official file there, or leave out --root"
         )
     path = cache_folder() / "downloads" / name
     if not path.is_file():
@@ -155,9 +155,9 @@ def _checked(path: Path, md5: str) -> bytes:
     data = path.read_bytes()
     found = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if found != md5:
-        where = printable(str(path))
         raise ShardError(
-            f"{where} is not the official file (md5 {found}, not {md5}): delete it and fetch it again"
+            f"{printable(path)} is not the official file (md5 {found}, not {md5}): "
+            "delete it and fetch it again"
         )
     return data
 

@@ -1,6 +1,7 @@
-"""Stacked digits: three random digits as the three channels of one image, 1,000 modes whose true shares are known.
+"""Stacked digits: three random digits as the channels of one image, for counting modes.
 
-Stacked MNIST as in Metz et al. 2017 and Lin et al. 2018 (128,000 stacks); the same of scikit-learn's digits needs no file.
+The 1,000 modes have known frequencies. Stacked MNIST (128,000 stacks) follows Metz et al. 2017 and
+Lin et al. 2018; stacks of scikit-learn's digits need no file.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.sources.listing import Source
 from shards.sources.official import ArraySource, open_digits, open_mnist
+from shards.sources.source import Source
 
 STACK_NAMES = tuple(f"{mode:03d}" for mode in range(1000))
 NUM_STACKED_MNIST = 128_000
@@ -22,9 +23,9 @@ NUM_STACKED_DIGITS = 20_000
 
 @dataclass(kw_only=True)
 class StackedSource(Source):
-    """Stacks of three images each, put together when they are read."""
+    """Stacks of three images, stacked when they are read."""
 
-    images: NDArray[np.uint8]  # [N, H, W], the single digits
+    images: NDArray[np.uint8]  # single digits [N, H, W]
     triples: NDArray[np.int64]  # [num stacks, 3]
 
     def _read(self, item: int) -> NDArray[np.uint8]:
@@ -33,19 +34,17 @@ class StackedSource(Source):
 
 
 def open_stacked_mnist(split: str, root: Path | None) -> Source:
-    """128,000 stacks of MNIST digits."""
+    """Open 128,000 stacks of MNIST digits."""
     return _stack("stacked-mnist", open_mnist(split, root), NUM_STACKED_MNIST)
 
 
 def open_stacked_digits(split: str, root: Path | None) -> Source:
-    """20,000 stacks of scikit-learn's digits."""
+    """Open 20,000 stacks of scikit-learn's digits."""
     return _stack("stacked-digits", open_digits(split, root), NUM_STACKED_DIGITS)
 
 
 def _stack(name: str, digits: Source, num: int) -> Source:
-    assert isinstance(digits, ArraySource) and digits.labels is not None, (
-        "digits come as an array with labels"
-    )
+    assert isinstance(digits, ArraySource) and digits.labels is not None, "digits have labels"
     triples = np.random.default_rng(0).integers(len(digits), size=(num, 3))
     labels = (digits.labels[triples] @ np.array([100, 10, 1])).astype(np.int32)
     return StackedSource(

@@ -21,7 +21,7 @@ from shards.images import decode_image
 from shards.pack import pack
 from shards.reader import ShardReader
 from shards.sources.official import ArraySource
-from shards.sources.open import open_source
+from shards.sources.registry import open_source
 from shards.stream import BatchStream
 from tests.benchmarks.common import Rates, command_line, machine, measure_by_turns
 from tests.benchmarks.speed import BATCH, spread
@@ -111,7 +111,7 @@ def main() -> None:
             stream = stack.enter_context(
                 BatchStream(ShardReader(index), key=0, start=0, batch_size=BATCH, prefetch=1)
             )
-            works[name] = partial(read, stream, num_batches=100 if index.is_encoded else 2000)
+            works[name] = partial(read, stream, num_batches=100 if index.is_compressed else 2000)
         reading = measure_by_turns(works, repeats=5)
         print(f"{len(source):,} images of {arguments.size} px; {machine()}\n")
         print("| encoding | bytes per image | of raw | packed per CPU s | read per CPU s |")

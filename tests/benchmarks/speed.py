@@ -31,7 +31,7 @@ from distgan.data import TrainingBatches
 from shards.images import decode_image
 from shards.pack import pack
 from shards.reader import ShardReader
-from shards.sources.open import open_source
+from shards.sources.registry import open_source
 from shards.stream import BatchStream
 from tests.benchmarks import scaling, textbook
 from tests.benchmarks.common import Rates, command_line, distgan, machine, measure_by_turns
@@ -145,7 +145,7 @@ def read(batches: Callable[[], Tensor], num: int) -> int:
 def loader_row(what: str, shards: Path, tars: list[str], *, size: int, repeats: int) -> Row:
     """Compare reading shards with a stock pipeline over tars of JPEG, in images per CPU second."""
     reader = ShardReader(shards)
-    num, bar = (160, 1.0) if reader.index.is_encoded else (1600, 40.0)
+    num, bar = (160, 1.0) if reader.index.is_compressed else (1600, 40.0)
     with (
         BatchStream(reader, key=0, start=0, batch_size=BATCH) as stream,
         closing(textbook.webdataset_batches(tars, size, batch_size=BATCH)) as usual,

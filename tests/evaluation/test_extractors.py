@@ -10,7 +10,7 @@ import torch
 from distgan.errors import UserError
 from distgan.evaluation.extractors import Inception, RandomConv, fit_images
 from distgan.evaluation.probe import Probe, StackedProbe, probe_path, train_probe
-from shards.sources.open import cache_folder
+from shards.files import cache_folder
 from tests.evaluation.sets import ALONE, digits
 
 

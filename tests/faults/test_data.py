@@ -25,8 +25,8 @@ from shards.errors import ShardError
 from shards.format.index import ShardIndex, read_index
 from shards.images import BadImage, decode_image
 from shards.reader import ShardReader
-from shards.remote.urls import open_shards
-from shards.sources.open import open_source
+from shards.remote.files import open_shards
+from shards.sources.registry import open_source
 from shards.verify import verify
 from tests.shards.servers import QUICK, pack_noise, serving
 
@@ -143,7 +143,7 @@ def test_damaged_remote_shards_never_arrive(copy: ShardIndex, tmp_path: Path, da
         data = (copy.path / copy.shards[0].file).read_bytes()
         path.write_bytes(data if damage == "swap" else data[: CUTS["inside an image"]])
     with serving(copy.path) as server:
-        index, files = open_shards(server.url, cache=tmp_path / "cache", patience=QUICK)
+        index, files = open_shards(server.url, cache=tmp_path / "cache", retry=QUICK)
         reader = ShardReader(index, files=files)
         with pytest.raises(ShardError, match=r"cannot fetch .*000001.tar"):
             reader.gather(np.array([25]))
@@ -187,7 +187,7 @@ def test_a_disk_that_fills_while_fetching(whole: ShardIndex, tmp_path: Path) -> 
     """What is unused goes; where all is in use it is one line, and what is there still reads."""
     pytest.importorskip("aiohttp")
     with small_disk(tmp_path / "disk", 1600) as disk, serving(whole.path) as server:
-        index, files = open_shards(server.url, cache=disk / "cache", patience=QUICK)
+        index, files = open_shards(server.url, cache=disk / "cache", retry=QUICK)
         reader, local = ShardReader(index, files=files), ShardReader(whole)
         first = reader.gather(np.arange(20))
         with pytest.raises(ShardError, match="the disk is full"):
@@ -413,7 +413,7 @@ def test_any_bytes_as_a_remote_index(tmp_path: Path, whole: ShardIndex, num_exam
         def check(data: bytes) -> None:
             (folder / "index.json").write_bytes(data)
             with suppress(ShardError):
-                index, _ = open_shards(server.url, cache=tmp_path / "cache", patience=quick)
+                index, _ = open_shards(server.url, cache=tmp_path / "cache", retry=quick)
                 assert index.fingerprint == whole.fingerprint
 
         fuzz(edited((whole.path / "index.json").read_bytes()), num_examples // 2, check)

@@ -15,7 +15,8 @@ import numpy as np
 from shards.format.index import ShardIndex
 from shards.pack import pack
 from shards.reader import ShardReader
-from shards.remote.urls import RetryPolicy, open_shards
+from shards.remote.files import open_shards
+from shards.remote.folder import RetryPolicy
 from shards.sources.official import ArraySource
 
 FAULTS = ("drop", "stall", "truncate", "corrupt", "long", "500")
@@ -115,7 +116,7 @@ def pack_noise(out: Path, *, num_shards: int, size: int = 128) -> ShardIndex:
 
 def read_all(url: str, cache: Path, ready: Barrier) -> None:
     """Read every image at once with the others: the work of a process of its own, which imports little."""
-    index, files = open_shards(url, cache=cache, patience=QUICK)
+    index, files = open_shards(url, cache=cache, retry=QUICK)
     reader = ShardReader(index, files=files)
     ready.wait()
     reader.gather(np.arange(reader.num_samples))

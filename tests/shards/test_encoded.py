@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -23,16 +24,16 @@ import torch
 import webdataset
 from PIL import Image
 
-from distgan.cli import describe
+from distgan.commands.info import describe
 from distgan.runtime.signals import Interrupt
 from shards.errors import ShardError
-from shards.format.compressed import EncodedLayout
+from shards.format.compressed import CompressedLayout
 from shards.format.index import ShardIndex, read_index
 from shards.format.raw import npy_of_spans
-from shards.order.ordering import Ordering
+from shards.order.settings import PERMUTATION, OrderSettings
 from shards.pack import pack
 from shards.reader import ShardReader
-from shards.remote.urls import open_shards
+from shards.remote.files import open_shards
 from shards.sources.official import ArraySource
 from shards.stream import BatchStream
 from shards.verify import verify
@@ -115,13 +116,17 @@ def test_samples_are_those_of_raw_shards(tmp_path: Path, channels: int) -> None:
     assert len({index.fingerprint for index in packed.values()}) == 3
 
 
-@pytest.mark.parametrize("ordering", [None, Ordering("windows", lanes=2, window_shards=1)])
+@pytest.mark.parametrize(
+    "order_settings", [PERMUTATION, OrderSettings("windows", lanes=2, window_shards=1)]
+)
 def test_streams_are_those_of_raw_shards(
-    indices: dict[str, ShardIndex], ordering: Ordering | None
+    indices: dict[str, ShardIndex], order_settings: OrderSettings
 ) -> None:
     """The same batches in any order, from any position, on any number of ranks."""
-    raw, png = (ShardReader(indices[name], ordering=ordering) for name in ("raw", "png"))
-    for options in ({}, {"start": 96}, {"world": 3, "rank": 1}):
+    raw, png = (
+        ShardReader(indices[name], order_settings=order_settings) for name in ("raw", "png")
+    )
+    for options in ({}, {"start": 96}, {"world_size": 3, "rank": 1}):
         assert torch.equal(take(png, 25, **options), take(raw, 25, **options))
 
 
@@ -278,12 +283,14 @@ def test_a_changed_index_is_refused(tmp_path: Path, change: dict[str, object]) -
 def test_remote_shards_are_the_local_ones(indices: dict[str, ShardIndex], tmp_path: Path) -> None:
     """Over HTTP, each file is fetched once; with windows as well."""
     pytest.importorskip("aiohttp")
-    local = ShardReader(indices["jpeg"], ordering=Ordering("windows", lanes=2, window_shards=1))
+    local = ShardReader(
+        indices["jpeg"], order_settings=OrderSettings("windows", lanes=2, window_shards=1)
+    )
     with serving(indices["jpeg"].path) as server:
-        for ordering in (local.ordering, None):
-            index, files = open_shards(server.url, cache=tmp_path, patience=QUICK)
-            remote = ShardReader(index, files=files, ordering=ordering)
-            expected = local if ordering else ShardReader(indices["jpeg"])
+        for order_settings in (local.order_settings, PERMUTATION):
+            index, files = open_shards(server.url, cache=tmp_path, retry=QUICK)
+            remote = ShardReader(index, files=files, order_settings=order_settings)
+            expected = local if order_settings != PERMUTATION else ShardReader(indices["jpeg"])
             assert torch.equal(take(remote, 25), take(expected, 25))
         assert {file: server.gets[file] for file in ("000000.tar", "000001.tar", "spans.npy")} == {
             "000000.tar": 1,
@@ -322,11 +329,11 @@ def test_a_process_decodes_what_the_thread_would(indices: dict[str, ShardIndex])
 def test_processes_read_remote_windows(indices: dict[str, ShardIndex], tmp_path: Path) -> None:
     """From the cache of the node, batches in order; what one of them cannot read is one line."""
     pytest.importorskip("aiohttp")
-    ordering = Ordering("windows", lanes=2, window_shards=1)
-    expected = take(ShardReader(indices["png"], ordering=ordering), 40)
+    order_settings = OrderSettings("windows", lanes=2, window_shards=1)
+    expected = take(ShardReader(indices["png"], order_settings=order_settings), 40)
     with serving(indices["png"].path) as server:
-        index, files = open_shards(server.url, cache=tmp_path, patience=QUICK)
-        reader = ShardReader(index, files=files, ordering=ordering)
+        index, files = open_shards(server.url, cache=tmp_path, retry=QUICK)
+        reader = ShardReader(index, files=files, order_settings=order_settings)
         assert torch.equal(take(reader, 40, workers=2), expected)
         assert server.shard_gets == {"000000.tar": 1, "000001.tar": 1}
     index = pack(smooth_source(), tmp_path / "damaged", encoding="png")
@@ -340,7 +347,8 @@ def test_processes_read_remote_windows(indices: dict[str, ShardIndex], tmp_path:
 
 LEFT_OPEN = """
 import multiprocessing, os, signal, sys, time
-from shards.reader import BatchStream, ShardReader
+from shards.reader import ShardReader
+from shards.stream import BatchStream
 if __name__ == "__main__":
     stream = BatchStream(ShardReader(sys.argv[1]), key=7, start=0, batch_size=12, workers=2)
     next(stream)
@@ -404,10 +412,10 @@ def test_training_with_processes_goes_on_where_it_was(
 def test_any_image_becomes_a_jpeg(tmp_path: Path) -> None:
     """Noise, which no encoder makes smaller, at sizes and qualities where Pillow's own buffer would not do."""
     for size, quality in ((256, 95), (160, 100)):
-        layout = EncodedLayout((3, size, size), False, "jpeg", quality)
+        layout = CompressedLayout((3, size, size), False, "jpeg", quality)
         noise = np.random.default_rng(0).integers(0, 2, (3, size, size), np.uint8) * 255
         file = layout.encode(noise)
-        assert layout.is_image(file)
+        assert Image.open(io.BytesIO(file)).size == (size, size)
         assert 65536 < len(file) <= layout.max_sample_bytes
 
 

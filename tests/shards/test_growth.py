@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shards.format.index import ShardIndex, ShardRecord
-from shards.format.raw import ShardLayout
+from shards.format.raw import RawLayout
 
 SAMPLES_PER_SHARD = 8000
 READ = """
@@ -26,7 +26,7 @@ for folder in sys.argv[1:]:
 
 def indexed(folder: Path, num_samples: int) -> Path:
     """A dataset of black 32x32 images: an index, and shards that are holes on the disk."""
-    layout = ShardLayout((3, 32, 32), cls=False)
+    layout = RawLayout((3, 32, 32), cls=False)
     folder.mkdir()
     records = []
     for first in range(0, num_samples, SAMPLES_PER_SHARD):

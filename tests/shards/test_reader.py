@@ -80,7 +80,7 @@ def test_the_stream_follows_the_order(packed: ShardIndex) -> None:
 def test_the_global_order_is_the_same_for_any_world(packed: ShardIndex, world: int) -> None:
     """The ranks' slices, put side by side, are the batches of one process."""
     reader = ShardReader(packed)
-    ranks = [take(reader, 25, rank=rank, world=world) for rank in range(world)]
+    ranks = [take(reader, 25, rank=rank, world_size=world) for rank in range(world)]
     assert torch.equal(torch.cat(ranks, dim=1), take(reader, 25))
 
 
@@ -97,16 +97,18 @@ def test_resuming_is_one_integer(packed: ShardIndex) -> None:
 
 def test_blocks_of_ids_leave_no_seam(packed: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids are worked out in blocks; their length does not show."""
-    expected = take(ShardReader(packed), 40, rank=1, world=2)
+    expected = take(ShardReader(packed), 40, rank=1, world_size=2)
     monkeypatch.setattr("shards.order.permutation.Permutation.block", 18)
-    assert torch.equal(take(ShardReader(packed), 40, rank=1, world=2), expected)
+    assert torch.equal(take(ShardReader(packed), 40, rank=1, world_size=2), expected)
 
 
 def test_batches_must_divide(packed: ShardIndex) -> None:
     """A batch size that the world does not divide is refused."""
     for batch_size, world in ((10, 3), (0, 1)):
         with pytest.raises(ShardError, match="batch size"):
-            BatchStream(ShardReader(packed), key=KEY, start=0, batch_size=batch_size, world=world)
+            BatchStream(
+                ShardReader(packed), key=KEY, start=0, batch_size=batch_size, world_size=world
+            )
 
 
 def test_errors_of_the_thread_arrive(packed: ShardIndex) -> None:

@@ -20,15 +20,16 @@ import torch
 from shards.errors import ShardError, without_secrets
 from shards.files import locked
 from shards.format.index import ShardIndex
-from shards.order.ordering import Ordering
+from shards.order.settings import PERMUTATION, OrderSettings
 from shards.reader import ShardReader
 from shards.remote.cache import NodeCache
-from shards.remote.urls import RemoteFolder, is_url, open_shards
+from shards.remote.files import is_url, open_shards
+from shards.remote.folder import RemoteFolder
 from shards.stream import BatchStream
 from tests.shards.servers import FAULTS, QUICK, Server, pack_noise, read_all, serving
 
 pytest.importorskip("aiohttp")
-WINDOWS = Ordering("windows", lanes=2, window_shards=1)
+WINDOWS = OrderSettings("windows", lanes=2, window_shards=1)
 
 
 @pytest.fixture(autouse=True)
@@ -50,10 +51,14 @@ def server(noise: ShardIndex) -> Iterator[Server]:
 
 
 def open_reader(
-    url: str, cache: Path, *, ordering: Ordering | None = None, max_bytes: int | None = None
+    url: str,
+    cache: Path,
+    *,
+    order_settings: OrderSettings = PERMUTATION,
+    max_bytes: int | None = None,
 ) -> ShardReader:
-    index, files = open_shards(url, cache=cache, max_bytes=max_bytes, patience=QUICK)
-    return ShardReader(index, files=files, ordering=ordering)
+    index, files = open_shards(url, cache=cache, max_bytes=max_bytes, retry=QUICK)
+    return ShardReader(index, files=files, order_settings=order_settings)
 
 
 def take(reader: ShardReader, num_batches: int, **options: int) -> torch.Tensor:
@@ -188,16 +193,16 @@ def test_training_starts_before_the_last_shard(
     server: Server, noise: ShardIndex, tmp_path: Path
 ) -> None:
     """With windows, batches come while shards of later windows still are on their way."""
-    order = ShardReader(noise, ordering=WINDOWS).order(7, batch_size=8)
+    order = ShardReader(noise, order_settings=WINDOWS).make_order(7, batch_size=8)
     shards = np.minimum(order.ids(np.arange(noise.num_samples)) // 20, 7)
     late = noise.shards[int(shards[-1])].file
     server.gate[late] = threading.Event()
-    reader = open_reader(server.url, tmp_path, ordering=WINDOWS)
+    reader = open_reader(server.url, tmp_path, order_settings=WINDOWS)
     with BatchStream(reader, key=7, start=0, batch_size=8) as stream:
         batches = [next(stream) for _ in range(5)]
         server.gate[late].set()
         batches += [next(stream) for _ in range(25)]
-    assert torch.equal(torch.cat(batches), take(ShardReader(noise, ordering=WINDOWS), 30))
+    assert torch.equal(torch.cat(batches), take(ShardReader(noise, order_settings=WINDOWS), 30))
 
 
 def test_processes_of_a_node_fetch_once(server: Server, noise: ShardIndex, tmp_path: Path) -> None:
@@ -219,7 +224,7 @@ def test_processes_of_a_node_fetch_once(server: Server, noise: ShardIndex, tmp_p
 def test_the_cache_keeps_its_bound(server: Server, noise: ShardIndex, tmp_path: Path) -> None:
     """A dataset larger than the cache trains; no file beyond the bound lies there, parts included, at any time."""
     bound = int(6.2 * noise.shards[0].num_bytes)
-    reader = open_reader(server.url, tmp_path, ordering=WINDOWS, max_bytes=bound)
+    reader = open_reader(server.url, tmp_path, order_settings=WINDOWS, max_bytes=bound)
     over, most = threading.Event(), []
 
     def watch() -> None:
@@ -237,7 +242,7 @@ def test_the_cache_keeps_its_bound(server: Server, noise: ShardIndex, tmp_path: 
     batches = take(reader, 30)
     over.set()
     thread.join()
-    assert torch.equal(batches, take(ShardReader(noise, ordering=WINDOWS), 30))
+    assert torch.equal(batches, take(ShardReader(noise, order_settings=WINDOWS), 30))
     assert 4 * noise.shards[0].num_bytes < max(most) <= bound
     assert sum(server.shard_gets.values()) <= 8 * (30 * 8 // noise.num_samples + 2)
 
@@ -248,11 +253,11 @@ def test_too_small_a_cache_is_refused(server: Server, noise: ShardIndex, tmp_pat
         ShardError, match=r"data.order=permutation needs 0.009 GB .*data.order=windows"
     ):
         open_reader(server.url, tmp_path, max_bytes=5_000_000)
-    reader = open_reader(server.url, tmp_path, ordering=WINDOWS, max_bytes=4_000_000)
+    reader = open_reader(server.url, tmp_path, order_settings=WINDOWS, max_bytes=4_000_000)
     with pytest.raises(ShardError, match=r"data.order=windows needs 0.007 GB") as caught:
         BatchStream(reader, key=7, start=0, batch_size=8)
     needed = int(float(str(caught.value).split(" needs ")[1].split(" GB")[0]) * 1e9)
-    reader = open_reader(server.url, tmp_path, ordering=WINDOWS, max_bytes=needed)
+    reader = open_reader(server.url, tmp_path, order_settings=WINDOWS, max_bytes=needed)
     everything = np.arange(noise.num_samples)[::-1]
     with BatchStream(reader, key=7, start=0, batch_size=8) as stream:
         for _ in range(10):  # others may ask by id meanwhile

@@ -11,7 +11,7 @@ import pytest
 from shards.errors import ShardError
 from shards.format.index import ShardIndex
 from shards.reader import ShardReader
-from shards.remote.urls import open_shards
+from shards.remote.files import open_shards
 from tests.shards.servers import QUICK
 
 moto_server = pytest.importorskip(
@@ -49,7 +49,7 @@ def bucket(packed: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 
 def test_shards_in_a_bucket(bucket: str, packed: ShardIndex, tmp_path: Path) -> None:
     """Images and labels are those of the folder; what is not there, or not the same, is one line."""
-    index, files = open_shards(bucket, cache=tmp_path / "cache", patience=QUICK)
+    index, files = open_shards(bucket, cache=tmp_path / "cache", retry=QUICK)
     reader, everything = ShardReader(index, files=files), np.arange(250)
     assert np.array_equal(reader.gather(everything), ShardReader(packed).gather(everything))
     assert np.array_equal(reader.labels(everything), ShardReader(packed).labels(everything))
@@ -57,12 +57,12 @@ def test_shards_in_a_bucket(bucket: str, packed: ShardIndex, tmp_path: Path) -> 
         with pytest.raises(
             ShardError, match=f"cannot fetch {place}/index.json, tried once: there is no such file"
         ):
-            open_shards(place, cache=tmp_path / "cache", patience=QUICK)
+            open_shards(place, cache=tmp_path / "cache", retry=QUICK)
 
     import boto3
 
     boto3.client("s3").put_object(Bucket="faces", Key="some/prefix/000001.tar", Body=b"other")
-    index, files = open_shards(bucket, cache=tmp_path / "another", patience=QUICK)
+    index, files = open_shards(bucket, cache=tmp_path / "another", retry=QUICK)
     with pytest.raises(
         ShardError, match=r"s3://faces/some/prefix/000001.tar, tried 3 times: 5 of [\d,]+ bytes"
     ) as caught:

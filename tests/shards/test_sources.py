@@ -18,9 +18,11 @@ import webdataset
 from PIL import Image
 
 from shards.errors import ShardError
+from shards.files import cache_folder
 from shards.images import decode_image
-from shards.sources.official import cache_folder
-from shards.sources.open import open_source
+from shards.pack import pack
+from shards.sources.registry import open_source
+from shards.sources.source import Skipped
 
 MakeImages = Callable[..., Path]
 
@@ -78,7 +80,7 @@ def test_folders_and_archives_are_alike(kind: str, tmp_path: Path) -> None:
     assert source.labels is not None
     assert source.labels.tolist() == [0, 1, 1]
     assert [value(source, item) for item in range(3)] == [1, 0, 2]
-    assert source.num_ignored == 3
+    assert source.other_files.total() == 3
     again = pickle.loads(pickle.dumps(source))
     assert [value(again, item) for item in range(3)] == [1, 0, 2]
     assert source.digest == open_source(write_folder(tmp_path / "same", files)).digest
@@ -88,7 +90,7 @@ def test_folders_and_archives_are_alike(kind: str, tmp_path: Path) -> None:
 def test_images_of_other_formats_are_not_left_out_in_silence(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """How many of which; a text beside them needs no word."""
+    """A warning counts them by format; they are listed, and other files are only counted."""
     files = {
         "1.png": png(),
         "2.TIF": b"x",
@@ -97,21 +99,49 @@ def test_images_of_other_formats_are_not_left_out_in_silence(
         "._3.tif": b"x",
         "readme.txt": b"hello",
     }
-    assert len(open_source(WRITERS[kind](tmp_path / kind, files))) == 1
+    source = open_source(WRITERS[kind](tmp_path / kind, files))
+    assert list(source.names) == ["1.png"]
     assert caplog.messages == [
-        "left out images of formats that are not read: 1 .heic, 2 .tif; convert them"
+        "left out 3: .tif files are not read (2), .heic files are not read (1); the first is 2.TIF"
     ]
+    assert [skipped.name for skipped in source.skipped] == ["2.TIF", "3.tif", "4.heic"]
+    assert source.other_files == {".tif": 3, ".heic": 1, ".txt": 1}
 
 
 @pytest.mark.parametrize(
     "names",
-    [["1.png", "2.png"], ["a/1.png", "a/2.png"], ["a/1.png", "b/2.png", "3.png"], ["a/1.png"]],
+    [["1.png", "2.png"], ["a/1.png", "a/2.png"], ["a/1.png", "2.png"], ["a/1.png"]],
 )
 def test_labels_need_classes(names: list[str], tmp_path: Path) -> None:
-    """There are labels only if every image lies in a class folder and there are at least two."""
+    """There are labels only if there are at least two class folders."""
     source = open_source(write_folder(tmp_path / "images", dict.fromkeys(names, png())))
     assert source.labels is None
     assert source.class_names is None
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_images_beside_class_folders_are_an_error(kind: str, tmp_path: Path) -> None:
+    """Their classes are unknown; without labels all images are packed."""
+    files = {name: png(number) for number, name in enumerate(("a/1.png", "b/2.png", "3.png"))}
+    path = WRITERS[kind](tmp_path / kind, files)
+    with pytest.raises(ShardError, match=r"3\.png is in no class folder.*--labels ignore"):
+        open_source(path)
+    source = open_source(path, with_labels=False)
+    assert len(source) == 3
+    assert source.labels is None
+    index = pack(path, tmp_path / "out", size=8, labels="ignore")
+    assert index.num_samples == 3
+    assert index.class_names is None
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_backslashes_separate_folders(kind: str, tmp_path: Path) -> None:
+    """Archives made on Windows, and what is unpacked from them, keep their classes."""
+    names = ["top\\b\\2.png", "top\\a\\1.png", "top\\a\\._1.png"]
+    source = open_source(WRITERS[kind](tmp_path / kind, dict.fromkeys(names, png())))
+    assert source.class_names == ("a", "b")
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 1]
 
 
 def test_other_names_or_sizes_are_another_digest(tmp_path: Path) -> None:
@@ -138,7 +168,8 @@ def test_hostile_names_are_only_names(kind: str, tmp_path: Path) -> None:
         WRITERS[kind](
             tmp_path / "in" / kind if kind == "images.tar" else tmp_path / kind,
             dict.fromkeys(names, png(7)),
-        )
+        ),
+        with_labels=False,
     )
     assert len(source) == 4
     assert all(value(source, item) == 7 for item in range(4))
@@ -146,27 +177,98 @@ def test_hostile_names_are_only_names(kind: str, tmp_path: Path) -> None:
     assert not victim.exists()
 
 
-def test_links_in_tars_are_ignored(tmp_path: Path) -> None:
-    """Links and devices in a tar are counted, not followed."""
+def test_links_and_sparse_members_of_tars_are_named(tmp_path: Path) -> None:
+    """What is no range of bytes in the tar is skipped with its reason, and nothing is followed."""
     path = write_tar(tmp_path / "x.tar", {"a.png": png()})
-    with tarfile.open(path, "a") as tar:
-        for number, kind in enumerate(
-            (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
-        ):
+    kinds = {
+        tarfile.SYMTYPE: "symbolic link",
+        tarfile.LNKTYPE: "hard link to a file that is not in the archive",
+        tarfile.FIFOTYPE: "not a regular file",
+        tarfile.GNUTYPE_SPARSE: "sparse file",
+    }
+    with tarfile.open(path, "a", format=tarfile.GNU_FORMAT) as tar:
+        for number, kind in enumerate(kinds):
             member = tarfile.TarInfo(f"{number}.png")
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
+        link = tarfile.TarInfo("readme")
+        link.type, link.linkname = tarfile.SYMTYPE, "elsewhere"
+        tar.addfile(link)
     source = open_source(path)
-    assert (len(source), source.num_ignored) == (1, 4)
+    assert len(source) == 1
+    skipped = [Skipped(f"{number}.png", reason) for number, reason in enumerate(kinds.values())]
+    assert list(source.skipped) == skipped
+
+
+def test_hard_links_in_tars_are_the_file(tmp_path: Path) -> None:
+    """`tar` stores the second name of a file as a link to the first."""
+    write_folder(tmp_path, {"a/1.png": png(5)})
+    (tmp_path / "b").mkdir()
+    os.link(tmp_path / "a" / "1.png", tmp_path / "b" / "2.png")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("a/1.png", "b/2.png"):
+            tar.add(tmp_path / name, name)
+        assert tar.getmember("b/2.png").islnk()
+    source = open_source(tmp_path / "x.tar")
+    assert [value(source, item) for item in range(len(source))] == [5, 5]
+    assert source.class_names == ("a", "b")
+
+
+def test_concatenated_tars_are_read_to_the_last(tmp_path: Path) -> None:
+    """`cat a.tar b.tar` leaves zeros between two archives; the second must not be lost."""
+    parts = [
+        write_tar(tmp_path / f"{number}.tar", {f"{number}.png": png(number)}).read_bytes()
+        for number in range(3)
+    ]
+    path = tmp_path / "all.tar"
+    path.write_bytes(b"".join(parts))
+    source = open_source(path)
+    assert [value(source, item) for item in range(len(source))] == [0, 1, 2]
+    path.write_bytes(parts[0] + parts[1][:300])
+    with pytest.raises(ShardError, match="not a whole tar"):
+        open_source(path)
+
+
+def test_members_of_one_name_are_all_packed(tmp_path: Path) -> None:
+    """Two members of an archive may have one name; neither hides the other."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.png", png(3))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a.png", png(4))
+    source = open_source(tmp_path / "x.zip")
+    assert [value(source, item) for item in range(len(source))] == [3, 4]
+
+
+def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path: Path) -> None:
+    """The end of a zip is also the end of a tar whose last member it is."""
+    data = write_zip(tmp_path / "x.zip", {"inside.png": png(1)}).read_bytes()
+    path = write_tar(tmp_path / "x.tar", {"a.png": png(2), "b.zip": data})
+    assert list(open_source(path).names) == ["a.png"]
 
 
 def test_linked_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None:
-    """Class folders may be links; a link to a folder above ends the walk there."""
+    """Class folders may be links; a link to a folder above is not followed."""
     write_folder(tmp_path / "real", {"1.png": png()})
     write_folder(tmp_path / "images", {"b/2.png": png()})
     os.symlink(tmp_path / "real", tmp_path / "images" / "a")
     os.symlink(tmp_path / "images", tmp_path / "images" / "b" / "loop")
     assert list(open_source(tmp_path / "images").names) == ["a/1.png", "b/2.png"]
+
+
+def test_each_folder_is_packed_once(tmp_path: Path) -> None:
+    """A class folder that is a link to another class is skipped, in favour of the real one."""
+    write_folder(tmp_path, {"images/b/1.png": png(), "images/c/2.png": png(), "far/3.png": png()})
+    for link, target in (("a", "images/b"), ("d", "far"), ("e", "far")):
+        os.symlink(tmp_path / target, tmp_path / "images" / link)
+    os.symlink("nowhere", tmp_path / "images" / "b" / "x.png")
+    source = open_source(tmp_path / "images")
+    assert list(source.names) == ["b/1.png", "c/2.png", "d/3.png"]
+    expected = [
+        Skipped("a", "same folder as b"),
+        Skipped("b/x.png", "broken link"),
+        Skipped("e", "same folder as d"),
+    ]
+    assert list(source.skipped) == expected
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
@@ -225,7 +327,44 @@ def test_foreign_webdataset_shards(tmp_path: Path) -> None:
     assert source.class_names == ("6", "7")
     assert source.labels is not None
     assert source.labels.tolist() == [1, 0, 1, 0, 1, 0]
-    assert source.num_ignored == 6 * 2 + 2  # json and txt, and the two notes
+    assert source.other_files.total() == 6 * 2 + 2  # json and txt, and the two notes
+
+
+def test_images_beside_webdataset_tars_are_an_error(tmp_path: Path) -> None:
+    """A preview.png must not hide the dataset."""
+    write_tar(tmp_path / "s" / "train-0.tar", {"a.png": png(), "a.cls": b"0"})
+    (tmp_path / "s" / "preview.png").write_bytes(png())
+    with pytest.raises(ShardError, match=r"preview\.png.*beside tar archives \(1, .*train-0"):
+        open_source(tmp_path / "s")
+    (tmp_path / "s" / "preview.png").rename(tmp_path / "s" / ".preview.png")
+    assert list(open_source(tmp_path / "s").names) == ["train-0.tar/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a.cls": b"0", "b.cls": b"1", "c.txt": b"2"}, r"x\.tar/c\.png has no \.cls.*1 of 3"),
+        ({"a.json": b'{"label": 3}', "b.json": b"{}"}, r"a\.json holds a label \(label\)"),
+        ({"a.cls": b"cat", "b.cls": b"1", "c.cls": b"1"}, "class number"),
+    ],
+)
+def test_lost_labels_are_an_error(files: dict[str, bytes], message: str, tmp_path: Path) -> None:
+    """Labels that are missing or cannot be read; without labels all images are packed."""
+    images = {f"{key}.png": png() for key in "abc"}
+    path = write_tar(tmp_path / "x" / "x.tar", images | files)
+    with pytest.raises(ShardError, match=rf"{message}.*--labels ignore"):
+        open_source(path.parent)
+    source = open_source(path.parent, with_labels=False)
+    assert (len(source), source.labels) == (3, None)
+
+
+def test_further_images_of_a_sample_are_named(tmp_path: Path) -> None:
+    """`a.left.jpg` beside `a.jpg` is skipped, and hidden members are no fields."""
+    files = {"a.jpg": png(1), "a.left.jpg": png(2), "a.cls": b"0", "._a.jpg": b"x", "a.txt": b"x"}
+    source = open_source(write_tar(tmp_path / "x.tar", files))
+    assert list(source.names) == ["x.tar/a.jpg"]
+    assert [skipped.name for skipped in source.skipped] == ["x.tar/a.left.jpg"]
+    assert source.other_files == {".jpg": 1, ".txt": 1}
 
 
 def test_webdataset_samples_need_not_be_adjacent(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from shards.pack import pack
 from shards.reader import ShardReader
-from shards.sources.open import open_source
+from shards.sources.registry import open_source
 
 
 def test_each_channel_is_the_digit_of_its_place() -> None:

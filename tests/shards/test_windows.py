@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from shards.errors import ShardError
 from shards.format.index import ShardIndex
-from shards.order.ordering import Ordering
 from shards.order.permutation import Permutation
+from shards.order.settings import OrderSettings
 from shards.order.windows import Windows
 from shards.reader import ShardReader
 from tests.shards.test_reader import take
@@ -99,7 +99,7 @@ def test_a_rank_needs_what_it_is_told(world: int, start: int) -> None:
             }
             assert set(shard_of_id[order.ids(batch + np.arange(share))]) <= asked
             held = {need.shard for need in needs if need.begin <= batch and (need.end or 0) > batch}
-            assert len(held) <= order.num_held(first, share)
+            assert len(held) <= order.max_needed_shards(first, share)
 
 
 def test_lanes_spare_a_rank_the_others_shards() -> None:
@@ -107,8 +107,8 @@ def test_lanes_spare_a_rank_the_others_shards() -> None:
     order = windows(np.full(400, 30), batch_size=64, lanes=8, window_shards=4)
     positions = 64 * np.arange(400 * 30 // 64)[:, None] + np.arange(8)
     assert len(np.unique(order.ids(positions) // 30)) <= 400 // 8 + 2
-    assert order.num_held(0, 8) == 8
-    assert order.num_held(0, 64) == 64
+    assert order.max_needed_shards(0, 8) == 8
+    assert order.max_needed_shards(0, 64) == 64
     assert (
         len({need.shard for need in islice(Permutation(np.full(9, 5), key=1).needs(0, 4, 8), 9)})
         == 9
@@ -118,21 +118,23 @@ def test_lanes_spare_a_rank_the_others_shards() -> None:
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_the_global_order_is_the_same_for_any_world(packed: ShardIndex, world: int) -> None:
     """The ranks' slices, put side by side, are the batches of one process; a stream resumes at any of its positions."""
-    reader = ShardReader(packed, ordering=Ordering("windows", window_shards=1))
+    reader = ShardReader(packed, order_settings=OrderSettings("windows", window_shards=1))
     whole = take(reader, 30)
-    ranks = [take(reader, 30, rank=rank, world=world) for rank in range(world)]
+    ranks = [take(reader, 30, rank=rank, world_size=world) for rank in range(world)]
     assert np.array_equal(np.concatenate(ranks, axis=1), whole)
     assert np.array_equal(take(reader, 10, start=12 * 20), whole[20:])
 
 
 def test_classes_have_windows_too(packed: ShardIndex) -> None:
     """Some classes, once an epoch."""
-    reader = ShardReader(packed, classes=["b"], ordering=Ordering("windows", lanes=2))
-    ids = reader.order(3, batch_size=10).ids(np.arange(125))
+    reader = ShardReader(packed, classes=["b"], order_settings=OrderSettings("windows", lanes=2))
+    ids = reader.make_order(3, batch_size=10).ids(np.arange(125))
     assert np.array_equal(np.sort(ids), np.arange(125))
 
 
 def test_lanes_must_divide_the_batch(packed: ShardIndex) -> None:
     """A number of lanes that does not fit says which does."""
     with pytest.raises(ShardError, match=r"data\.lanes=6 does not divide a batch of 16: give 4"):
-        take(ShardReader(packed, ordering=Ordering("windows", lanes=6)), 1, batch_size=16)
+        take(
+            ShardReader(packed, order_settings=OrderSettings("windows", lanes=6)), 1, batch_size=16
+        )

@@ -1,0 +1,75 @@
+"""Folders of image files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.errors import ShardError, printable
+from shards.sources.source import (
+    Entry,
+    Skipped,
+    Source,
+    is_hidden,
+    is_image_name,
+    list_images,
+)
+from shards.sources.tars import is_tar_name
+from shards.sources.webdataset_tars import open_webdataset
+
+
+@dataclass(kw_only=True)
+class FolderSource(Source):
+    """The image files in a folder and its subfolders."""
+
+    folder: str
+    files: list[str]  # paths relative to the folder, as the system spells them
+
+    def _read(self, item: int) -> bytes:
+        with open(os.path.join(self.folder, self.files[item]), "rb") as file:
+            return file.read()
+
+
+def open_folder(folder: Path, *, with_labels: bool) -> Source:
+    """Open a folder of images, or of the tars that WebDataset tools write."""
+    entries, skipped = _walk(str(folder))
+    paths = sorted(entry.path for entry in entries if not is_hidden(entry.path))
+    images, tars = list(filter(is_image_name, paths)), list(filter(is_tar_name, paths))
+    if tars and images:
+        raise ShardError(
+            f"{printable(folder)} holds images ({len(images):,}, such as {printable(images[0])}) "
+            f"beside tar archives ({len(tars):,}, such as {printable(tars[0])}): "
+            "give a tar, or move one kind to another folder"
+        )
+    if tars:
+        return open_webdataset([folder / path for path in tars], with_labels=with_labels)
+    items, places = list_images(entries, skipped=skipped, with_labels=with_labels)
+    return FolderSource(**vars(items), folder=str(folder), files=places)
+
+
+def _walk(top: str) -> tuple[list[Entry], list[Skipped]]:
+    """List all regular files under a folder: each folder once, even if links lead to it again."""
+    entries, skipped = [], []
+    names: dict[tuple[int, int], str] = {}  # path of each folder by device and inode
+    folders, links = [""], list[str]()
+    while folders or links:
+        # Real folders come before links to folders, so that a class keeps its own name.
+        links.sort(reverse=True)
+        folder = folders.pop() if folders else links.pop()
+        status = os.stat(os.path.join(top, folder))
+        first = names.setdefault((status.st_dev, status.st_ino), folder)
+        if first != folder:
+            skipped.append(Skipped(printable(folder), f"same folder as {printable(first or '.')}"))
+            continue
+        with os.scandir(os.path.join(top, folder)) as found:
+            for entry in found:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(path)
+                elif entry.is_file():
+                    entries.append(Entry(path, entry.stat().st_size, path))
+                elif is_image_name(path):
+                    kind = "broken link" if entry.is_symlink() else "not a regular file"
+                    skipped.append(Skipped(printable(path), kind))
+    return entries, skipped

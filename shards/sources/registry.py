@@ -1,0 +1,103 @@
+"""Open what a user names: a dataset, a folder, an archive, or the shards of another tool."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from shards.errors import ShardError, printable
+from shards.images import EXTENSIONS
+from shards.sources.folders import open_folder
+from shards.sources.official import open_cifar10, open_digits, open_mnist
+from shards.sources.source import Skipped, Source
+from shards.sources.stacked import open_stacked_digits, open_stacked_mnist
+from shards.sources.tars import is_tar_name
+from shards.sources.webdataset_tars import open_tar
+from shards.sources.zips import open_zip
+
+SPLITS = ("train", "test")
+NAMED_SOURCES: dict[str, Callable[[str, Path | None], Source]] = {  # (split, root) -> source
+    "digits": open_digits,
+    "mnist": open_mnist,
+    "cifar10": open_cifar10,
+    "stacked-mnist": open_stacked_mnist,
+    "stacked-digits": open_stacked_digits,
+}
+
+
+def open_source(
+    source: str | Path,
+    *,
+    split: str = "train",
+    root: Path | None = None,
+    with_labels: bool = True,
+) -> Source:
+    """Open one of NAMED_SOURCES, an image folder, a .tar or .zip, or a folder of WebDataset tars.
+
+    `split` and `root` (a folder with the official files, instead of a download) belong to the named
+    sources. Raises ShardError for what does not exist, cannot be read or holds no image, and, if
+    `with_labels`, for images of which only some have a label. Warns of images that are left out.
+    """
+    if split not in SPLITS:
+        raise ShardError(f"no split {split!r}: the splits are {' and '.join(SPLITS)}")
+    try:
+        if str(source) in NAMED_SOURCES:
+            opened = NAMED_SOURCES[str(source)](split, root)
+            if not with_labels:
+                opened = replace(opened, labels=None, class_names=None)
+        else:
+            opened = _open_path(source, split, root, with_labels)
+    except OSError as error:
+        raise ShardError(
+            f"cannot read {printable(error.filename or source)}: {error.strerror or error}"
+        ) from error
+    if opened.skipped:
+        logging.getLogger(__name__).warning("%s", describe_skipped(opened.skipped))
+    if not len(opened):
+        num_others = opened.other_files.total()
+        others = f" ({num_others:,} other files)" if num_others else ""
+        raise ShardError(
+            f"no image in {printable(source)}{others}: "
+            f"images end in {', '.join(sorted(EXTENSIONS))}"
+        )
+    return opened
+
+
+def describe_skipped(skipped: Sequence[Skipped]) -> str:
+    """Say in one line how many images are left out for which reasons."""
+    reasons = Counter(image.reason for image in skipped).most_common(4)
+    counts = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
+    more = ", ..." if sum(count for _, count in reasons) < len(skipped) else ""
+    return f"left out {len(skipped):,}: {counts}{more}; the first is {skipped[0].name}"
+
+
+def _open_path(source: str | Path, split: str, root: Path | None, with_labels: bool) -> Source:
+    name, path = printable(source), Path(source).expanduser()
+    if split != "train" or root is not None:
+        raise ShardError(
+            f"--split and --root belong to {', '.join(NAMED_SOURCES)}, not to {name}: "
+            "leave them out"
+        )
+    if not path.exists():
+        near = difflib.get_close_matches(str(source), NAMED_SOURCES, n=1)
+        remedy = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"give a path that exists, or one of {', '.join(NAMED_SOURCES)}"
+        )
+        raise ShardError(f"no file or folder {name}: {remedy}")
+    if path.is_dir():
+        return open_folder(path, with_labels=with_labels)
+    if path.suffix.lower() in EXTENSIONS or not path.is_file():
+        raise ShardError(
+            f"{name} is neither a folder nor an archive: give the folder that holds your images"
+        )
+    # A tar whose last member is a zip also looks like a zip.
+    if path.suffix.lower() == ".zip" or (not is_tar_name(path.name) and zipfile.is_zipfile(path)):
+        return open_zip(path, with_labels=with_labels)
+    return open_tar(path, with_labels=with_labels)
