@@ -211,6 +211,7 @@ def build_gan(
         micro_batch_size=micro_batch_size,
         num_passes=total_images / accelerator.num_processes / micro_batch_size,
         num_processes=accelerator.num_processes,
+        uses_features=config.loss.diversity.feature_distance > 0,
         autocast=accelerator.autocast,
     )
     return prepare_gan(

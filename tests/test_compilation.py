@@ -16,7 +16,13 @@ from distgan.config.schema import Train
 from distgan.errors import UserError
 from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import build_discriminator, build_generator
-from distgan.runtime.compilation import Compilation, choose_compilation, ramp, try_modes
+from distgan.runtime.compilation import (
+    Compilation,
+    TrialPass,
+    choose_compilation,
+    ramp,
+    try_modes,
+)
 from shards.processes import num_usable_cores
 from tests.small_gan import snapshot
 from tests.worlds import rows, run_world, train_run
@@ -39,15 +45,16 @@ class Compiler(Compilation):
         self.change(network)
 
 
-def choice_among(*modes: Compilation, num_passes: float = math.inf) -> Compilation:
+def choice_among(
+    *modes: Compilation, num_passes: float = math.inf, uses_features: bool = False
+) -> Compilation:
     """Return what the trial chooses, and check that it leaves the networks alone."""
     pair, device = networks(), torch.device("cpu")
+    latents, reals = ramp((4, 8), device=device), ramp((4, 1, 32, 32), device=device)
     before = [snapshot(network) for network in pair]
     decision = try_modes(
         pair,
-        latents=ramp((4, 8), device=device),
-        reals=ramp((4, 1, 32, 32), device=device),
-        autocast=nullcontext,
+        TrialPass(latents, reals, nullcontext, uses_features),
         num_passes=num_passes,
         modes=modes,
     )
@@ -117,6 +124,15 @@ def test_a_short_run_tries_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(tried) == 2 and "compiled is" in long.reason
 
 
+def test_the_trial_covers_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled discriminator whose features fail is not chosen by a run that compares them."""
+    monkeypatch.setattr("distgan.runtime.compilation.PASSES", 1)
+    candidate = Compiler("featureless", "", lambda network: setattr(network, "features", broken))
+    assert "featureless is" in choice_among(candidate).reason
+    reason = choice_among(candidate, uses_features=True).reason
+    assert reason == "featureless fails here: no C++ compiler found"
+
+
 def test_each_process_compiles_with_its_own_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """By default each would start up to 32 workers, whatever runs beside it."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_usable_cores()))
@@ -158,6 +174,7 @@ def chosen(setting: str, pair: tuple[nn.Module, nn.Module]) -> Compilation:
         image_shape=(1, 32, 32),
         micro_batch_size=4,
         num_passes=1e9,
+        uses_features=False,
         num_processes=1,
         autocast=nullcontext,
     )

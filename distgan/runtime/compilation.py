@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,54 @@ EAGER = Compilation("eager", "nothing else was tried")
 CANDIDATES = tuple(Compilation(mode, "candidate") for mode in INDUCTOR_MODES)
 
 
+@dataclass(frozen=True)
+class TrialPass:
+    """The forwards and backwards of one step, on batches of one micro-batch.
+
+    `uses_features`: the generator's loss compares features too (loss.diversity.feature_distance).
+    """
+
+    latents: Tensor
+    reals: Tensor
+    autocast: Autocast
+    uses_features: bool = False
+
+    def __call__(self, generator: nn.Module, discriminator: Any) -> None:
+        """Compute the gradients of the discriminator, then freeze it for those of the generator."""
+        discriminator.zero_grad()
+        with self.autocast():
+            fakes = generator(self.latents)
+        with self.autocast():
+            real_score = discriminator(self.reals).mean()
+        with self.autocast():
+            fake_score = discriminator(fakes.detach()).mean()
+        (real_score - fake_score).backward()
+        generator.zero_grad()
+        discriminator.requires_grad_(False)
+        score = torch.zeros((), device=fakes.device)
+        if self.uses_features:
+            with self.autocast():
+                score = discriminator.features(fakes).float().mean()
+        with self.autocast():
+            score = score + discriminator(fakes).mean()
+        score.backward()
+        discriminator.requires_grad_(True)
+
+    def on_another_batch(self) -> "TrialPass":
+        """Return the same pass on images and latents that no mode has seen before."""
+        return replace(self, latents=self.latents.flip(0), reals=self.reals.flip(0))
+
+    def seconds(self, networks: Networks, mode: Compilation) -> float:
+        """Return the seconds of one pass, measured over PASSES."""
+        began = time.perf_counter()
+        for _ in range(PASSES):
+            mode.begin_step()
+            self(*networks)
+        if self.latents.device.type == "cuda":
+            torch.cuda.synchronize(self.latents.device)
+        return (time.perf_counter() - began) / PASSES
+
+
 def choose_compilation(
     train: Train,
     networks: Networks,
@@ -79,6 +127,7 @@ def choose_compilation(
     micro_batch_size: int,
     num_passes: float,
     num_processes: int,
+    uses_features: bool,
     autocast: Autocast,
 ) -> Compilation:
     """Return the mode for train.compile; with `auto` on a GPU the fastest one is found by trying.
@@ -102,14 +151,14 @@ def choose_compilation(
         return Compilation(
             "eager", "compiled code may round differently from one start to the next"
         )
-    return try_modes(
-        networks,
-        latents=ramp((micro_batch_size, *latent_shape), device=device),
-        reals=ramp((micro_batch_size, *image_shape), device=device),
-        autocast=autocast,
-        num_passes=num_passes,
-        modes=CANDIDATES if num_processes == 1 else CANDIDATES[:1],
+    trial_pass = TrialPass(
+        ramp((micro_batch_size, *latent_shape), device=device),
+        ramp((micro_batch_size, *image_shape), device=device),
+        autocast,
+        uses_features,
     )
+    candidates = CANDIDATES if num_processes == 1 else CANDIDATES[:1]
+    return try_modes(networks, trial_pass, num_passes=num_passes, modes=candidates)
 
 
 def ramp(shape: tuple[int, ...], *, device: torch.device) -> Tensor:
@@ -119,10 +168,8 @@ def ramp(shape: tuple[int, ...], *, device: torch.device) -> Tensor:
 
 def try_modes(
     networks: Networks,
+    trial_pass: TrialPass,
     *,
-    latents: Tensor,
-    reals: Tensor,
-    autocast: Autocast,
     num_passes: float = math.inf,
     modes: tuple[Compilation, ...] = CANDIDATES,
 ) -> Compilation:
@@ -131,21 +178,21 @@ def try_modes(
     A mode that raises an error or computes other gradients is not used. Nothing is tried if the run
     is so short that the trial costs more than it could save.
     """
-    run_sec = num_passes * eager_seconds(networks, latents=latents, reals=reals, autocast=autocast)
+    copies = copy.deepcopy(networks)
+    trial_pass.seconds(copies, EAGER)  # includes the choice of convolution algorithms
+    run_sec = num_passes * trial_pass.seconds(copies, EAGER)
     if run_sec * MAX_SAVING < len(modes) * COMPILE_SEC:
         return Compilation("eager", f"the run is too short to compile, about {run_sec:.0f} s")
     best, best_speedup, findings = "eager", 1.0, []
     for candidate in modes:
         try:
-            speedup = measure_speedup(
-                candidate, networks, latents=latents, reals=reals, autocast=autocast
-            )
+            speedup = measure_speedup(candidate, networks, trial_pass)
         except Exception as error:  # the run can do without a compiler, whatever its problem is
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             findings.append(f"{candidate.mode} fails here: {reason[:100]}")
             continue
         finally:
-            free_trial_memory(latents.device)
+            free_trial_memory(trial_pass.latents.device)
         findings.append(f"{candidate.mode} is {speedup:.2f} times as fast as eager")
         if speedup >= best_speedup * MIN_SPEEDUP:
             best, best_speedup = candidate.mode, speedup
@@ -161,52 +208,22 @@ def free_trial_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def eager_seconds(
-    networks: Networks, *, latents: Tensor, reals: Tensor, autocast: Autocast
-) -> float:
-    """Return the seconds of one eager pass."""
-    copies = copy.deepcopy(networks)
-    for _ in range(2):  # the first time includes the choice of convolution algorithms
-        seconds = time_passes(copies, EAGER, latents=latents, reals=reals, autocast=autocast)
-    return seconds / PASSES
-
-
-def time_passes(
-    networks: Networks, mode: Compilation, *, latents: Tensor, reals: Tensor, autocast: Autocast
-) -> float:
-    """Return the seconds of PASSES passes."""
-    began = time.perf_counter()
-    for _ in range(PASSES):
-        mode.begin_step()
-        train_pass(*networks, latents=latents, reals=reals, autocast=autocast)
-    if latents.device.type == "cuda":
-        torch.cuda.synchronize(latents.device)
-    return time.perf_counter() - began
-
-
-def measure_speedup(
-    candidate: Compilation,
-    networks: Networks,
-    *,
-    latents: Tensor,
-    reals: Tensor,
-    autocast: Autocast,
-) -> float:
+def measure_speedup(candidate: Compilation, networks: Networks, trial_pass: TrialPass) -> float:
     """Return how many times as fast as eager a mode is; raises RuntimeError if it is wrong."""
-    pairs = {"eager": copy.deepcopy(networks), candidate.mode: copy.deepcopy(networks)}
-    for network in pairs[candidate.mode]:
+    eager, compiled = copy.deepcopy(networks), copy.deepcopy(networks)
+    for network in compiled:
         candidate.compile(network)
-
-    def seconds(mode: str) -> float:
-        return time_passes(pairs[mode], candidate, latents=latents, reals=reals, autocast=autocast)
-
-    seconds("eager")
-    seconds(candidate.mode)  # compiles and records
-    speedup = statistics.median(seconds("eager") / seconds(candidate.mode) for _ in range(ROUNDS))
-    for pair in pairs.values():  # compared on a batch that no mode has seen before
-        candidate.begin_step()
-        train_pass(*pair, latents=latents.flip(0), reals=reals.flip(0), autocast=autocast)
-    for expected, found in zip(pairs["eager"], pairs[candidate.mode], strict=True):
+    trial_pass.seconds(eager, EAGER)
+    trial_pass.seconds(compiled, candidate)  # compiles and records
+    speedup = statistics.median(
+        trial_pass.seconds(eager, EAGER) / trial_pass.seconds(compiled, candidate)
+        for _ in range(ROUNDS)
+    )
+    other_pass = trial_pass.on_another_batch()
+    other_pass(*eager)
+    candidate.begin_step()
+    other_pass(*compiled)
+    for expected, found in zip(eager, compiled, strict=True):
         difference = gradient_difference(expected, found)
         if not difference <= MAX_GRADIENT_DIFFERENCE:  # true for NaN as well
             raise RuntimeError(f"its gradients differ from the eager ones by {difference:.0%}")
@@ -222,28 +239,3 @@ def gradient_difference(expected: nn.Module, found: nn.Module) -> float:
     wanted, got = gradients(expected), gradients(found)
     total_norm = torch.nn.utils.get_total_norm
     return float(total_norm([b - a for a, b in zip(wanted, got, strict=True)]) / total_norm(wanted))
-
-
-def train_pass(
-    generator: nn.Module,
-    discriminator: nn.Module,
-    *,
-    latents: Tensor,
-    reals: Tensor,
-    autocast: Autocast,
-) -> None:
-    """Run the forwards and backwards of one step: discriminator trained first, then frozen."""
-    discriminator.zero_grad()
-    with autocast():
-        fakes = generator(latents)
-    with autocast():
-        real_score = discriminator(reals).mean()
-    with autocast():
-        fake_score = discriminator(fakes.detach()).mean()
-    (real_score - fake_score).backward()
-    generator.zero_grad()
-    discriminator.requires_grad_(False)
-    with autocast():
-        score = discriminator(fakes).mean()
-    score.backward()
-    discriminator.requires_grad_(True)
