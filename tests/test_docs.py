@@ -1,4 +1,4 @@
-"""The pages of docs/: tables are those of the code, links lead somewhere, and every command line of the guide works."""
+"""Pages of docs/: generated ones are up to date, links resolve, the guide's commands work."""
 
 import os
 import re
@@ -20,42 +20,61 @@ from tests.worlds import SMALL
 
 DOCS = ROOT / "docs"
 TEXTS = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "launch" / "README.md"])
+PROSE = [*TEXTS, ROOT / "CONTRIBUTING.md"]
 NEEDS_NETWORK = ("pip ", "hf ")
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_tables_are_those_of_the_code(name: str) -> None:
-    """If not: python -m tests.docs."""
+def test_generated_page_is_up_to_date(name: str) -> None:
+    """It equals what `python -m tests.docs` writes."""
     assert (ROOT / name).read_text() == PAGES[name]()
 
 
 def test_reliability_page_is_made_from_the_recorded_faults() -> None:
-    """If not: python -m tests.faults.campaign --report."""
+    """It equals what `python -m tests.faults.campaign --report` writes."""
     assert ledger.PAGE.read_text() == ledger.page(read_rows(ledger.ROWS))
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
-    """Every relative link and picture is a file."""
+def test_relative_links_resolve(page: Path) -> None:
+    """Every relative link and picture names an existing file."""
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_prose_is_wrapped(page: Path) -> None:
+    """No line of Markdown is longer than 120 characters; tables, commands and pictures may be."""
+    lines = page.read_text().splitlines()
+    long = [line for line in lines if len(line) > 120 and not line.startswith(("|", "    ", "!["))]
+    assert long == []
+
+
+def test_ci_types_the_commands_of_the_readme() -> None:
+    """Installing and training, and installing what the tests need."""
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    start = "pip install -e . && accelerate launch distgan/train.py"
+    assert f"    {start}\n" in readme
+    assert start.replace("install", "install --quiet") in ci
+    assert "    pip install -e '.[dev]' && pytest\n" in readme
+    assert "pip install --quiet -e '.[dev]'\n" in ci
+
+
 def commands_of(page: Path) -> list[str]:
-    """The indented lines of a page that are command lines."""
+    """Return the indented lines of a page that are commands."""
     lines = [line.strip() for line in page.read_text().splitlines() if line.startswith("    ")]
     return [line for line in lines if line.startswith(("distgan ", "accelerate ", *NEEDS_NETWORK))]
 
 
-def test_every_command_has_an_example() -> None:
-    """A line to type in one of the texts."""
+def test_every_command_has_an_example_in_the_docs() -> None:
+    """Each `distgan` command is typed out on some page."""
     lines = [line for page in TEXTS for line in commands_of(page)]
     names = {command.callback.__name__ for command in app.registered_commands if command.callback}
     assert names == {line.split()[1] for line in lines if line.startswith("distgan ")}
 
 
 def photographs(folder: Path, *, num: int) -> None:
-    """Small pictures in two classes that are not all the same."""
+    """Write small pictures of two classes that differ from one another."""
     noise = np.random.default_rng(0)
     for number in range(num):
         (folder / f"{number % 2}").mkdir(parents=True, exist_ok=True)
@@ -66,8 +85,10 @@ def photographs(folder: Path, *, num: int) -> None:
 
 
 @pytest.mark.slow
-def test_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every command line in order, the training made small; what it promises is there at the end."""
+def test_commands_of_the_guide_work_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a small training, every command succeeds and the promised files exist at the end."""
     pytest.importorskip("imageio_ffmpeg", reason="pip install 'distgan[video,onnx]'")
     pytest.importorskip("onnxscript", reason="pip install 'distgan[video,onnx]'")
     photographs(tmp_path / "photographs", num=30)
@@ -107,14 +128,17 @@ def test_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "export",
     } == set(done)
     for name in (
-        "scores.json", "runs/photographs/report.html", "runs/report.html", "grid.png", "typical.png", "between.png",
-        "walk.gif", "walk.mp4", "progress.png", "samples/000099.png", "shared/README.md", "shared/generator.onnx",
+        "scores.json", "runs/photographs/report.html", "runs/report.html", "grid.png",
+        "typical.png", "between.png", "walk.gif", "walk.mp4", "progress.png", "samples/000099.png",
+        "shared/README.md", "shared/generator.onnx",
     ):  # fmt: skip
         assert (tmp_path / name).exists(), name
 
 
-def test_shards_are_read_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each Python of the page on the format gives the first image as it was packed."""
+def test_python_examples_of_the_format_page_read_the_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each example gives the first image as it was packed."""
     photographs(tmp_path / "photographs", num=3)
     monkeypatch.chdir(tmp_path)
     assert call("pack", "photographs", "data/photographs", "--size", 32, "--workers", 1)[0] == 0
@@ -127,7 +151,8 @@ def test_shards_are_read_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     snippets = re.findall(r"```python\n(.*?)```", (DOCS / "shard-format.md").read_text(), re.DOTALL)
     found = []
     for number, code in enumerate(snippets):
-        code += f"\nimport numpy; numpy.save('{number}.npy', image)"  # in a process of its own: WebDataset leaves files open
+        # In a process of its own, because WebDataset leaves files open.
+        code += f"\nimport numpy; numpy.save('{number}.npy', image)"
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
         )

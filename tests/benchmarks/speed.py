@@ -204,8 +204,8 @@ def main() -> None:
     options = parser.parse_args()
     command = " ".join(Path(word).name for word in sys.argv[1:])
     conditions = (
-        f"{machine()}. Medians of {options.repeats}, least and most in brackets; images per second, "
-        "for the loader per CPU second."
+        f"{machine()}. Medians of {options.repeats}, least and most in brackets; images per "
+        "second, for the loader per CPU second."
     )
     lines = [
         f"    python -m tests.benchmarks.speed {command}",
