@@ -7,7 +7,8 @@ import torch
 
 from distgan.config.schema import Data
 from distgan.data import open_dataset
-from distgan.evaluation.probe import Probe, probe_path, train_probe
+from distgan.evaluation.probe import Probe, probe_path
+from distgan.evaluation.probe_training import train_probe
 from distgan.reporting.console import fraction_progress, say, show_warning
 from distgan.run.folder import check_writable
 from distgan.runtime.accelerator import choose_precision

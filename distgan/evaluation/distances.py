@@ -43,9 +43,9 @@ def matrix_sqrt(covariance: Tensor) -> Tensor:
 def frechet_distance(fakes: Moments, reals: Moments, *, reals_sqrt: Tensor | None = None) -> float:
     """Return |m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)); 0 at best.
 
-    Heusel et al. 2017 (arXiv 1706.08500), eq. 6. The trace of (C1 C2)^(1/2) is the sum of the square
-    roots of the eigenvalues of C2^(1/2) C1 C2^(1/2). That matrix is symmetric, so the result is real
-    and also correct for singular covariances. `reals_sqrt` is C2^(1/2) if it is already known.
+    Heusel et al. 2017 (arXiv 1706.08500), eq. 6. The trace of (C1 C2)^(1/2) is the sum of the
+    square roots of the eigenvalues of C2^(1/2) C1 C2^(1/2). That matrix is symmetric, so the result
+    is real, and correct for singular covariances. `reals_sqrt` is C2^(1/2) if it is already known.
     """
     root = matrix_sqrt(reals.covariance) if reals_sqrt is None else reals_sqrt
     overlap = torch.linalg.eigvalsh(root @ fakes.covariance @ root).clamp_min(0).sqrt().sum()

@@ -144,7 +144,7 @@ class Evaluator:
         return result.only(self.recorded_metrics), verdict, is_best
 
     def measure(self, generator: torch.nn.Module, latent_dim: int) -> Result:
-        """Return the recorded metrics of a generator and those that its verdict needs. Collective."""
+        """Return the recorded metrics of a generator and those of its verdict. Collective."""
         if self.prepared is None:
             self.prepared = prepare_reference(
                 self.reals, self.extractor, world=self.world, num_samples=self.settings.num_samples

@@ -1,6 +1,7 @@
-"""Feature extractors: uint8 images of any size and device -> float32 features [B, d] and, with classes, logits.
+"""Feature extractors: uint8 images of any size and device -> float32 features, logits if any.
 
-`RandomConv` needs nothing, `probe.Probe` needs labels once, `Inception` needs the extra `fid` and gives the published FID.
+`RandomConv` needs nothing. `probe.Probe` is trained once on labelled images. `Inception` needs the
+extra `fid` and gives the FID of published tables.
 """
 
 import hashlib
@@ -19,17 +20,18 @@ from distgan.runtime.distributed import World
 
 
 class Extracted(NamedTuple):
-    """Features float32 [B, d]; logits float32 [B, C], or None without a classifier."""
+    """Features float32 [B, d], and logits float32 [B, C] or None if there is no classifier."""
 
     features: Tensor
     logits: Tensor | None
 
 
 class FeatureExtractor(Protocol):
-    """Turns uint8 images [B, C, H, W], on any device, into `Extracted` on its own device; the same every time.
+    """A deterministic function of uint8 images [B, C, H, W], on any device, to `Extracted`.
 
-    `version` is a hash of all that determines the features. `class_names` is empty where logits mean no classes of the
-    data. `published` says that papers use these very features, so that distances may be called FID and KID.
+    The results are on the extractor's own device. `version` is a hash of everything that determines
+    the features. `class_names` is empty if the logits are not those of the data's classes.
+    `published` means that papers use the same features, so that distances are called FID and KID.
     """
 
     @property
@@ -52,7 +54,7 @@ class FeatureExtractor(Protocol):
 
 
 class Extractor(nn.Module):
-    """What the extractors share: a frozen fp32 network that counts as evaluation whatever surrounds the call."""
+    """Base of all extractors: a frozen network that always runs in fp32 and without gradients."""
 
     name: str
     version: str
@@ -63,29 +65,29 @@ class Extractor(nn.Module):
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the logits tell apart; None without classes."""
+        """Number of classes of the logits; None if there are no classes."""
         return len(self.class_names) or None
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are and where features come out."""
+        """Device of the weights and of the features."""
         return next(self.parameters()).device
 
     def forward(self, images: Tensor) -> Extracted:
         assert images.dtype == torch.uint8 and images.dim() == 4, (
-            f"{images.dtype} {tuple(images.shape)} are no images"
+            f"{images.dtype} {tuple(images.shape)} are not images"
         )
         with torch.inference_mode(), exact_float32(self.device.type):
             return self.extract(images.to(self.device))
 
     def extract(self, images: Tensor) -> Extracted:
-        """The network itself, in fp32 and without gradients."""
+        """Run the network; called in fp32 and without gradients."""
         raise NotImplementedError
 
 
 @contextmanager
 def exact_float32(device_type: str) -> Iterator[None]:
-    """No autocast, no TF32 convolutions, no choice of algorithm by timing."""
+    """Disable autocast, TF32 convolutions, and the choice of algorithms by timing."""
     flags = torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
@@ -94,7 +96,7 @@ def exact_float32(device_type: str) -> Iterator[None]:
 
 
 def weights_hash(network: nn.Module, *extra: object) -> str:
-    """sha256 (first 12 hex digits) of all weights and buffers by name, and of whatever else determines the output."""
+    """Return 12 hex digits of the sha256 of all weights and buffers by name, and of `extra`."""
     digest = hashlib.sha256(repr(extra).encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -103,9 +105,10 @@ def weights_hash(network: nn.Module, *extra: object) -> str:
 
 
 def fit_images(images: Tensor, *, channels: int, size: int) -> Tensor:
-    """uint8 [B, *, H, W] -> float32 [B, channels, size, size] in [-1, 1].
+    """Return uint8 images [B, *, H, W] as float32 [B, channels, size, size] in [-1, 1].
 
-    Grey is repeated, colour averaged; shrinking averages areas, growing is bilinear.
+    Another number of channels becomes their mean, repeated. Shrinking averages areas; enlarging is
+    bilinear.
     """
     pixels = images.float() / 127.5 - 1
     if images.shape[1] != channels:
@@ -118,10 +121,10 @@ def fit_images(images: Tensor, *, channels: int, size: int) -> Tensor:
 
 
 class RandomConv(Extractor):
-    """Three untrained convolutions with fixed weights: usable without labels, weights or a network.
+    """Three convolutions with fixed random weights, which need neither labels nor a download.
 
-    Means and deviations over the four quarters of each feature map, so that both texture and layout count. Distances
-    compare generators on one dataset; they mean nothing beside another extractor's.
+    Features are means and deviations over the four quarters of each feature map, so that both
+    texture and layout count. Distances in them compare generators of one dataset with one another.
     """
 
     name = "random-conv"
@@ -147,17 +150,17 @@ class RandomConv(Extractor):
         maps = fit_images(images, channels=3, size=32)
         for conv in self.convs:
             maps = functional.leaky_relu(conv(maps), 0.2)
-        quarters = (
-            maps.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
-        )  # [B, C, 2, 2, 4]: 4x4 maps in 2x2 cells
+        # 4x4 maps in 2x2 cells: [B, C, 2, 2, 4]
+        quarters = maps.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
         features = torch.cat([quarters.mean(4).flatten(1), quarters.std(4).flatten(1)], 1)
         return Extracted(features, None)
 
 
 class Inception(Extractor):
-    """The 2015 TensorFlow Inception as converted by torch-fidelity: the one extractor whose numbers are called FID.
+    """The TensorFlow Inception of 2015 as converted by torch-fidelity, which defines the FID.
 
-    `weights` is a file in torch-fidelity's format; None lets torch-fidelity download its own, on rank zero first.
+    `weights` is a file in torch-fidelity's format. With None, torch-fidelity downloads its own, on
+    rank zero first.
     """
 
     name = "inception"
@@ -175,7 +178,8 @@ class Inception(Extractor):
             ) from None
         if weights is not None and not weights.is_file():
             raise UserError(
-                f"no Inception weights at {weights}; give torch-fidelity's .pth file, or no path to download it"
+                f"no Inception weights at {weights}; give torch-fidelity's .pth file, "
+                "or no path to download it"
             )
 
         def build() -> Any:
@@ -186,13 +190,12 @@ class Inception(Extractor):
 
         failure = None
         for turn in (world.is_main, not world.is_main):
-            # One rank downloads while the others wait; then they find the file, or fetch their own node's.
+            # Rank zero downloads while the others wait. Then they find the file, or download it
+            # for their own node.
             if turn:
                 try:
                     self.network = build()
-                except (
-                    Exception
-                ) as error:  # whatever it is, the other ranks are waiting at the barrier
+                except Exception as error:  # raised after the barrier, where other ranks wait
                     failure = error
             world.barrier()
         if failure is not None:

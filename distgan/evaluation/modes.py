@@ -1,4 +1,4 @@
-"""Diversity as a classifier sees it: class histogram, modes captured, missing classes, reverse KL."""
+"""Diversity as a classifier sees it: class counts, modes captured, missing classes, reverse KL."""
 
 import torch
 from torch import Tensor

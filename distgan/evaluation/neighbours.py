@@ -1,7 +1,7 @@
 """Nearest neighbours in feature space: precision, recall, density, coverage, duplicates, copies.
 
-Distances are squared and in float64, so that exact copies have distance zero on any device. Rows are
-divided among the ranks, and every rank returns the same numbers.
+Distances are squared and in float64, so that exact copies have distance zero on any device. Rows
+are divided among the ranks, and every rank returns the same numbers.
 """
 
 from collections.abc import Callable

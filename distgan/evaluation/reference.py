@@ -1,7 +1,8 @@
-"""The reals' side of an evaluation: split, measured once, and cached by content.
+"""The real images of an evaluation: split in two, measured once, and cached.
 
-RealImages -> split_reals -> features on all ranks -> Reference, and what real images score against it
-image i belongs to chunk i // CHUNK, chunk c to rank c % W: features do not depend on the number of ranks
+RealImages -> split_reals -> features on all ranks -> Reference, and the metrics of other reals
+against it. Image i belongs to chunk i // CHUNK, and chunk c to rank c % W, so that features do not
+depend on the number of ranks W.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,24 +26,27 @@ from distgan.evaluation.metrics import DEFAULT_SETTINGS, MetricSettings, Referen
 from distgan.runtime.distributed import World
 from shards.files import cache_folder, write_atomic
 
-CHUNK = 250  # images that pass through the extractor together; part of the protocol, for batches round differently
+CHUNK = 250  # images per call of the extractor; another number would round differently
 CACHE_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class RealImages:
-    """A dataset as evaluation sees it; `images` takes ascending int64 indices [n] and gives uint8 [n, C, H, W]."""
+    """The real images of a dataset.
+
+    `images` takes ascending int64 indices [n] and returns uint8 [n, C, H, W]. `class_shares` are
+    the true shares of the extractor's classes if they are known, such as those of stacked digits.
+    """
 
     images: Callable[[Tensor], Tensor]
     num_images: int
     fingerprint: str
-    # Where the classes' true shares are known in the extractor's own classes, as the uniform ones of stacked digits.
     class_shares: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What must be equal for two numbers to be compared."""
+    """Everything that must be equal for two metrics to be comparable."""
 
     extractor: str
     extractor_version: str
@@ -51,39 +55,50 @@ class Protocol:
     dataset: str  # fingerprint
     num_fakes: int
     num_reference: int
-    num_control: int  # reals on the other side of the real-against-real values
+    num_control: int  # reals that are compared with other reals
     split: str
     split_seed: int
     settings: MetricSettings
     seed: int | None = None  # of the fakes' latents
-    weights: str = ""  # "ema", "raw", or what else the fakes come from
+    weights: str = ""  # origin of the fakes: "ema", "raw" or "images"
 
     def line(self) -> str:
-        """The protocol in one line, to stand under a table."""
+        """Return the protocol in one line, for a footnote."""
         origin = f", {self.weights}" if self.weights else ""
         seed = "" if self.seed is None else f", seed {self.seed}"
         return (
-            f"{self.num_fakes} fakes{origin}{seed} against {self.num_reference} reals of {self.dataset[:12]}; "
-            f"{self.extractor} {self.extractor_version}, resized {self.resize}; reals against reals: {self.num_control}, {self.split}"
+            f"{self.num_fakes} fakes{origin}{seed} against {self.num_reference} reals of "
+            f"{self.dataset[:12]}; {self.extractor} {self.extractor_version}, "
+            f"resized {self.resize}; reals against reals: {self.num_control}, {self.split}"
         )
 
 
 @dataclass(frozen=True)
 class PreparedReference:
-    """A measured reference, the values that real images get against it, and the protocol so far."""
+    """A measured reference, the metrics of other reals against it, and the protocol so far."""
 
     reference: Reference
     values: dict[str, float]
     protocol: Protocol
 
 
+class Split(NamedTuple):
+    """Ascending indices of reals: the reference, and two sets that are compared with each other."""
+
+    reference: Tensor
+    against: Tensor
+    control: Tensor
+    description: str
+
+
 def split_reals(
     num_images: int, num_samples: int, num_reference: int | None, *, seed: int
-) -> tuple[Tensor, Tensor, Tensor, str]:
-    """Indices of the reference; of both sides of the real-against-real values; and the split in words.
+) -> Split:
+    """Return a random split of the images.
 
-    By default as many references as samples and as many other reals, disjoint, each at most half of the images.
-    A larger `num_reference` that leaves too few others has both halves of the images compared instead.
+    By default the reference and the control are disjoint, and have `num_samples` images each but at
+    most half of all. A larger `num_reference` may leave too few others: then the reference overlaps
+    with both halves of the images, which are compared with each other instead.
     """
     order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
     half = num_images // 2
@@ -91,24 +106,21 @@ def split_reals(
     size = count if num_reference is None else min(num_reference, num_images)
     reference, rest = order[:size].sort().values, order[size : size + count].sort().values
     if len(rest) == count:
-        return reference, reference, rest, "disjoint"
-    return (
-        reference,
-        order[:half].sort().values,
-        order[half : 2 * half].sort().values,
-        "two halves of the images",
-    )
+        return Split(reference, reference, rest, "disjoint")
+    first, second = order[:half].sort().values, order[half : 2 * half].sort().values
+    return Split(reference, first, second, "two halves of the images")
 
 
 def extract_all(
     images: Callable[[int, int], Tensor], num: int, extractor: FeatureExtractor, world: World
 ) -> tuple[Tensor, Tensor | None]:
-    """Features [num, d] and logits [num, C] or None of images 0 to num, in order, on every rank."""
+    """Return features [num, d] and logits [num, C] or None of images 0 to num, on every rank."""
     num_chunks = -(-num // CHUNK)
     chunks_per_rank = -(-num_chunks // world.size)
     parts = []
     for turn in range(chunks_per_rank):
-        # Ranks with nothing left repeat the last chunk, so that all gather equal shapes; repetitions fall off the end.
+        # A rank without a chunk repeats the last one, because all must gather equal shapes. The
+        # repetitions end up behind the last image and are dropped.
         start = min(turn * world.size + world.rank, num_chunks - 1) * CHUNK
         features, logits = extractor(images(start, min(start + CHUNK, num)))
         both = features if logits is None else torch.cat([features, logits], 1)
@@ -125,11 +137,9 @@ def extract_all(
 def check_enough(
     num_images: int, num_samples: int, *, settings: MetricSettings = DEFAULT_SETTINGS
 ) -> None:
-    """Raise UserError for a dataset too small to be split, or too few samples."""
-    fewest, given = (
-        2 * (max(settings.k_precision, settings.k_coverage) + 1),
-        min(num_images, num_samples),
-    )
+    """Raise UserError if there are too few images or samples for the metrics."""
+    fewest = 2 * (max(settings.k_precision, settings.k_coverage) + 1)
+    given = min(num_images, num_samples)
     if given < fewest:
         raise UserError(
             f"{given} images are too few to evaluate with; at least {fewest} are needed"
@@ -147,70 +157,83 @@ def prepare_reference(
     settings: MetricSettings = DEFAULT_SETTINGS,
     folder: Path | None = None,
 ) -> PreparedReference:
-    """Measure the reals that fakes will be compared with, or read it from the cache; every rank calls it.
+    """Measure the reals that fakes will be compared with, or read them from the cache.
 
-    `num_samples` fakes will be drawn; without `num_reference`, no more than half the reals. Published FIDs compare
-    50,000 samples with the whole training set: num_samples=50_000, num_reference=50_000. `folder` is where the cache
-    lies, by default in the user's cache folder. Raises UserError for a dataset too small to be split.
+    Collective. Without `num_reference` there are `num_samples` fakes and as many reals in the
+    reference, but at most half as many as all reals.
+    Published FIDs use 50,000 fakes and the whole training set: num_samples=50_000,
+    num_reference=50_000. `folder` is the cache, by default in the user's cache folder. Raises
+    UserError if there are too few images.
     """
-    check_enough(
-        reals.num_images,
-        num_samples if num_reference is None else reals.num_images,
-        settings=settings,
-    )
-    reference, against, control, split = split_reals(
-        reals.num_images, num_samples, num_reference, seed=split_seed
-    )
+    num_drawn = num_samples if num_reference is None else reals.num_images
+    check_enough(reals.num_images, num_drawn, settings=settings)
+    split = split_reals(reals.num_images, num_samples, num_reference, seed=split_seed)
     protocol = Protocol(
         extractor=extractor.name,
         extractor_version=extractor.version,
         resize=extractor.resize,
-        image_shape=tuple(reals.images(reference[:1]).shape[1:]),
+        image_shape=tuple(reals.images(split.reference[:1]).shape[1:]),
         dataset=reals.fingerprint,
-        num_fakes=len(control) if num_reference is None else num_samples,
-        num_reference=len(reference),
-        num_control=len(control),
-        split=split,
+        num_fakes=len(split.control) if num_reference is None else num_samples,
+        num_reference=len(split.reference),
+        num_control=len(split.control),
+        split=split.description,
         split_seed=split_seed,
         settings=settings,
     )
-    key = json.dumps([CACHE_FORMAT, CHUNK, asdict(protocol), reals.class_shares], sort_keys=True)
-    path = (
-        folder or cache_folder() / "references"
-    ) / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    path = cache_file(folder or cache_folder() / "references", protocol, reals)
     cached = read_cache(path, protocol, extractor, world)
     if cached is not None:
         return cached
-
-    def sample(indices: Tensor) -> Sample:
-        features, logits = extract_all(
-            lambda a, b: reals.images(indices[a:b]), len(indices), extractor, world
-        )
-        return Sample(
-            features, logits, num_classes=extractor.num_classes, world=world, settings=settings
-        )
-
-    others = sample(control)
-    known = (
-        None
-        if reals.class_shares is None
-        else torch.tensor(reals.class_shares, dtype=torch.float64)
-    )
-    measured = Reference.measure(sample(against), others, known_shares=known)
-    values = metrics.compute(others, measured, published=extractor.published)
-    if split != "disjoint":
-        # The others lie in this reference, so that only the half they were kept from can say what a copy is.
-        whole = Reference.measure(sample(reference), others, known_shares=known)
-        measured = replace(whole, copy_threshold=measured.copy_threshold)
-    # Rank zero's numbers everywhere: the ranks must agree to the last bit on what follows from them.
-    prepared = PreparedReference(measured, world.broadcast_object(values), protocol)
+    prepared = measure_reals(reals, split, protocol, extractor, world)
     if world.is_main:
         write_cache(path, prepared)
     return prepared
 
 
+def measure_reals(
+    reals: RealImages,
+    split: Split,
+    protocol: Protocol,
+    extractor: FeatureExtractor,
+    world: World,
+) -> PreparedReference:
+    """Measure the reference, and other reals against it. Collective."""
+
+    def sample(indices: Tensor) -> Sample:
+        features, logits = extract_all(
+            lambda start, stop: reals.images(indices[start:stop]), len(indices), extractor, world
+        )
+        return Sample(
+            features,
+            logits,
+            num_classes=extractor.num_classes,
+            world=world,
+            settings=protocol.settings,
+        )
+
+    shares = reals.class_shares
+    known = None if shares is None else torch.tensor(shares, dtype=torch.float64)
+    control = sample(split.control)
+    measured = Reference.measure(sample(split.against), control, known_shares=known)
+    values = metrics.compute(control, measured, published=extractor.published)
+    if split.reference is not split.against:
+        # The reference contains the control, which would count as copies. The half that does not
+        # contain it tells how close a copy is.
+        whole = Reference.measure(sample(split.reference), control, known_shares=known)
+        measured = replace(whole, copy_threshold=measured.copy_threshold)
+    # Decisions of a run depend on these values, so every rank takes those of rank zero.
+    return PreparedReference(measured, world.broadcast_object(values), protocol)
+
+
+def cache_file(folder: Path, protocol: Protocol, reals: RealImages) -> Path:
+    """Return the file of a measured reference; its name is a hash of all that determines it."""
+    key = json.dumps([CACHE_FORMAT, CHUNK, asdict(protocol), reals.class_shares], sort_keys=True)
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+
+
 def write_cache(path: Path, prepared: PreparedReference) -> None:
-    """One safetensors file; a folder that cannot be written to costs the next run the measuring, and is said."""
+    """Write a measured reference; a failure is a warning, because it can be measured again."""
     reference = prepared.reference
     tensors = {
         "features": reference.features,
@@ -234,13 +257,16 @@ def write_cache(path: Path, prepared: PreparedReference) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, save(present, {"reference": json.dumps(scalars)}), shared=True)
     except OSError as error:
-        logging.getLogger(__name__).warning("real images' features are not cached: %s", error)
+        logging.getLogger(__name__).warning("features of real images are not cached: %s", error)
 
 
 def read_cache(
     path: Path, protocol: Protocol, extractor: FeatureExtractor, world: World
 ) -> PreparedReference | None:
-    """What `write_cache` wrote, read by rank zero and sent to all; None where there is none."""
+    """Return what `write_cache` wrote, or None if it is missing or damaged. Collective.
+
+    Only rank zero reads the file.
+    """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] | None = None
     if world.is_main and path.exists():
@@ -250,7 +276,7 @@ def read_cache(
                 tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             logging.getLogger(__name__).warning(
-                "cached features %s cannot be read and are made anew: %s", path, error
+                "cached features %s cannot be read and are measured again: %s", path, error
             )
     shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
     scalars, shapes = world.broadcast_object((scalars, shapes))

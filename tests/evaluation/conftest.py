@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from distgan.evaluation.probe import Probe, train_probe
+from distgan.evaluation.probe import Probe
+from distgan.evaluation.probe_training import train_probe
 from tests.evaluation.sets import digits
 
 

@@ -1,4 +1,4 @@
-"""Controlled sets from scikit-learn's digits: fakes from a fifth of the images, reals are the rest."""
+"""Sets of known quality from scikit-learn's digits: a fifth are fakes, the rest are reals."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -17,7 +17,7 @@ SETTINGS = MetricSettings(kernel_subsets=5)
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """uint8 images [1797, 1, 8, 8] and labels, shuffled."""
+    """Return uint8 images [1797, 1, 8, 8] and labels, shuffled."""
     bunch = load_digits()
     order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(0))
     images = (torch.from_numpy(bunch.images) * (255 / 16)).round().to(torch.uint8)[:, None]
@@ -25,7 +25,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def cut(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, RealImages]:
-    """A fifth of the images with labels, and the rest as reals."""
+    """Return a fifth of the images as fakes with labels, and the rest as reals."""
     fifth = len(images) // 5
     rest = images[fifth:]
     return images[:fifth], labels[:fifth], RealImages(rest.__getitem__, len(rest), "digits-rest")
@@ -64,18 +64,18 @@ class ExampleClassifier(Extractor):
 
 
 def repeated(images: Tensor, num: int = NUM) -> Tensor:
-    """The first `num` images, over and over where there are fewer."""
+    """Return the first `num` images, repeating them if there are fewer."""
     return images[torch.arange(num) % len(images)]
 
 
 def noisy(images: Tensor, scale: float = 8) -> Tensor:
-    """With normal noise of `scale` grey levels."""
+    """Add normal noise of `scale` grey levels."""
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     return (images + scale * noise).round().clamp(0, 255).to(torch.uint8)
 
 
 def controlled_sets() -> tuple[dict[str, Tensor], RealImages]:
-    """Fakes by what is wrong with them, and the reals."""
+    """Return sets of fakes by what is wrong with them, and the reals."""
     images, labels, reals = cut(*digits())
     reference = split_reals(reals.num_images, NUM, None, seed=0)[0]
     sets = {

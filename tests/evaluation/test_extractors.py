@@ -9,7 +9,8 @@ import torch
 
 from distgan.errors import UserError
 from distgan.evaluation.extractors import Inception, RandomConv, fit_images
-from distgan.evaluation.probe import Probe, StackedProbe, probe_path, train_probe
+from distgan.evaluation.probe import Probe, StackedProbe, probe_path
+from distgan.evaluation.probe_training import train_probe
 from shards.files import cache_folder
 from tests.evaluation.sets import ALONE, digits
 

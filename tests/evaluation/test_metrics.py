@@ -1,4 +1,4 @@
-"""Every number equals its closed form, and the reference implementations' where they are installed."""
+"""Metrics equal their closed forms, and other implementations if these are installed."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The tracker names what a run shows, at the right time, and is not fooled by youth, noise or one bad report."""
+"""Verdicts name what a run shows at the right time, in spite of noise and a bad start."""
 
 import json
 import math
@@ -17,10 +17,15 @@ PROTOCOL = Protocol(
     "probe", "abc", "none", (1, 8, 8), "digits", 1000, 1000, 1000, "disjoint", 0, MetricSettings()
 )
 REALS = {
-    "quality/frechet": 0.1, "quality/precision": 0.85, "quality/coverage": 0.97, "diversity/spread": 1.0,
-    "diversity/duplicates": 0.01, "diversity/copies": 0.01, "diversity/missing_classes": 0.0,
+    "quality/frechet": 0.1,
+    "quality/precision": 0.85,
+    "quality/coverage": 0.97,
+    "diversity/spread": 1.0,
+    "diversity/duplicates": 0.01,
+    "diversity/copies": 0.01,
+    "diversity/missing_classes": 0.0,
     "diversity/effective_classes": 10.0,
-}  # fmt: skip
+}
 BALANCED = {"accuracy/d_real": 0.8, "accuracy/d_fake": 0.75, "loss/d": 1.0, "loss/g": 1.2}
 D_WINS = BALANCED | {"accuracy/d_real": 1.0, "accuracy/d_fake": 0.995}
 
