@@ -250,12 +250,23 @@ def report(
     out: Annotated[
         Path | None, Option(help="HTML file to write. Default: report.html in the folder.")
     ] = None,
+    live: Annotated[
+        bool, Option("--live", help="Serve a page that follows a run, on this machine only.")
+    ] = False,
+    port: Annotated[
+        int, Option(help="Port of the live page. Default: any free one.", min=0, max=65535)
+    ] = 0,
 ) -> None:
     """Write an HTML report of a run, or a comparison of several runs."""
     from distgan.commands.report import report as write_report
-    from distgan.commands.report import show_report
+    from distgan.commands.report import serve, show_report
 
-    show_report(write_report(folder, out=out))
+    if live and out is not None:
+        raise UserError("--live writes no file; leave out --out")
+    if live:
+        serve(folder, port=port, announce=lambda url: say(f"{folder}: {url} (Ctrl-C to stop)"))
+    else:
+        show_report(write_report(folder, out=out))
 
 
 @command

@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def chromium(profile: Path, *, width: int = 1280, dark: bool = False) -> Iterator[Any]:
-    """Yield a browser without network that keeps its console's messages.
+    """Yield a browser that reaches only this machine and keeps its console's messages.
 
     `profile` is a folder for this browser alone.
     """
@@ -30,7 +30,7 @@ def chromium(profile: Path, *, width: int = 1280, dark: bool = False) -> Iterato
         "--disable-sync",
         "--disable-background-networking",
         "--disable-component-update",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         f"--user-data-dir={profile}",
         f"--window-size={width},900",
     ):

@@ -140,7 +140,7 @@ def test_page_works_in_a_browser(run: Path, tmp_path: Path) -> None:
             last = shown_frame()
             browser.execute_script(
                 "const slider = document.getElementById('slider'); slider.value = 0;"
-                "slider.dispatchEvent(new Event('input'))"
+                "slider.dispatchEvent(new Event('input', {bubbles: true}))"
             )
             first = shown_frame()
             assert first[0] != last[0]

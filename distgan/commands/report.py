@@ -1,13 +1,14 @@
-"""`distgan report`: the page of one run, or tables and a page that compare the runs in a folder."""
+"""`distgan report`: the page of a run, also live, or a page that compares the runs in a folder."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from distgan.errors import UserError
 from distgan.reporting.comparison import Group, group_runs, write_comparison
 from distgan.reporting.console import say, show_columns, show_warning
+from distgan.reporting.live import LiveServer
 from distgan.reporting.page import REPORT_FILE, write_report
 from distgan.reporting.run_record import RunRecord, read_record
 from distgan.run.files import find_runs, is_run
@@ -69,9 +70,21 @@ def read_records(paths: list[Path]) -> tuple[list[RunRecord], list[str]]:
     return records, warnings
 
 
+def serve(run: Path, *, port: int, announce: Callable[[str], None]) -> None:
+    """Serve the live page of a run until Ctrl-C; `announce` gets its address. Raises UserError."""
+    with disk_errors(f"cannot read {run}"):
+        if not is_run(run):
+            raise UserError(f"{run} is not a run folder; --live shows one run")
+    with disk_errors(f"cannot use port {port}", "; choose another with --port"):
+        server = LiveServer(run, port=port)
+    announce(server.url)
+    with server, suppress(KeyboardInterrupt):
+        server.serve_forever()
+
+
 @contextmanager
 def disk_errors(problem: str, remedy: str = "") -> Iterator[None]:
-    """Raise UserError if a file cannot be read or written."""
+    """Raise UserError if a file or port cannot be used."""
     try:
         yield
     except OSError as error:

@@ -18,7 +18,7 @@ from distgan.reporting.charts import FRACTION
 from distgan.reporting.curves import NUM_COLORS, Chart, Curve, Drawing, draw
 from distgan.reporting.metrics import metric_label
 from distgan.reporting.page import REPORT_FILE
-from distgan.reporting.rendering import image_file_uri, write_page
+from distgan.reporting.rendering import image_file_uri, render, write_page
 from distgan.reporting.run_record import RunRecord
 from distgan.text import NO_VALUE, format_duration, format_number, is_number, pluralize
 
@@ -67,16 +67,17 @@ class Group:
 
 def write_comparison(groups: Sequence[Group], out: Path, *, warnings: Sequence[str] = ()) -> Path:
     """Write the page that compares runs; raises OSError."""
-    return write_page(
+    text = render(
         "comparison.html.j2",
-        out,
         title=out.resolve().parent.name,
+        is_live=False,
         warnings=warnings,
         num_runs=sum(len(group.runs) for group in groups),
         num_text_columns=NUM_TEXT_COLUMNS,
         max_curves=NUM_COLORS,
         groups=[group_values(group, out) for group in groups],
     )
+    return write_page(out, text)
 
 
 def group_values(group: Group, out: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from distgan.reporting.charts import run_charts
 from distgan.reporting.curves import Mark, draw
 from distgan.reporting.metrics import metric_label
 from distgan.reporting.nearest import find_nearest
-from distgan.reporting.rendering import image_file_uri, image_uri, pick_evenly, write_page
+from distgan.reporting.rendering import image_file_uri, image_uri, pick_evenly, render, write_page
 from distgan.reporting.run_record import GOOD_VERDICTS, VERDICTS, RunRecord
 from distgan.run.files import Event
 from distgan.text import format_duration, format_kimg, format_number, pluralize
@@ -37,8 +37,19 @@ def write_report(record: RunRecord, out: Path, *, search_nearest: bool = True) -
 
     The search for the nearest real images reads thousands of images, which takes seconds.
     """
-    nearest = nearest_images(record) if search_nearest else {"caption": NOT_SEARCHED, "uri": None}
-    return write_page("report.html.j2", out, nearest=nearest, **page_values(record))
+    text = render_report(record, nearest_note=None if search_nearest else NOT_SEARCHED)
+    return write_page(out, text)
+
+
+def render_report(record: RunRecord, *, nearest_note: str | None, is_live: bool = False) -> str:
+    """Return the page of a run. With `nearest_note` it has that text instead of a search."""
+    nearest = nearest_images(record) if nearest_note is None else None
+    return render(
+        "report.html.j2",
+        nearest=nearest or {"caption": nearest_note, "uri": None},
+        is_live=is_live,
+        **page_values(record),
+    )
 
 
 def page_values(record: RunRecord) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ MAX_WIDTH = 560  # of an image in a page, in pixels
 JPEG_QUALITY = 88
 
 
-def write_page(template: str, out: Path, **values: Any) -> Path:
-    """Render a template into a file; raises OSError."""
+def write_page(out: Path, text: str) -> Path:
+    """Write a page to a file; raises OSError."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    text = make_environment().get_template(template).render(**values)
     write_atomic(out, text, sync=False)
     return out
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a rendered template."""
+    return make_environment().get_template(template).render(**values)
 
 
 @cache  # compiling the templates takes most of the time
@@ -52,10 +56,16 @@ def image_file_uri(path: Path) -> str | None:
     None if there is no such file, or it is no image.
     """
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
+        return encode_file(path, path.stat().st_mtime_ns)
     except OSError:
         return None
+
+
+@lru_cache(maxsize=64)  # a live page shows the same files again and again
+def encode_file(path: Path, _: int) -> str:
+    """Return an image file of a modification time as a data URI; raises OSError."""
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
     halved = image.reduce(2)
     is_doubled = halved.resize(image.size, Image.Resampling.NEAREST).tobytes() == image.tobytes()
     return image_uri(halved if is_doubled else image)
