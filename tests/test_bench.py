@@ -1,4 +1,4 @@
-"""The measuring itself: what is measured is what is said."""
+"""`distgan bench` measures what it says it measures."""
 
 from pathlib import Path
 
@@ -20,15 +20,16 @@ from distgan.config.schema import Config
 from shards.pack import pack
 
 TINY = (
-    "networks.generator_width=4", "networks.discriminator_width=4", "networks.latent_dim=8", "train.batch_size=8",
-    "train.cpu_threads=1", "train.precision=launcher",
+    "networks.generator_width=4", "networks.discriminator_width=4", "networks.latent_dim=8",
+    "train.batch_size=8", "train.cpu_threads=1", "train.precision=launcher",
 )  # fmt: skip
 
 
 def trial(*words: str, **changes: object) -> Trial:
-    """A trial of a moment."""
+    """Return a trial that takes a moment."""
     config = with_overrides(Config(), [*TINY, *words])
-    return Trial(config, (1, 32, 32), precision="no", repeats=2, seconds=0.02, **changes)  # type: ignore[arg-type]
+    options = {"precision": "no", "repeats": 2, "seconds": 0.02} | changes
+    return Trial(config, (1, 32, 32), **options)
 
 
 def test_rates_leave_out_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,8 +46,10 @@ def test_rates_leave_out_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None
     assert (found.least, found.median, found.most) == pytest.approx((250, 500, 1000))
 
 
-def test_a_trial_counts_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arithmetic is what the layers say: a wider discriminator takes more; with a loader, waiting is a share."""
+def test_trial_counts_arithmetic_and_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wider discriminator needs more FLOPs; with a loader a part of the time is spent waiting."""
     monkeypatch.setattr("distgan.commands.bench.MATRIX_SIDE", 128)
     monkeypatch.setattr("distgan.commands.bench.COPY_BYTES", 2**16)
     plain, wide = train_trial(trial()), train_trial(trial("networks.discriminator_width=8"))
@@ -59,8 +62,8 @@ def test_a_trial_counts_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert 0 < train_trial(trial(shards=shards)).wait_share < 1
 
 
-def test_a_table_holds_what_was_added() -> None:
-    """Rows for people and values for programs say the same; a trial that failed says why."""
+def test_table_rows_and_values_agree() -> None:
+    """Rows for people and values for programs have the same figures."""
     found = Bench({})
     found.add("pack", "images/s", Spread(2000.0, 1.5, 3000.0), "JPEG")
     assert found.rows == [("pack", "2,000 (1.5 to 3,000) images/s", "JPEG")]
@@ -73,8 +76,8 @@ def test_a_table_holds_what_was_added() -> None:
     }
 
 
-def test_sizes_without_a_network_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """A mistake is one line and exit code 2."""
+def test_unsupported_image_size_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """It ends in one line and exit code 2."""
     import typer
 
     with pytest.raises(typer.Exit) as ended:
@@ -84,8 +87,8 @@ def test_sizes_without_a_network_are_refused(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.slow
-def test_worlds_are_measured_and_failures_told() -> None:
-    """Two processes share the batch; what one cannot do is an error in its row, not of the command."""
+def test_several_processes_are_measured_and_failures_reported() -> None:
+    """A trial that fails is an error in its own row; the command goes on."""
     two = run_trial(trial(processes=2))
     assert two.images_per_sec is not None and two.images_per_sec.median > 0
     broken = run_trial(trial(shards=Path("nowhere")))

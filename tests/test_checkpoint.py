@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, and believed only when every byte is right."""
+"""Checkpoints are complete or absent, and loaded only if every byte is right."""
 
 import json
 import os
@@ -16,14 +16,14 @@ TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3, dtype=torch.i
 
 
 def write(folder: Path, images_seen: int) -> Path:
-    """A small checkpoint."""
+    """Write a small checkpoint."""
     return checkpoints.save(
         folder, images_seen=images_seen, tensors=TENSORS, state={"wandb_id": "x"}
     )
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    """Tensors and state come back as they were; the newest of several is chosen; pruning keeps the newest."""
+def test_newest_checkpoint_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    """Tensors and state are equal; unfinished folders are ignored; pruning keeps the newest."""
     for images in (12, 999_000, 1_000_500):
         write(tmp_path, images)
     (tmp_path / ".000002000.000.tmp").mkdir()
@@ -36,10 +36,10 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_damage_is_noticed_and_the_one_before_is_used(
+def test_damaged_checkpoint_is_skipped_for_the_one_before(
     tmp_path: Path, name: str, damage: str
 ) -> None:
-    """A flipped byte, a cut file or a missing one: the newest is passed over by name; with none left, an error."""
+    """The warning names it. If no intact one is left, loading fails."""
     write(tmp_path, 1000)
     path = write(tmp_path, 2000) / name
     content = bytearray(path.read_bytes())
@@ -57,10 +57,10 @@ def test_damage_is_noticed_and_the_one_before_is_used(
         checkpoints.load_latest(tmp_path, told.append)
 
 
-def test_interrupted_save_leaves_the_one_before(
+def test_failed_save_leaves_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk in the middle of a save: the error is passed on, nothing half-written stays, the old one loads."""
+    """A disk that fills up during a save raises, and leaves nothing half-written behind."""
     write(tmp_path, 1000)
 
     def full(_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_interrupted_save_leaves_the_one_before(
     assert checkpoints.load_latest(tmp_path, pytest.fail)[1]["images_seen"] == 1000
 
 
-def test_manifest_is_not_a_way_out_of_the_folder(tmp_path: Path) -> None:
+def test_manifest_cannot_name_files_outside_the_folder(tmp_path: Path) -> None:
     """Only the two known files are read, whatever the manifest lists."""
     path = write(tmp_path, 1000)
     manifest = json.loads((path / "manifest.json").read_text())
@@ -84,8 +84,8 @@ def test_manifest_is_not_a_way_out_of_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_optimizer_goes_on_as_if_never_stopped(layout: torch.memory_format) -> None:
-    """After pack and unpack the next step is bit-identical, for weights of either memory layout."""
+def test_optimizer_step_after_loading_is_bit_identical(layout: torch.memory_format) -> None:
+    """Packing and unpacking keeps the next step exact, for weights of either memory layout."""
 
     def make(weight: torch.Tensor) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
         parameter = torch.nn.Parameter(weight.clone(memory_format=torch.preserve_format))

@@ -1,4 +1,4 @@
-"""What a run does about a collapse: warn, stop, or go back and change something. Real divergence, on one and two ranks."""
+"""What a run does about a collapse or divergence: warn, stop, or roll back with a remedy."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ from tests.worlds import run_world, train_run
 DIVERGING = ["optim.lr_d=1e30", "train.kimg=0.096", "collapse.lr_factor=1.0"]
 
 
-def test_rollback_with_a_remedy_ends_the_run(shards: Path, tmp_path: Path) -> None:
-    """Both ranks go back together, images go on forward, the remedy holds, and the run is trained to its end."""
+def test_run_finishes_after_a_rollback_with_a_remedy(shards: Path, tmp_path: Path) -> None:
+    """Both ranks roll back together, the remedy takes effect, and the run trains to its end."""
     run = tmp_path / "run"
     remedy = "collapse.remedy=['optim.lr_d=2e-4','loss.augment_probability=0.25']"
-    words = [*DIVERGING, "loss.augment=['color']", "collapse.action=rollback", remedy]
-    results = run_world(2, train_run, shards, run, words)
+    overrides = [*DIVERGING, "loss.augment=['color']", "collapse.action=rollback", remedy]
+    results = run_world(2, train_run, shards, run, overrides)
     assert {result["state"] for result in results} == {"done"}
     assert results[0]["images_seen"] == 96
     events = [event for event in read_rows(run / "events.jsonl") if event["kind"] == "rollback"]
@@ -35,8 +35,8 @@ def test_rollback_with_a_remedy_ends_the_run(shards: Path, tmp_path: Path) -> No
     assert load_file(newest / "tensors.safetensors")["augment_probability"] == 0.25
 
 
-def test_rollback_gives_up(shards: Path, tmp_path: Path) -> None:
-    """Without a remedy the same happens again; after the stated tries the run ends as collapsed, checkpoints kept."""
+def test_run_gives_up_after_max_rollbacks(shards: Path, tmp_path: Path) -> None:
+    """Without a remedy it diverges again, ends as `collapsed` and keeps its checkpoints."""
     run = tmp_path / "run"
     result = run_world(
         1,
@@ -53,10 +53,10 @@ def test_rollback_gives_up(shards: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("action", ["warn", "stop"])
-def test_divergence_without_rollback_fails_the_run(
+def test_divergence_without_rollback_ends_the_run_as_failed(
     shards: Path, tmp_path: Path, action: str
 ) -> None:
-    """There is nothing to train on: the run ends, says at which point, and says what to do."""
+    """The error says at which point, and what to do."""
     with pytest.raises(
         AssertionError, match=r"diverged \(.*not finite\) at .* kimg.*collapse.action=rollback"
     ):
@@ -65,10 +65,10 @@ def test_divergence_without_rollback_fails_the_run(
 
 
 def test_evaluations_are_recorded_and_the_best_is_kept(shards: Path, tmp_path: Path) -> None:
-    """Every evaluation has its protocol and real-against-real values; the best one's checkpoint survives pruning."""
+    """Evaluations have a protocol and values of reals; the best checkpoint survives pruning."""
     run = tmp_path / "run"
-    words = ["train.kimg=0.12", "evaluation.every_kimg=0.024", "checkpoint.keep=1"]
-    run_world(2, train_run, shards, run, words)
+    overrides = ["train.kimg=0.12", "evaluation.every_kimg=0.024", "checkpoint.keep=1"]
+    run_world(2, train_run, shards, run, overrides)
     found = read_rows(run / "evaluations.jsonl")
     assert [row["progress/images"] for row in found] == [24, 48, 72, 96, 120]
     assert all(row["protocol"]["extractor"] == "random-conv" for row in found)
@@ -78,18 +78,21 @@ def test_evaluations_are_recorded_and_the_best_is_kept(shards: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_plain_collapse_is_rolled_back_to_health(tmp_path: Path) -> None:
-    """A generator far quicker than its discriminator falls to one image; the run goes back, changed, and ends healthy."""
+def test_collapsed_run_becomes_healthy_after_a_rollback(tmp_path: Path) -> None:
+    """A generator far faster than its discriminator collapses; the remedy makes the run healthy."""
     pack("digits", tmp_path / "digits")
-    words = [
+    overrides = [
         "networks.generator_width=32", "networks.discriminator_width=32", "networks.latent_dim=100",
-        "train.batch_size=64", "train.kimg=100", "evaluation.extractor=random", "train.cpu_threads=2", "train.precision=auto",
-        "train.ema_halflife_kimg=5", "optim.lr_g=2e-3", "optim.lr_d=1e-5", "evaluation.every_kimg=4.5",
-        "evaluation.num_samples=2000", "log.every_kimg=0.5", "log.samples_every_kimg=40", "checkpoint.every_kimg=20",
+        "train.batch_size=64", "train.kimg=100", "train.cpu_threads=2", "train.precision=auto",
+        "train.ema_halflife_kimg=5", "optim.lr_g=2e-3", "optim.lr_d=1e-5",
+        "evaluation.extractor=random", "evaluation.every_kimg=4.5", "evaluation.num_samples=2000",
+        "log.every_kimg=0.5", "log.samples_every_kimg=40", "checkpoint.every_kimg=20",
         "collapse.action=rollback", "collapse.lr_factor=1.0",
         "collapse.remedy=['optim.betas=[0.0,0.99]','optim.lr_g=2e-4','optim.lr_d=2e-4']",
     ]  # fmt: skip
-    result = run_world(1, train_run, tmp_path / "digits", tmp_path / "run", words, timeout=600)[0]
+    result = run_world(1, train_run, tmp_path / "digits", tmp_path / "run", overrides, timeout=600)[
+        0
+    ]
     assert result["state"] == "done"
     events = read_rows(tmp_path / "run" / "events.jsonl")
     assert "complete collapse" in [event.get("verdict") for event in events]

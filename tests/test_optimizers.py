@@ -1,4 +1,4 @@
-"""Schedules, lookahead, and optimizers that survive a checkpoint."""
+"""Schedules, lazy penalties, lookahead, and optimizers across a checkpoint."""
 
 import pytest
 import torch
@@ -9,18 +9,20 @@ from distgan.optimizers import OPTIMIZERS, Lookahead, lr_schedule, penalty_scale
 from distgan.run.checkpoints import pack_optimizer, unpack_optimizer
 
 
-@pytest.mark.parametrize(("word", "half"), [("constant", 1.0), ("linear", 0.6), ("cosine", 0.6)])
-def test_schedules_go_to_the_final_share(word: str, half: float) -> None:
-    """From 1 at the start to `final_lr` at the end and after it; linear and cosine meet in the middle."""
-    optim = Optim(schedule=word, final_lr=0.2)
-    end = 1.0 if word == "constant" else 0.2
+@pytest.mark.parametrize(
+    ("schedule", "half"), [("constant", 1.0), ("linear", 0.6), ("cosine", 0.6)]
+)
+def test_schedules_end_at_the_final_learning_rate(schedule: str, half: float) -> None:
+    """They go from 1 to `final_lr` and stay there; linear and cosine agree in the middle."""
+    optim = Optim(schedule=schedule, final_lr=0.2)
+    end = 1.0 if schedule == "constant" else 0.2
     assert [lr_schedule(optim, progress) for progress in (0.0, 0.5, 1.0, 1.5)] == pytest.approx(
         [1.0, half, end, end]
     )
 
 
 def test_lazy_penalties_keep_their_mean_weight() -> None:
-    """Every fourth step has four times the weight; the weight falls along the run; without penalties there is none."""
+    """Every fourth step has four times the weight, and the weight falls along the run."""
     loss = Loss(r1=1.0, penalty_interval=4, penalty_final=0.5)
     assert [penalty_scale(loss, step, progress=0.0) for step in range(5)] == [
         4.0,
@@ -33,8 +35,8 @@ def test_lazy_penalties_keep_their_mean_weight() -> None:
     assert penalty_scale(Loss(), 0, progress=0.0) == 0.0
 
 
-def test_lookahead_goes_back_part_of_the_way() -> None:
-    """Both networks: slow + alpha (fast - slow), and the slow weights with them, also after a checkpoint."""
+def test_lookahead_interpolates_slow_and_fast_weights() -> None:
+    """Both networks become slow + alpha (fast - slow), also after a checkpoint."""
     networks = [nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)]
     for network in networks:
         nn.init.zeros_(network.weight)
@@ -51,8 +53,8 @@ def test_lookahead_goes_back_part_of_the_way() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizers_go_on_after_a_checkpoint(name: str) -> None:
-    """Two steps, state through tensors and plain values, two more: the same weights as four steps."""
+def test_optimizer_resumes_bit_identically(name: str) -> None:
+    """Two steps, a checkpoint and two more steps give the weights of four steps."""
 
     def build() -> tuple[nn.Conv2d, torch.optim.Optimizer]:
         torch.manual_seed(0)

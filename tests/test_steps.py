@@ -1,4 +1,4 @@
-"""The adversarial step moves one network at a time."""
+"""The training step changes one network at a time and reduces each gradient once."""
 
 import torch
 import torch.distributed as dist
@@ -12,15 +12,15 @@ from tests.worlds import run_world
 
 
 def changed(network: nn.Module, before: list[torch.Tensor]) -> bool:
-    """Whether any parameter differs from the copies."""
+    """Return whether any parameter differs from the copies."""
     return any(
         not torch.equal(parameter, old)
         for parameter, old in zip(network.parameters(), before, strict=True)
     )
 
 
-def test_each_step_moves_its_own_network_only(gan: GAN) -> None:
-    """D's step leaves G as it was and gives it no gradient; G's step leaves D, and its gradients, as they were."""
+def test_each_step_changes_only_its_own_network(gan: GAN) -> None:
+    """D's step gives G no gradient; G's step leaves D and its gradients as they were."""
     batches = [micro_batch()]
     before_g, before_d = snapshot(gan.raw_generator), snapshot(gan.raw_discriminator)
     fakes, statistics = discriminator_step(
@@ -42,7 +42,7 @@ def test_each_step_moves_its_own_network_only(gan: GAN) -> None:
 
 
 def count_reductions() -> dict[str, int]:
-    """All-reduces of gradients in three steps, by network, on this rank of a world of two."""
+    """Return the number of gradient all-reduces in three steps, by network, on this rank."""
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
     gan, counts = make_gan(discriminator_norm="none"), {"generator": 0, "discriminator": 0}
@@ -67,13 +67,13 @@ def count_reductions() -> dict[str, int]:
     return counts
 
 
-def test_one_reduction_a_network_a_step() -> None:
-    """Two micro-batches, three steps, two ranks: three all-reduces of each network, no more."""
+def test_each_step_reduces_each_network_once() -> None:
+    """On two ranks, three steps of two micro-batches have three all-reduces per network."""
     assert run_world(2, count_reductions) == [{"generator": 3, "discriminator": 3}] * 2
 
 
 def drift() -> str:
-    """What the replica check says when rank one's generator has moved on its own."""
+    """Return the message of the replica check after rank one's generator has changed alone."""
     gan = make_gan()
     gan.check_replicas()
     if gan.world.rank == 1:
@@ -85,6 +85,6 @@ def drift() -> str:
     return "equal"
 
 
-def test_replicas_that_drift_are_noticed() -> None:
-    """A single changed weight on one rank stops all ranks."""
+def test_replicas_that_differ_stop_all_ranks() -> None:
+    """One changed weight on one rank is enough."""
     assert all("differ between ranks" in said for said in run_world(2, drift))

@@ -1,4 +1,4 @@
-"""Every stream gives the batches of the shards' own."""
+"""Every way of loading gives the same batches in the same order."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ PLACE = {"key": 5, "batch_size": 8}
 
 
 def taken(stream: streams.ImageStream, num: int = 12) -> list[torch.Tensor]:
-    """The first batches, three epochs of them."""
+    """Return the first batches, three epochs of them, and close the stream."""
     batches = [next(stream).cpu() for _ in range(num)]
     stream.close()
     return batches
@@ -25,10 +25,10 @@ def taken(stream: streams.ImageStream, num: int = 12) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("classes", [None, ["odd"]])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_resident_images_come_in_the_same_order(
+def test_resident_images_come_in_the_order_of_the_shards(
     shards: Path, rank: int, classes: list[str] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the middle of an epoch on, on either rank, of all classes or one: byte for byte what the shards give."""
+    """Batches equal those of the shards, from the middle of an epoch, on each rank and class."""
     reader = ShardReader(shards, classes)
     expected = taken(BatchStream(reader, start=20, rank=rank, world_size=2, **PLACE))
     monkeypatch.setattr(streams, "CHUNK", 7)
@@ -40,10 +40,10 @@ def test_resident_images_come_in_the_same_order(
     assert all(torch.equal(*pair) for pair in zip(taken(stream), expected, strict=True))
 
 
-def test_images_stay_where_they_are_unless_they_fit(
+def test_images_become_resident_only_if_they_fit(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One byte too many, a share of nothing, or a machine without GPU: the thread reads ahead."""
+    """One byte too many, a share of zero, or no GPU: a thread reads ahead instead."""
     reader = ShardReader(shards)
     num_bytes = reader.num_samples * int(np.prod(reader.image_shape))
     options = {"start": 0, "rank": 0, "world_size": 1, "device": torch.device("cpu")}
@@ -60,10 +60,10 @@ def test_images_stay_where_they_are_unless_they_fit(
     assert streams.free_bytes(torch.device("cpu")) == 0
 
 
-def test_a_run_sees_the_same_images_either_way(
+def test_micro_batches_do_not_depend_on_where_images_are(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Normalised and mirrored: the micro-batches of a run do not depend on where the images lay."""
+    """Resident or read ahead, the normalised and mirrored images are the same."""
     config = with_overrides(Config(), ["train.batch_size=8", "data.flip=true"])
     seen = []
     for free in (0, 10**9):
@@ -75,8 +75,8 @@ def test_a_run_sees_the_same_images_either_way(
 
 
 @pytest.mark.gpu
-def test_copies_ahead_are_what_was_read(shards: Path) -> None:
-    """Copied on a side stream while the batch before is used, nothing is overwritten too early."""
+def test_copying_ahead_does_not_overwrite_batches(shards: Path) -> None:
+    """Batches copied on a side stream, while the one before is in use, equal those read."""
     device, reader = torch.device("cuda"), ShardReader(shards)
     expected = taken(BatchStream(reader, start=0, **PLACE))
     stream = CopiedAhead(BatchStream(reader, start=0, **PLACE), device)
