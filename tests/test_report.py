@@ -370,9 +370,9 @@ def test_runs_are_grouped_by_dataset_and_protocol(run: Path) -> None:
     code, output = call("report", run.parent)
     assert code == 0
     page = (run.parent / "report.html").read_text()
-    for words in ("(000000000000)", "features inception", "features random-conv"):
-        assert words in output
-        assert words in page
+    for phrase in ("(000000000000)", "features inception", "features random-conv"):
+        assert phrase in output
+        assert phrase in page
 
 
 def test_settings_that_differ_come_first(run: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: WandbServer
 
-    def log_message(self, *words: Any) -> None:
+    def log_message(self, *_: Any) -> None:
         """Log nothing."""
 
     def body(self) -> bytes:

@@ -124,19 +124,19 @@ def protocol_key(run: RunRecord) -> str:
 
 
 def describe_group(runs: list[RunRecord]) -> Group:
-    """Return a group of runs with its dataset and protocol in words."""
+    """Return a group of runs, named by its dataset and protocol."""
     first = runs[0]
     fingerprint = f" ({first.fingerprint[:12]})" if first.fingerprint else ""
     evaluated = [run.evaluations[-1].protocol for run in runs if run.evaluations]
     if not evaluated:
         return Group(f"{first.dataset_name}{fingerprint}", "no evaluation yet", runs)
     protocol = evaluated[0]
-    words = (
+    description = (
         f"{format_number(protocol.get('num_fakes'))} generated against "
         f"{format_number(protocol.get('num_reference'))} real images, "
         f"features {protocol.get('extractor', '–')} {protocol.get('extractor_version', '')}"
     )
-    return Group(f"{first.dataset_name}{fingerprint}", words.strip(), runs)
+    return Group(f"{first.dataset_name}{fingerprint}", description.strip(), runs)
 
 
 def differing_settings(runs: Sequence[RunRecord]) -> tuple[list[str], list[list[str]]]:

@@ -87,8 +87,8 @@ class Axis:
         log = LogLocator(subs=(1, 2, 5) if is_narrow else (1,), numticks=MAX_TICKS)
         linear = MaxNLocator(MAX_TICKS, steps=[1, 2, 2.5, 5, 10])
         values = (log if self.is_log else linear).tick_values(self.low, self.high)
-        shown = [value for value in values if self.low <= value <= self.high]
-        return [(float(self.place([value])[0]), f"{value:.6g}") for value in shown]
+        inside = [value for value in values if self.low <= value <= self.high]
+        return [(float(self.place([value])[0]), f"{value:.6g}") for value in inside]
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,9 @@ def moving_mean(values: Array, window: int) -> Array:
 
 def svg_path(x: Iterable[float], y: Iterable[float]) -> str:
     """Return the `d` of an SVG path, with a gap at each point that is not finite."""
-    words, command = [], "M"
+    commands, command = [], "M"
     for px, py in zip(x, y, strict=True):
         if math.isfinite(py):
-            words.append(f"{command}{px:.1f} {py:.1f}")
+            commands.append(f"{command}{px:.1f} {py:.1f}")
         command = "L" if math.isfinite(py) else "M"
-    return "".join(words)
+    return "".join(commands)

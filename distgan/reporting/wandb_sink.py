@@ -76,11 +76,11 @@ class WandbSink:
         """Log a row, and image files with captions."""
 
         def task(run: Any, wandb: Any) -> None:
-            shown = {
+            pictures = {
                 name: wandb.Image(str(path), caption=caption)
                 for name, (path, caption) in (images or {}).items()
             }
-            run.log(row | shown)
+            run.log(row | pictures)
 
         self.put(task)
 
