@@ -1,4 +1,4 @@
-"""The shape of the house: imports go downwards, libraries stay in their rooms, no file hides another module."""
+"""The layout: imports go downwards, each library has one place, files and lines stay short."""
 
 import ast
 import subprocess
@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("distgan/**/*.py"), *ROOT.glob("shards/**/*.py")])
+MAX_LINES = 470
 LAYERS = [  # top to bottom; a module imports from its own layer and those below
     {"train", "cli", "api"},
     {"commands"},
@@ -33,7 +34,7 @@ LIBRARY_OWNERS = {  # the modules that may import a library
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Absolute names of everything a file imports, at any depth."""
+    """Return the absolute names of everything that a file imports, at any depth."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -44,13 +45,13 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def level(module: str) -> int | None:
-    """Number of the layer of a distgan module."""
+    """Return the number of the layer of a distgan module, None for a module without one."""
     return next((number for number, modules in enumerate(LAYERS) if module in modules), None)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_downwards(path: Path) -> None:
-    """Nothing imports upwards; shards know nothing of distgan; nothing imports a door."""
+    """No module imports from a higher layer; `shards` imports nothing of distgan."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     imports = imported_modules(path)
     if parts[0] == "shards":
@@ -76,8 +77,8 @@ def test_imports_go_downwards(path: Path) -> None:
             )
 
 
-def test_shards_import_each_other_in_no_circle() -> None:
-    """Each module can be read after those that it imports."""
+def test_imports_within_shards_have_no_cycle() -> None:
+    """The modules can be sorted so that each comes after those that it imports."""
     imports = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): imported_modules(path)
         for path in ROOT.glob("shards/**/*.py")
@@ -85,8 +86,8 @@ def test_shards_import_each_other_in_no_circle() -> None:
     TopologicalSorter({name: found & set(imports) for name, found in imports.items()}).prepare()
 
 
-def test_no_file_hides_another_module() -> None:
-    """A file in distgan/ named like an installed module would shadow it when the door is started by path."""
+def test_no_file_shadows_an_installed_module() -> None:
+    """`python distgan/train.py` puts distgan/ first on the path, before installed modules."""
     for path in ROOT.glob("distgan/*"):
         if path.name not in ("__init__.py", "__pycache__") and (
             path.suffix == ".py" or path.is_dir()
@@ -94,15 +95,14 @@ def test_no_file_hides_another_module() -> None:
             assert find_spec(path.stem) is None, path.name
 
 
-def test_files_stay_readable() -> None:
-    """A file past 470 lines wants to be two."""
-    assert {
-        str(path): length for path in FILES if (length := len(path.read_text().splitlines())) > 470
-    } == {}
+def test_files_are_short() -> None:
+    """No file is longer than MAX_LINES."""
+    lengths = {str(path): len(path.read_text().splitlines()) for path in FILES}
+    assert {path: length for path, length in lengths.items() if length > MAX_LINES} == {}
 
 
-def test_help_is_light() -> None:
-    """The doors import neither torch nor accelerate before they have work to do."""
+def test_entry_points_import_no_heavy_libraries() -> None:
+    """Importing the command line imports neither torch nor accelerate."""
     heavy = "('torch', 'accelerate', 'sklearn', 'wandb')"
     code = (
         f"import sys, distgan.train, distgan.cli; print([m for m in {heavy} if m in sys.modules])"

@@ -1,4 +1,4 @@
-"""One GAN a class: what is trained, how it is joined, and that the whole goes on where it was."""
+"""One GAN per class: training, resuming, and the mixture that joins the classes."""
 
 import json
 import shutil
@@ -30,22 +30,25 @@ from tests.conftest import NUM_IMAGES
 from tests.test_commands import call
 from tests.worlds import SMALL, checkpoint_digest, image_id, run_world, train_run
 
-WORDS = ("networks.per_class=true", "train.epochs=2")  # 60 images: 5 batches of 12
+OVERRIDES = ("networks.per_class=true", "train.epochs=2")  # 60 images: 5 batches of 12
 PART = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=8)
 
 
 def train_classes(
-    shards: Path, run_dir: Path, words: tuple[str, ...], stop_after: int | None = None
+    shards: Path, run_dir: Path, overrides: tuple[str, ...], stop_after: int | None = None
 ) -> dict[str, Any]:
-    """Train a GAN a class in this process; notes the images read, and gets a signal at batch number `stop_after`."""
-    import distgan.data as streams_module
+    """Train one GAN per class in this process; return the state and the images of each batch.
+
+    The run gets a SIGTERM at batch number `stop_after`.
+    """
+    import distgan.data as data_module
     from distgan.per_class import PerClassTrainer
     from distgan.runtime.distributed import leave_world
     from distgan.runtime.signals import Interrupt
 
     ids: list[list[int]] = []
 
-    class NotingStream(streams_module.BatchStream):
+    class RecordingStream(data_module.BatchStream):
         def __next__(self) -> Any:
             batch = super().__next__()
             ids.append([image_id(image) for image in batch.numpy()])
@@ -53,9 +56,9 @@ def train_classes(
                 interrupt.signal_name = "SIGTERM"
             return batch
 
-    streams_module.BatchStream = NotingStream
+    data_module.BatchStream = RecordingStream
     interrupt = Interrupt()
-    config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *words])
+    config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *overrides])
     state = PerClassTrainer(
         config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"]
     ).run()
@@ -64,21 +67,21 @@ def train_classes(
 
 
 def status(run_dir: Path) -> dict[str, Any]:
-    """status.json."""
+    """Return the contents of status.json."""
     return json.loads((run_dir / "status.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
-    """(run folder, images read batch by batch) of a GAN of the even and one of the odd images."""
+    """Train GANs of the even and the odd images; return the folder and the images per batch."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    [result] = run_world(1, train_classes, shards, run, WORDS)
+    [result] = run_world(1, train_classes, shards, run, OVERRIDES)
     assert result["state"] == "done"
     return run, result["ids"]
 
 
-def test_each_class_learns_from_its_own_images(whole: tuple[Path, list[list[int]]]) -> None:
-    """As many images as one GAN would see, all of one class in a batch; the status is that of the whole."""
+def test_each_class_trains_on_its_own_images(whole: tuple[Path, list[list[int]]]) -> None:
+    """Batches hold one class each; together they have the images that one GAN would see."""
     run, batches = whole
     assert [{number % 2 for number in batch} for batch in batches] in (
         [{0}] * 2 + [{1}] * 3,
@@ -91,10 +94,10 @@ def test_each_class_learns_from_its_own_images(whole: tuple[Path, list[list[int]
     ]
 
 
-def test_a_class_is_an_ordinary_run(
+def test_run_of_a_class_equals_a_run_with_data_classes(
     whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path
 ) -> None:
-    """`data.classes` with the class alone trains the very same tensors."""
+    """`data.classes` with that class alone trains the same tensors, bit for bit."""
     folder = whole[0] / "classes" / "1-odd"
     kimg = status(folder)["images_seen"] / 1000
     run_world(
@@ -104,22 +107,22 @@ def test_a_class_is_an_ordinary_run(
 
 
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_goes_on_in_the_class_it_was_in(
+def test_interrupted_run_resumes_in_its_class(
     whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path, world: int
 ) -> None:
-    """A signal in the second class: its images are not read again, the first class not at all; the joined weights agree."""
+    """After a signal in the second class no image is read twice, and the weights are equal."""
     run, uncut = tmp_path / "run", whole[0]
     if world > 1:  # norm statistics are a rank's own, so two ranks train other weights than one
         uncut = tmp_path / "uncut"
-        run_world(world, train_classes, shards, uncut, WORDS)
-    cut = run_world(world, train_classes, shards, run, WORDS, 3)
+        run_world(world, train_classes, shards, uncut, OVERRIDES)
+    cut = run_world(world, train_classes, shards, run, OVERRIDES, 3)
     assert [result["state"] for result in cut] == ["preempted"] * world
     assert status(run)["state"] == "preempted"
     assert status(run)["reason"].startswith("class odd: ")
     seen = status(run)["images_seen"]
     assert 24 < seen < 60
     assert not (run / "generator.safetensors").exists()
-    rest = run_world(world, train_classes, shards, run, WORDS)
+    rest = run_world(world, train_classes, shards, run, OVERRIDES)
     assert [result["state"] for result in rest] == ["done"] * world
     read = Counter(number for result in rest for batch in result["ids"] for number in batch)
     assert read.total() == 60 - seen
@@ -130,28 +133,28 @@ def test_goes_on_in_the_class_it_was_in(
     ).read_bytes()
 
 
-def test_tasks_of_an_array_are_joined(
+def test_classes_trained_separately_are_joined(
     whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path
 ) -> None:
-    """Each class by a command of its own, the last command joins: the same generator; then nothing is left to do."""
+    """One command per class, then one that joins them, give the generator of a single command."""
     run = tmp_path / "run"
     for number in (1, 0):
-        run_world(1, train_classes, shards, run, (*WORDS, f"networks.only_class={number}"))
+        run_world(1, train_classes, shards, run, (*OVERRIDES, f"networks.only_class={number}"))
         assert not (run / "status.json").exists()
-    [last] = run_world(1, train_classes, shards, run, WORDS)
+    [last] = run_world(1, train_classes, shards, run, OVERRIDES)
     assert last == {"state": "done", "ids": []}
     assert (run / "generator.safetensors").read_bytes() == (
         whole[0] / "generator.safetensors"
     ).read_bytes()
     written = (run / "generator.safetensors").stat().st_mtime_ns
-    assert run_world(1, train_classes, shards, run, WORDS) == [{"state": "done", "ids": []}]
+    assert run_world(1, train_classes, shards, run, OVERRIDES) == [{"state": "done", "ids": []}]
     assert (run / "generator.safetensors").stat().st_mtime_ns == written
 
 
-def test_commands_take_it_for_one_generator(
+def test_commands_accept_the_joined_generator(
     whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path
 ) -> None:
-    """sample draws a grid; evaluate finds what the run itself found at its end."""
+    """`sample` draws a grid; `evaluate` finds what the run itself found at its end."""
     run = whole[0]
     code, said = call("sample", run, "--num", 4, "--out", tmp_path / "grid.png")
     assert (code, (tmp_path / "grid.png").exists()) == (0, True), said
@@ -168,12 +171,12 @@ def test_commands_take_it_for_one_generator(
     assert score["verdict"] in status(run)["reason"]
 
 
-# ------------------------------------------------------------------------------------------------ the mixture
+# -------------------------------------------------------------------------------------- the mixture
 
 
 @pytest.fixture(scope="module")
 def mixture() -> tuple[Mixture, MixtureSpec]:
-    """Three classes of 50, 30 and 20 per cent, whose generators differ."""
+    """Build a mixture of three classes of 50, 30 and 20 %, with different generators."""
     spec = mixture_spec(PART, classes=("a", "b", "c"), weights=(0.5, 0.3, 0.2))
     built = build_generator(spec).eval().requires_grad_(False)
     for number, part in enumerate(built.parts):
@@ -182,8 +185,8 @@ def mixture() -> tuple[Mixture, MixtureSpec]:
     return built, spec
 
 
-def test_classes_have_their_weights(mixture: tuple[Mixture, MixtureSpec]) -> None:
-    """Of 20,000 latents each class gets its share to within a hundredth, and the latent's other values its own generator."""
+def test_latents_choose_classes_by_their_weights(mixture: tuple[Mixture, MixtureSpec]) -> None:
+    """Classes get their fraction of 20,000 latents; the rest of a latent goes to the generator."""
     built, spec = mixture
     latents = sample_latents(20_000, spec, seed=0)
     chosen = built.classes_of(latents)
@@ -197,8 +200,8 @@ def test_classes_have_their_weights(mixture: tuple[Mixture, MixtureSpec]) -> Non
         )
 
 
-def test_one_class_can_be_asked_for(mixture: tuple[Mixture, MixtureSpec]) -> None:
-    """Every latent is moved into the class; a class that is none, or a generator without classes, is named."""
+def test_latents_can_be_moved_into_one_class(mixture: tuple[Mixture, MixtureSpec]) -> None:
+    """An unknown class, or a generator without classes, is a UserError."""
     built, spec = mixture
     latents = sample_latents(9, spec, seed=0)
     for number, name in enumerate(spec.classes):
@@ -211,8 +214,10 @@ def test_one_class_can_be_asked_for(mixture: tuple[Mixture, MixtureSpec]) -> Non
         choose_class(latents, PART, "a")
 
 
-def test_a_mixture_is_a_file_like_any(mixture: tuple[Mixture, MixtureSpec], tmp_path: Path) -> None:
-    """Saved and loaded it makes the same images; image i is the same however many are drawn; torch.export keeps it."""
+def test_mixture_is_saved_and_exported_like_any_generator(
+    mixture: tuple[Mixture, MixtureSpec], tmp_path: Path
+) -> None:
+    """Loaded or exported it makes the same images, however many are drawn."""
     built, spec = mixture
     save_generator(built, spec, tmp_path, facts={})
     generator = load_generator(tmp_path)
@@ -228,16 +233,16 @@ def test_a_mixture_is_a_file_like_any(mixture: tuple[Mixture, MixtureSpec], tmp_
     torch.testing.assert_close(program.module()(latents[:7]), images[:7], rtol=0, atol=1e-5)
 
 
-def test_other_generators_are_built_as_before() -> None:
-    """A spec that is no mixture gives the bare network."""
+def test_spec_without_classes_builds_no_mixture() -> None:
+    """It builds the network itself."""
     assert not isinstance(build_generator(PART), Mixture)
 
 
-# ------------------------------------------------------------------------------------------------ shares and mistakes
+# -------------------------------------------------------------------------------- plan and mistakes
 
 
-def test_batches_are_shared_out_by_images() -> None:
-    """No batch is lost, and shares are proportional to within one."""
+def test_steps_are_divided_by_numbers_of_images() -> None:
+    """No step is lost, and numbers are proportional to within one."""
     counts = [5000, 100, 900, 4000]
     shares = divide_steps(1234, counts)
     assert sum(shares) == 1234
@@ -248,25 +253,28 @@ def test_batches_are_shared_out_by_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("overrides", "expected"),
     [
         (["data.classes=['odd']"], "at least two classes"),
         (
             ["train.batch_size=16"],
-            r"train.batch_size=16 in even \(15 images\), odd \(15 images\); use train.batch_size=15",
+            r"train.batch_size=16 in even \(15 images\), odd \(15 images\); "
+            r"use train.batch_size=15",
         ),
         (["train.kimg=0.012"], "no batch for"),
     ],
 )
-def test_mistakes_are_told_with_their_remedy(words: list[str], expected: str, shards: Path) -> None:
-    """Before anything is trained."""
-    config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *WORDS, *words])
+def test_mistakes_are_refused_with_a_remedy(
+    overrides: list[str], expected: str, shards: Path
+) -> None:
+    """The error comes before anything is trained."""
+    config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *OVERRIDES, *overrides])
     with pytest.raises(UserError, match=expected):
         plan_classes(config, open_dataset(config.data)[1])
 
 
-def test_images_without_labels_are_told(tmp_path: Path) -> None:
-    """There are no classes to train a GAN of."""
+def test_images_without_labels_are_refused(tmp_path: Path) -> None:
+    """Without labels there are no classes."""
     from PIL import Image
 
     (tmp_path / "images").mkdir()
@@ -274,27 +282,27 @@ def test_images_without_labels_are_told(tmp_path: Path) -> None:
     pack(str(tmp_path / "images"), tmp_path / "shards", size=32, channels=1, workers=1)
     with pytest.raises(UserError, match="has no labels"):
         plan_classes(
-            load_config(None, WORDS), open_dataset(Data(shards=str(tmp_path / "shards")))[1]
+            load_config(None, OVERRIDES), open_dataset(Data(shards=str(tmp_path / "shards")))[1]
         )
 
 
-def test_one_class_of_none_is_a_mistake() -> None:
-    """only_class without per_class says what is missing."""
+def test_only_class_needs_per_class() -> None:
+    """The error says which setting is missing."""
     with pytest.raises(UserError, match=r"networks.only_class=1 needs networks.per_class=true"):
         load_config(None, ["networks.only_class=1"])
 
 
-def test_a_class_that_died_before_its_last_words_says_them(
+def test_class_killed_before_it_wrote_its_generator_is_finished(
     whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path
 ) -> None:
-    """Trained to its end, killed before its generator was written: the same command writes it, trains nothing, and joins."""
+    """The same command writes the generator, trains nothing, and joins the classes."""
     run = tmp_path / "run"
     shutil.copytree(whole[0], run)
     first = sorted((run / "classes").iterdir())[0]
     (first / "generator.safetensors").unlink()
     for folder in (first, run):
         (folder / "status.json").write_text(json.dumps(status(folder) | {"state": "running"}))
-    [result] = run_world(1, train_classes, shards, run, WORDS)
+    [result] = run_world(1, train_classes, shards, run, OVERRIDES)
     assert (result["state"], status(run)["state"], status(first)["state"]) == (
         "done",
         "done",

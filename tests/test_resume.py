@@ -1,4 +1,4 @@
-"""Where a run goes on, and that it goes on as one: deaths at awkward moments, machines that differ, folders without locks."""
+"""Starting and resuming: kills at awkward moments, machines that differ, damaged checkpoints."""
 
 import errno
 import fcntl
@@ -32,7 +32,7 @@ ALONE = World(0, 1)
 
 
 def pack_noise(folder: Path, *, num: int, seed: int, size: int = 32) -> Path:
-    """A few grey images, packed."""
+    """Pack a few grey images of noise."""
     (folder / "images").mkdir(parents=True)
     for number in range(num):
         pixels = np.random.default_rng([seed, number]).integers(0, 256, (32, 32), dtype=np.uint8)
@@ -42,55 +42,52 @@ def pack_noise(folder: Path, *, num: int, seed: int, size: int = 32) -> Path:
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_run_that_died_before_its_last_words_says_them(
+def test_run_killed_before_it_recorded_its_outcome_finishes_without_training(
     shards: Path, tmp_path: Path, world: int
 ) -> None:
-    """Killed after its last checkpoint, it writes the generator and its outcome when started again, and trains no more."""
-    run, words = tmp_path / "run", ["train.kimg=0.036"]
-    run_world(world, train_run, shards, run, words)
+    """The same command writes the generator and the outcome, and trains and evaluates nothing."""
+    run, overrides = tmp_path / "run", ["train.kimg=0.036"]
+    run_world(world, train_run, shards, run, overrides)
     before = checkpoint_digest(run)
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps(status | {"state": "running"}))
     (run / "generator.safetensors").unlink()
     evaluated = (run / "evaluations.jsonl").read_text()
-    again = run_world(world, train_run, shards, run, words)[0]
+    again = run_world(world, train_run, shards, run, overrides)[0]
     assert (again["state"], again["start"], again["images_seen"]) == ("done", 36, 36)
     assert json.loads((run / "status.json").read_text())["state"] == "done"
     assert (run / "generator.safetensors").exists()
     assert checkpoint_digest(run) == before
-    assert (
-        run / "evaluations.jsonl"
-    ).read_text() == evaluated  # not judged twice, which would count against it
+    # A second evaluation without progress would count against the run.
+    assert (run / "evaluations.jsonl").read_text() == evaluated
     (run / "generator.safetensors").unlink()
-    assert run_world(world, train_run, shards, run, words)[0]["state"] == "done"
-    assert not (
-        run / "generator.safetensors"
-    ).exists()  # its end is on record: nothing is done again
+    assert run_world(world, train_run, shards, run, overrides)[0]["state"] == "done"
+    assert not (run / "generator.safetensors").exists()  # a recorded end is not repeated
 
 
 def train_on_own_shards(shards: list[Path], run_dir: Path) -> Any:
-    """Each rank on the shards of its own machine."""
+    """Train with other shards on each rank, as on machines with copies of their own."""
     return train_run(shards[int(os.environ["RANK"])], run_dir, [])
 
 
-def test_machines_with_other_images_are_refused(shards: Path, tmp_path: Path) -> None:
-    """A stale copy of the dataset on one machine, of another size at that: all ranks stop at once and say which one it is."""
+def test_ranks_with_different_datasets_are_refused(shards: Path, tmp_path: Path) -> None:
+    """All ranks stop at once, and the error names the rank, also if image sizes differ."""
     other = pack_noise(tmp_path, num=30, seed=1, size=64)
     with pytest.raises(AssertionError, match="rank 1: another dataset than on rank 0"):
         run_world(2, train_on_own_shards, [shards, other], tmp_path / "run")
 
 
-def train_with_own_words(shards: Path, run_dir: Path, words: list[str]) -> Any:
-    """Each rank with a setting of its own."""
-    return train_run(shards, run_dir, [words[int(os.environ["RANK"])]])
+def train_with_own_setting(shards: Path, run_dir: Path, overrides: list[str]) -> Any:
+    """Train with another setting on each rank."""
+    return train_run(shards, run_dir, [overrides[int(os.environ["RANK"])]])
 
 
-def test_machines_with_other_settings_are_refused(shards: Path, tmp_path: Path) -> None:
-    """A setting that decides when ranks meet, though not what is learned."""
+def test_ranks_with_different_settings_are_refused(shards: Path, tmp_path: Path) -> None:
+    """Also a setting that does not change what is learned, but when ranks communicate."""
     with pytest.raises(AssertionError, match=r"rank 1: another train.kimg than on rank 0"):
         run_world(
             2,
-            train_with_own_words,
+            train_with_own_setting,
             shards,
             tmp_path / "run",
             ["train.kimg=0.024", "train.kimg=0.036"],
@@ -98,37 +95,37 @@ def test_machines_with_other_settings_are_refused(shards: Path, tmp_path: Path) 
 
 
 def test_too_few_images_to_evaluate_are_refused_before_training(tmp_path: Path) -> None:
+    """The run ends before its first row of metrics."""
     few = pack_noise(tmp_path, num=5, seed=1)
     with pytest.raises(AssertionError, match="5 images are too few to evaluate with"):
         run_world(1, train_run, few, tmp_path / "run", [])
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_remedy_that_the_batch_does_not_allow_is_refused_at_the_start(
+def test_remedy_that_the_batch_does_not_allow_is_refused_at_the_start(
     shards: Path, tmp_path: Path
 ) -> None:
-    words = ["collapse.remedy=['loss.diversity.mode_seeking=1']", "train.kimg=0.024"]
+    """Only if the run may roll back; otherwise the remedy is never applied."""
+    overrides = ["collapse.remedy=['loss.diversity.mode_seeking=1']", "train.kimg=0.024"]
     with pytest.raises(
         AssertionError, match=r"collapse.remedy: train.batch_size=12 cannot be split .*mode_seeking"
     ):
-        run_world(1, train_run, shards, tmp_path / "run", ["collapse.action=rollback", *words])
-    assert (
-        run_world(1, train_run, shards, tmp_path / "run", words)[0]["state"] == "done"
-    )  # it never comes to that
+        run_world(1, train_run, shards, tmp_path / "run", ["collapse.action=rollback", *overrides])
+    assert run_world(1, train_run, shards, tmp_path / "run", overrides)[0]["state"] == "done"
 
 
-def test_damaged_newer_checkpoints_go_when_a_new_one_is_whole(tmp_path: Path) -> None:
-    """The run went on at 1 kimg since that of 9 is damaged; what it saves then must not fall to the damaged one's place."""
+def test_damaged_newer_checkpoints_are_pruned_after_the_next_save(tmp_path: Path) -> None:
+    """A run that resumed before a damaged checkpoint keeps what it saves from then on."""
     for images in (1000, 2000, 9000):
         checkpoints.save(tmp_path, images_seen=images, tensors={"a": torch.zeros(1)}, state={})
     checkpoints.prune(tmp_path, newest="00000002.000", keep=1, wanted=["00000001.000"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000001.000", "00000002.000"]
 
 
-def test_a_failed_save_leaves_the_healthy_and_the_best_checkpoint_as_they_were(
+def test_failed_save_keeps_the_pointers_to_healthy_and_best_checkpoints(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Both name checkpoints that exist, also after a save that found no room on the disk."""
+    """Both point to checkpoints that exist, also after a save failed for lack of space."""
     session: Any = SimpleNamespace(world=ALONE, run_dir=Path("run"))
     gan: Any = SimpleNamespace(
         recalibrate_batch_norm=lambda seed: None, check_replicas=lambda: None
@@ -150,8 +147,8 @@ def test_a_failed_save_leaves_the_healthy_and_the_best_checkpoint_as_they_were(
         assert checkpointer.pointers() == expected
 
 
-def test_the_newest_generator_of_a_run_is_found(tmp_path: Path) -> None:
-    """generator.safetensors of a run that was stopped is not that of the run which has gone on."""
+def test_newer_checkpoint_wins_over_an_older_generator_file(tmp_path: Path) -> None:
+    """generator.safetensors of a finished run is outdated once the run was continued."""
     (tmp_path / "generator.safetensors").touch()
     (tmp_path / "generator.json").write_text('{"images_seen": 2000}')
     newest = checkpoints.save(
@@ -164,9 +161,11 @@ def test_the_newest_generator_of_a_run_is_found(tmp_path: Path) -> None:
     assert find_generator(tmp_path).weights == newest / "tensors.safetensors"
 
 
-def test_a_file_system_without_locks_is_warned_of(
+def test_file_system_without_locks_causes_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The run starts nevertheless."""
+
     def refuse(handle: Any, operation: int) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
@@ -175,8 +174,8 @@ def test_a_file_system_without_locks_is_warned_of(
     assert "cannot be locked (Function not implemented)" in caplog.text
 
 
-def test_remote_images_are_judged_by_the_first_shards() -> None:
-    """Not by some of every shard, which would fetch them all; of local ones by all, and under another name."""
+def test_evaluation_takes_remote_reals_from_the_first_shards() -> None:
+    """Otherwise every shard would be fetched. Their dataset has a name of its own."""
     index = SimpleNamespace(fingerprint="abc", class_names=None)
     near: Any = SimpleNamespace(index=index, num_samples=1000, files=SimpleNamespace(remote=False))
     far: Any = SimpleNamespace(index=index, num_samples=1000, files=SimpleNamespace(remote=True))
@@ -191,14 +190,15 @@ def test_remote_images_are_judged_by_the_first_shards() -> None:
     assert real_images(far, None, num_samples=100).fingerprint == "abc/first 200"
 
 
-def test_classes_named_by_figures_may_be_given_as_numbers() -> None:
+def test_classes_with_digits_as_names_may_be_given_as_numbers() -> None:
+    """They become text, as the names are."""
     assert load_config(None, ["data.classes=[1, 7]"]).data.classes == ("1", "7")
 
 
-def test_a_probe_that_guesses_is_not_taken(
+def test_weak_probe_is_replaced_by_random_features(
     shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Classes that do not look different teach a probe nothing: `auto` goes back to random features, and says so."""
+    """`auto` says why: classes that look alike teach a probe nothing."""
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path))
     _, reader = open_dataset(load_config(None, [f"data.shards={str(shards)!r}"]).data)
     for accuracy, name in ((0.6, "random-conv"), (0.9, "probe")):
@@ -212,10 +212,10 @@ def test_a_probe_that_guesses_is_not_taken(
         assert ("90.0% right" if accuracy == 0.9 else "only 60%") in phrase
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(
+def test_unreadable_checkpoint_is_not_treated_as_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bad moment of a file system ends the start; it must not have the run go on from an older one."""
+    """An error of the file system ends the start, so that no older checkpoint is used."""
     for images in (1000, 2000):
         checkpoints.save(tmp_path, images_seen=images, tensors={"a": torch.zeros(1)}, state={})
 
