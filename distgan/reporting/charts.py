@@ -79,7 +79,7 @@ def balance_charts(record: RunRecord) -> list[Chart]:
         ),
         Chart(
             "Gradient norms",
-            "L2 norm (log)",
+            "L2 norm",
             "Of all parameters of a network, before each optimizer step.",
             network_curves(record, "grad_norm"),
             is_log=True,
@@ -147,7 +147,7 @@ def evaluation_charts(record: RunRecord) -> list[Chart]:
     charts = [
         Chart(
             "Fréchet distance",
-            "squared feature units (log)",
+            "squared feature units",
             "Between the features of generated and real images. Lower is better.",
             curves(("Fréchet distance", "quality/frechet"), ("FID", "quality/fid")),
             is_log=True,

@@ -157,7 +157,7 @@ def comparison_drawings(runs: Sequence[RunRecord], distance: str) -> list[Drawin
     label = metric_label(distance)
     comparable = "Comparable only between runs with the same loss."
     charts = [
-        chart(label, "squared feature units (log)", "Lower is better.", distance, is_log=True),
+        chart(label, "squared feature units", "Lower is better.", distance, is_log=True),
         chart("Coverage", "fraction of real images", "Higher is better.", "quality/coverage",
               limits=FRACTION),
         chart("Discriminator loss", "loss", comparable, "loss/d"),

@@ -12,7 +12,7 @@ MAX_POINTS = 400  # of a curve; neighbouring points of longer ones are averaged
 MAX_DOTS = 30  # a curve of at most so many points shows each as a dot
 MAX_TICKS = 6
 WIDTH, HEIGHT = 390, 230  # of a chart, in its own units; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 58, 382, 20, 188  # edges of the area with the curves
+LEFT, RIGHT, TOP, BOTTOM = 66, 382, 20, 188  # edges of the area with the curves
 
 Array = NDArray[np.float64]
 
@@ -114,6 +114,11 @@ class Drawing:
     events: list[tuple[float, Mark]]
     width: int = WIDTH
     height: int = HEIGHT
+
+    @property
+    def y_label(self) -> str:
+        """Label of the vertical axis, which says so if it is logarithmic."""
+        return f"{self.chart.y_label}, log scale" if self.y.is_log else self.chart.y_label
 
 
 def draw(chart: Chart, *, epochs: Sequence[Mark] = (), events: Sequence[Mark] = ()) -> Drawing:
