@@ -155,6 +155,21 @@ EVALUATION_METRICS = {
         "fraction of generated images",
         "lower",
     ),
+    "diversity/confirmed_copies": Metric(
+        "Copies that are closest to the same training image in features and in pixels.",
+        "fraction of generated images",
+        "lower",
+    ),
+    "diversity/pixel_spread": Metric(
+        "Standard deviation of the pixels of 8x8 thumbnails, over that of real images.",
+        "ratio",
+        "higher",
+    ),
+    "diversity/pixel_duplicates": Metric(
+        "Generated images whose thumbnails are closer to another's than 99 % of real ones are.",
+        "fraction of generated images",
+        "lower",
+    ),
     "diversity/modes": Metric("Classes with at least one generated image.", "classes", "higher"),
     "diversity/effective_classes": Metric(
         "Number of classes in equal use: the exponential of their entropy.", "classes", "higher"

@@ -14,7 +14,7 @@ from distgan.errors import UserError
 from distgan.evaluation import metrics, modes
 from distgan.evaluation.extractors import FeatureExtractor
 from distgan.evaluation.metrics import MetricSettings, Sample
-from distgan.evaluation.reference import PreparedReference, Protocol, extract_all
+from distgan.evaluation.reference import PreparedReference, Protocol, extract_sample
 from distgan.runtime.distributed import World
 
 Fakes = Callable[[int, int], Tensor]
@@ -89,11 +89,7 @@ def evaluate(
     assert extractor.version == protocol.extractor_version, (
         "the reference was measured with another extractor"
     )
-    settings = protocol.settings
-    features, logits = extract_all(fakes, protocol.num_fakes, extractor, world)
-    sample = Sample(
-        features, logits, num_classes=extractor.num_classes, world=world, settings=settings
-    )
+    sample = extract_sample(fakes, protocol.num_fakes, extractor, world, settings=protocol.settings)
     values = metrics.compute(
         sample,
         reference,

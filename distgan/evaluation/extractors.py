@@ -18,6 +18,8 @@ from torch.nn import functional
 from distgan.errors import UserError
 from distgan.runtime.distributed import World
 
+THUMBNAIL_SIZE = 8
+
 
 class Extracted(NamedTuple):
     """Features float32 [B, d], and logits float32 [B, C] or None if there is no classifier."""
@@ -118,6 +120,11 @@ def fit_images(images: Tensor, *, channels: int, size: int) -> Tensor:
     if min(images.shape[2:]) >= size:
         return functional.interpolate(pixels, (size, size), mode="area")
     return functional.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """Return uint8 images [B, C, H, W] as the pixels of 8x8 thumbnails, float32 [B, 64 C]."""
+    return functional.adaptive_avg_pool2d(images.float() / 127.5 - 1, THUMBNAIL_SIZE).flatten(1)
 
 
 class RandomConv(Extractor):

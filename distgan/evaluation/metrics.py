@@ -29,7 +29,11 @@ DEFAULT_SETTINGS = MetricSettings()
 
 
 class Sample:
-    """A set of images: features [n, d], logits [n, C] or None, and what follows from them."""
+    """A set of images: features [n, d], logits [n, C] or None, and what follows from them.
+
+    `thumbnails` is the same set of images with their averaged pixels as features. Signs of trouble
+    in the features are confirmed by it; None for thumbnails themselves.
+    """
 
     def __init__(
         self,
@@ -39,8 +43,10 @@ class Sample:
         num_classes: int | None,
         world: World,
         settings: MetricSettings,
+        thumbnails: "Sample | None" = None,
     ) -> None:
         self.features, self.logits, self.num_classes = features, logits, num_classes
+        self.thumbnails = thumbnails
         self.world, self.settings = world, settings
 
     def __len__(self) -> int:
@@ -86,6 +92,7 @@ class Reference:
     class_shares: Tensor | None  # [C], among the reals that are classified with confidence
     label_shares: Tensor | None  # [C], known, or as predicted for all reals
     shares_are_exact: bool  # whether label_shares are known
+    thumbnails: "Reference | None" = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -100,7 +107,10 @@ class Reference:
     ) -> "Reference":
         """Measure `reals`; the copy threshold is a quantile of their distances to other reals."""
         settings = reals.settings
-        closeness = neighbours.relative_distances(
+        thumbnails = None
+        if reals.thumbnails is not None and others.thumbnails is not None:
+            thumbnails = cls.measure(reals.thumbnails, others.thumbnails)
+        closeness, _ = neighbours.relative_distances(
             others.features, reals.features, reals.radii(settings.k_coverage), reals.world
         )
         confident = predicted = None
@@ -117,6 +127,7 @@ class Reference:
             class_shares=confident,
             label_shares=predicted if known_shares is None else known_shares,
             shares_are_exact=known_shares is not None,
+            thumbnails=thumbnails,
         )
 
 
@@ -174,9 +185,36 @@ def duplicate_values(fakes: Sample, reals: Reference) -> dict[str, float]:
 
 
 def copy_values(fakes: Sample, reals: Reference) -> dict[str, float]:
+    """Return the copies, and those of which the thumbnail is a copy of the same real."""
+    are_copies, originals = find_copies(fakes, reals)
+    values = {"diversity/copies": float(are_copies.double().mean())}
+    if fakes.thumbnails is not None and reals.thumbnails is not None:
+        confirmed, same_originals = find_copies(fakes.thumbnails, reals.thumbnails)
+        confirmed &= are_copies & (originals == same_originals)
+        values["diversity/confirmed_copies"] = float(confirmed.double().mean())
+    return values
+
+
+def find_copies(fakes: Sample, reals: Reference) -> tuple[Tensor, Tensor]:
+    """Return which fakes are copies of their nearest reals [n], and the indices of these [n]."""
     radii = reals.radii(fakes.settings.k_coverage)
-    closeness = neighbours.relative_distances(fakes.features, reals.features, radii, fakes.world)
-    return {"diversity/copies": neighbours.fraction_below(closeness, reals.copy_threshold)}
+    closeness, nearest = neighbours.relative_distances(
+        fakes.features, reals.features, radii, fakes.world
+    )
+    return closeness <= reals.copy_threshold, nearest
+
+
+def thumbnail_values(fakes: Sample, reals: Reference) -> dict[str, float]:
+    """Return the diversity of thumbnails; nothing if there are none."""
+    small, small_reals = fakes.thumbnails, reals.thumbnails
+    if small is None or small_reals is None:
+        return {}
+    ratio = small.moments.covariance.trace() / small_reals.moments.covariance.trace()
+    nearest, threshold = small.radii(1), small_reals.duplicate_threshold
+    return {
+        "diversity/pixel_spread": float(ratio.sqrt()),
+        "diversity/pixel_duplicates": neighbours.fraction_below(nearest, threshold),
+    }
 
 
 def class_values(fakes: Sample, reals: Reference) -> dict[str, float]:
@@ -210,7 +248,8 @@ GROUPS: dict[tuple[str, ...], Compute] = {
     ("quality/precision", "quality/recall", "quality/density", "quality/coverage"): fidelity_values,
     ("diversity/spread", "diversity/vendi"): spread_values,
     ("diversity/duplicates",): duplicate_values,
-    ("diversity/copies",): copy_values,
+    ("diversity/copies", "diversity/confirmed_copies"): copy_values,
+    ("diversity/pixel_spread", "diversity/pixel_duplicates"): thumbnail_values,
     CLASS_METRICS: class_values,
 }
 VERDICT_METRICS = (

@@ -104,14 +104,16 @@ def nearest(queries: Tensor, reals: Tensor, world: World) -> tuple[Tensor, Tenso
     return both[:, 0], both[:, 1].long()
 
 
-def relative_distances(queries: Tensor, reals: Tensor, real_radii: Tensor, world: World) -> Tensor:
-    """Return the squared distance [n] of each query to its nearest real, over that real's radius.
+def relative_distances(
+    queries: Tensor, reals: Tensor, real_radii: Tensor, world: World
+) -> tuple[Tensor, Tensor]:
+    """Return each query's squared distance [n] to its nearest real, relative to that real's radius.
 
     It is 0 for a copy. Where reals are close together, a small distance alone is no sign of one,
-    and the radius corrects for that.
+    and the radius corrects for that. Also returns the index [n] of the nearest real.
     """
     distances, indices = nearest(queries, reals, world)
-    return distances / real_radii[indices].clamp_min(torch.finfo(torch.float64).tiny)
+    return distances / real_radii[indices].clamp_min(torch.finfo(torch.float64).tiny), indices
 
 
 def fraction_below(values: Tensor, threshold: float) -> float:

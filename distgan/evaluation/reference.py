@@ -7,27 +7,24 @@ depend on the number of ranks W.
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from distgan.errors import UserError
 from distgan.evaluation import metrics
-from distgan.evaluation.distances import Moments
-from distgan.evaluation.extractors import FeatureExtractor
+from distgan.evaluation.extractors import FeatureExtractor, thumbnails
 from distgan.evaluation.metrics import DEFAULT_SETTINGS, MetricSettings, Reference, Sample
+from distgan.evaluation.reference_cache import read_cache, write_cache
 from distgan.runtime.distributed import World
-from shards.files import cache_folder, write_atomic
+from shards.files import cache_folder
 
 CHUNK = 250  # images per call of the extractor; another number would round differently
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -111,10 +108,15 @@ def split_reals(
     return Split(reference, first, second, "two halves of the images")
 
 
-def extract_all(
-    images: Callable[[int, int], Tensor], num: int, extractor: FeatureExtractor, world: World
-) -> tuple[Tensor, Tensor | None]:
-    """Return features [num, d] and logits [num, C] or None of images 0 to num, on every rank."""
+def extract_sample(
+    images: Callable[[int, int], Tensor],
+    num: int,
+    extractor: FeatureExtractor,
+    world: World,
+    *,
+    settings: MetricSettings,
+) -> Sample:
+    """Return the features, logits and thumbnails of images 0 to num, on every rank. Collective."""
     num_chunks = -(-num // CHUNK)
     chunks_per_rank = -(-num_chunks // world.size)
     parts = []
@@ -122,16 +124,29 @@ def extract_all(
         # A rank without a chunk repeats the last one, because all must gather equal shapes. The
         # repetitions end up behind the last image and are dropped.
         start = min(turn * world.size + world.rank, num_chunks - 1) * CHUNK
-        features, logits = extractor(images(start, min(start + CHUNK, num)))
-        both = features if logits is None else torch.cat([features, logits], 1)
-        parts.append(torch.nn.functional.pad(both, (0, 0, 0, CHUNK - len(both))))
-    own = torch.stack(parts)  # [chunks per rank, CHUNK, d + C]
+        batch = images(start, min(start + CHUNK, num))
+        features, logits = extractor(batch)
+        small = thumbnails(batch).to(features.device)
+        columns = [features, small] if logits is None else [features, small, logits]
+        rows = torch.cat(columns, 1)
+        parts.append(torch.nn.functional.pad(rows, (0, 0, 0, CHUNK - len(rows))))
+    own = torch.stack(parts)  # [chunks per rank, CHUNK, columns]
     gathered = world.all_gather(own).view(world.size, chunks_per_rank, CHUNK, -1)
     rows = gathered.transpose(0, 1).flatten(0, 2)[:num]
     if rows.device.type == "mps":  # which has no float64
         rows = rows.cpu()
-    features, logits = rows[:, : extractor.dim], rows[:, extractor.dim :]
-    return features.contiguous(), logits if logits.shape[1] else None
+    features, small, logits = (
+        part.contiguous()
+        for part in rows.tensor_split((extractor.dim, extractor.dim + small.shape[1]), 1)
+    )
+    return Sample(
+        features,
+        logits if logits.shape[1] else None,
+        num_classes=extractor.num_classes,
+        world=world,
+        settings=settings,
+        thumbnails=Sample(small, None, num_classes=None, world=world, settings=settings),
+    )
 
 
 def check_enough(
@@ -182,13 +197,14 @@ def prepare_reference(
         settings=settings,
     )
     path = cache_file(folder or cache_folder() / "references", protocol, reals)
-    cached = read_cache(path, protocol, extractor, world)
+    device = torch.device("cpu") if extractor.device.type == "mps" else extractor.device
+    cached = read_cache(path, device, world)
     if cached is not None:
-        return cached
-    prepared = measure_reals(reals, split, protocol, extractor, world)
+        return PreparedReference(*cached, protocol)
+    reference, values = measure_reals(reals, split, protocol, extractor, world)
     if world.is_main:
-        write_cache(path, prepared)
-    return prepared
+        write_cache(path, reference, values)
+    return PreparedReference(reference, values, protocol)
 
 
 def measure_reals(
@@ -197,18 +213,15 @@ def measure_reals(
     protocol: Protocol,
     extractor: FeatureExtractor,
     world: World,
-) -> PreparedReference:
-    """Measure the reference, and other reals against it. Collective."""
+) -> tuple[Reference, dict[str, float]]:
+    """Return the measured reference, and the metrics of other reals against it. Collective."""
 
     def sample(indices: Tensor) -> Sample:
-        features, logits = extract_all(
-            lambda start, stop: reals.images(indices[start:stop]), len(indices), extractor, world
-        )
-        return Sample(
-            features,
-            logits,
-            num_classes=extractor.num_classes,
-            world=world,
+        return extract_sample(
+            lambda start, stop: reals.images(indices[start:stop]),
+            len(indices),
+            extractor,
+            world,
             settings=protocol.settings,
         )
 
@@ -221,87 +234,20 @@ def measure_reals(
         # The reference contains the control, which would count as copies. The half that does not
         # contain it tells how close a copy is.
         whole = Reference.measure(sample(split.reference), control, known_shares=known)
-        measured = replace(whole, copy_threshold=measured.copy_threshold)
+        measured = with_copy_thresholds(whole, measured)
     # Decisions of a run depend on these values, so every rank takes those of rank zero.
-    return PreparedReference(measured, world.broadcast_object(values), protocol)
+    return measured, world.broadcast_object(values)
+
+
+def with_copy_thresholds(reference: Reference, other: Reference) -> Reference:
+    """Return a reference with the copy thresholds of another."""
+    small, other_small = reference.thumbnails, other.thumbnails
+    if small is not None and other_small is not None:
+        small = replace(small, copy_threshold=other_small.copy_threshold)
+    return replace(reference, copy_threshold=other.copy_threshold, thumbnails=small)
 
 
 def cache_file(folder: Path, protocol: Protocol, reals: RealImages) -> Path:
     """Return the file of a measured reference; its name is a hash of all that determines it."""
     key = json.dumps([CACHE_FORMAT, CHUNK, asdict(protocol), reals.class_shares], sort_keys=True)
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-
-
-def write_cache(path: Path, prepared: PreparedReference) -> None:
-    """Write a measured reference; a failure is a warning, because it can be measured again."""
-    reference = prepared.reference
-    tensors = {
-        "features": reference.features,
-        "neighbours": reference.neighbours,
-        "mean": reference.moments.mean,
-        "covariance": reference.moments.covariance,
-        "sqrt": reference.sqrt,
-        "class_shares": reference.class_shares,
-        "label_shares": reference.label_shares,
-    }
-    scalars = {
-        "values": prepared.values,
-        "duplicate_threshold": reference.duplicate_threshold,
-        "copy_threshold": reference.copy_threshold,
-        "shares_are_exact": reference.shares_are_exact,
-    }
-    present = {
-        name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None
-    }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, save(present, {"reference": json.dumps(scalars)}), shared=True)
-    except OSError as error:
-        logging.getLogger(__name__).warning("features of real images are not cached: %s", error)
-
-
-def read_cache(
-    path: Path, protocol: Protocol, extractor: FeatureExtractor, world: World
-) -> PreparedReference | None:
-    """Return what `write_cache` wrote, or None if it is missing or damaged. Collective.
-
-    Only rank zero reads the file.
-    """
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] | None = None
-    if world.is_main and path.exists():
-        try:
-            with safe_open(path, framework="pt") as file:
-                scalars = json.loads(file.metadata()["reference"])
-                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            logging.getLogger(__name__).warning(
-                "cached features %s cannot be read and are measured again: %s", path, error
-            )
-    shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-    scalars, shapes = world.broadcast_object((scalars, shapes))
-    if scalars is None:
-        return None
-    device = torch.device("cpu") if extractor.device.type == "mps" else extractor.device
-    placed = {
-        name: tensors[name].to(device)
-        if world.is_main
-        else torch.empty(shape, dtype=dtype, device=device)
-        for name, (shape, dtype) in shapes.items()
-    }
-    world.broadcast_(list(placed.values()))
-    on_host = {
-        name: placed[name].cpu() if name in placed else None
-        for name in ("class_shares", "label_shares")
-    }
-    reference = Reference(
-        features=placed["features"],
-        neighbours=placed["neighbours"],
-        moments=Moments(placed["mean"], placed["covariance"]),
-        sqrt=placed["sqrt"],
-        duplicate_threshold=scalars["duplicate_threshold"],
-        copy_threshold=scalars["copy_threshold"],
-        shares_are_exact=scalars["shares_are_exact"],
-        **on_host,
-    )
-    return PreparedReference(reference, scalars["values"], protocol)

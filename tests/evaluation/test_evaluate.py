@@ -108,6 +108,23 @@ def test_duplicates_and_copies_are_told_apart(scores: Scores) -> None:
     assert scores["all classes"].values["diversity/copies"] < 0.1
 
 
+def test_pixels_confirm_copies_and_duplicates(folder: Path) -> None:
+    sets, reals = controlled_sets()
+    prepared = prepare_reference(
+        reals, RandomConv(), world=ALONE, settings=SETTINGS, num_samples=NUM, folder=folder
+    )
+    found = {name: score(fakes, prepared, RandomConv()).values for name, fakes in sets.items()}
+    for name, values in found.items():
+        copies, duplicates = (
+            values[f"diversity/{each}"] for each in ("confirmed_copies", "pixel_duplicates")
+        )
+        assert copies == 1 if name == "copies" else copies < 0.1, name
+        has_duplicates = name in ("one class", "one image", "duplicates")
+        assert duplicates > 0.9 if has_duplicates else duplicates < 0.3, name
+    assert found["one image"]["diversity/pixel_spread"] < 0.2
+    assert found["half of the classes"]["diversity/pixel_spread"] > 0.8
+
+
 @pytest.mark.parametrize(
     ("name", "verdict"),
     [

@@ -102,8 +102,8 @@ def test_coverage_of_one_distribution_is_near_its_expectation() -> None:
 
 def test_copies_are_as_close_as_can_be_and_others_are_not() -> None:
     radii = neighbours.neighbour_distances(X, 5, ALONE)[:, 4]
-    assert neighbours.relative_distances(X[:10] + 1e-4, X, radii, ALONE).max() < 1e-6
-    assert neighbours.relative_distances(Y, X, radii, ALONE).min() > 0.01
+    assert neighbours.relative_distances(X[:10] + 1e-4, X, radii, ALONE)[0].max() < 1e-6
+    assert neighbours.relative_distances(Y, X, radii, ALONE)[0].min() > 0.01
 
 
 def test_modes_and_reverse_kl() -> None:
