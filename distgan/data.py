@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from shards.reader import ShardReader
 from shards.remote.files import open_shards
 from shards.stream import BatchStream
 
+DRAWN_IMAGES = 4096  # for how many images of a rank latents and flips are drawn at a time
 CHUNK = 4096  # images per copy when all are loaded into the device's memory
 
 
@@ -84,6 +85,42 @@ class MicroBatch:
     seed: int
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Random draws for several batches of one rank, made together because kernels are slow to launch.
+
+    positions int64 [n, b], latents [n, b, Z], mirrored bool [n, b] or None, for n batches of b
+    images each on this rank, the first of which is that at `start`.
+    """
+
+    start: int
+    rollbacks: int
+    batch_size: int  # over all ranks
+    positions: Tensor
+    latents: Tensor
+    mirrored: Tensor | None
+
+    def has(self, position: int, rollbacks: int) -> bool:
+        """Return whether the batch at this position is among these."""
+        number, rest = divmod(position - self.start, self.batch_size)
+        is_inside = rest == 0 and 0 <= number < len(self.positions)
+        return is_inside and rollbacks == self.rollbacks
+
+    def of_batch(self, position: int) -> "BatchDraws":
+        """Return the draws of the batch at this position."""
+        number = (position - self.start) // self.batch_size
+        mirrored = None if self.mirrored is None else self.mirrored[number]
+        return BatchDraws(self.positions[number], self.latents[number], mirrored)
+
+
+class BatchDraws(NamedTuple):
+    """The draws of one batch: positions int64 [b], latents [b, Z], mirrored bool [b] or None."""
+
+    positions: Tensor
+    latents: Tensor
+    mirrored: Tensor | None
+
+
 class TrainingBatches:
     """This rank's part of one global batch after another, in micro-batches."""
 
@@ -103,6 +140,7 @@ class TrainingBatches:
         self.offset = rank * self.batch_size_per_rank  # of this rank's part in a global batch
         self.micro_batch_size = self.batch_size_per_rank // train.accumulate
         self.wait_seconds = 0.0  # spent waiting for images
+        self.draws: Draws | None = None
         self.stream = open_stream(
             reader,
             key=order_key(reader.index.fingerprint, train.seed),
@@ -126,23 +164,49 @@ class TrainingBatches:
 
         After a rollback the latents differ from those that led to the collapse.
         """
-        first, seed = position + self.offset, self.config.train.seed
-        positions = torch.arange(first, first + self.batch_size_per_rank, device=self.device)
-        reals = self.next_reals(positions)
-        purpose = f"latents/{rollbacks}" if rollbacks else "latents"
-        latents = normal((self.config.networks.latent_dim,), positions, seed=seed, purpose=purpose)
-        parts = (tensor.split(self.micro_batch_size) for tensor in (reals, latents, positions))
+        if self.draws is None or not self.draws.has(position, rollbacks):
+            self.draws = self.draw(position, rollbacks)
+        drawn, seed = self.draws.of_batch(position), self.config.train.seed
+        reals = self.next_reals(drawn.mirrored)
+        parts = (
+            tensor.split(self.micro_batch_size)
+            for tensor in (reals, drawn.latents, drawn.positions)
+        )
         return [MicroBatch(r, z, p, seed) for r, z, p in zip(*parts, strict=True)]
 
-    def next_reals(self, positions: Tensor) -> Tensor:
-        """Return the next images [b, C, H, W] in [-1, 1], channels last, mirrored if so drawn."""
+    def draw(self, position: int, rollbacks: int) -> "Draws":
+        """Draw latents and flips for the batches from this position on."""
+        train, per_rank = self.config.train, self.batch_size_per_rank
+        num_batches = max(1, DRAWN_IMAGES // per_rank)
+        # mps has no 64-bit arithmetic for the random bits.
+        device = torch.device("cpu") if self.device.type == "mps" else self.device
+        first = position + self.offset
+        starts = torch.arange(num_batches, device=device) * train.batch_size + first
+        positions = (starts[:, None] + torch.arange(per_rank, device=device)).flatten()
+        purpose = f"latents/{rollbacks}" if rollbacks else "latents"
+        shape = (self.config.networks.latent_dim,)
+        latents = normal(shape, positions, seed=train.seed, purpose=purpose)
+        mirrored = None
+        if self.config.data.flip:
+            mirrored = uniform((), positions, seed=train.seed, purpose="flip") < 0.5
+            mirrored = mirrored.view(num_batches, -1).to(self.device)
+        return Draws(
+            position,
+            rollbacks,
+            train.batch_size,
+            positions.view(num_batches, -1).to(self.device),
+            latents.view(num_batches, per_rank, -1).to(self.device),
+            mirrored,
+        )
+
+    def next_reals(self, mirrored: Tensor | None) -> Tensor:
+        """Return the next images [b, C, H, W] in [-1, 1], channels last; `mirrored` is bool [b]."""
         began = time.monotonic()
         pixels = next(self.stream)
         self.wait_seconds += time.monotonic() - began
         images = pixels.to(memory_format=torch.channels_last).float() / 127.5 - 1.0
-        if self.config.data.flip:
-            drawn = uniform((), positions, seed=self.config.train.seed, purpose="flip")
-            images = torch.where((drawn < 0.5)[:, None, None, None], images.flip(3), images)
+        if mirrored is not None:
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         return images
 
 

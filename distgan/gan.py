@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.parametrize import is_parametrized
 
 from distgan.config.schema import Config, Loss, Networks, Optim, Train
 from distgan.losses.augmentation import adapt_probability
@@ -51,6 +52,9 @@ class GAN:
     lookahead: Lookahead | None
     augment_probability: Tensor  # scalar; `loss.augment_target` adapts it in place
     compilation: Compilation
+    weights_g: list[Tensor]
+    weights_d: list[Tensor]
+    images_are_independent: bool  # whether no layer of the discriminator mixes a batch's images
     is_calibrated: bool = False  # whether batch norm statistics are those of the present weights
 
     def float32_discriminator(self, parameters: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
@@ -77,6 +81,11 @@ class GAN:
                 if "betas" in group:
                     group["betas"] = tuple(optim.betas)
 
+    def freeze_discriminator(self, frozen: bool) -> None:
+        """Choose whether a backward computes and reduces the discriminator's gradients."""
+        for weight in self.weights_d:
+            weight.requires_grad_(not frozen)
+
     def adapt_augmentation(self, real_accuracy: Tensor, loss: Loss, *, num_images: int) -> None:
         """Move the augmentations' probability toward `loss.augment_target`. Collective; no host sync."""
         assert loss.augment_target is not None, "loss.augment_target is not set"
@@ -96,7 +105,7 @@ class GAN:
         if self.lookahead is not None and images_seen // num_images % optim.lookahead_steps == 0:
             self.lookahead.step(optim.lookahead_alpha)
         if not self.optimizer_g.step_was_skipped:
-            self.ema.update(self.raw_generator, batch_size=num_images, images_seen=images_seen)
+            self.ema.update(self.weights_g, batch_size=num_images, images_seen=images_seen)
 
     # ------------------------------------------------------------------------------------- state
 
@@ -150,7 +159,7 @@ class GAN:
 
     def check_replicas(self) -> None:
         """Raise RuntimeError if the weights differ between ranks. Collective."""
-        weights = [*self.raw_generator.parameters(), *self.raw_discriminator.parameters()]
+        weights = [*self.weights_g, *self.weights_d]
         checksums = [w.detach().view(torch.int32).sum(dtype=torch.int64) for w in weights]
         all_checksums = self.world.all_gather(torch.stack(checksums)[None])
         if not bool((all_checksums == all_checksums[0]).all()):
@@ -172,6 +181,15 @@ class GAN:
         for network in self.networks().values():
             self.world.broadcast_(list(network.buffers()))
         self.is_calibrated = True
+
+
+def depends_on_forwards(module: nn.Module) -> bool:
+    """Return whether a layer's result depends on how images are divided among forwards.
+
+    Batch norm sees the images of one forward together, and spectral norm takes a step of its power
+    iteration in each.
+    """
+    return isinstance(module, nn.BatchNorm2d) or is_parametrized(module)
 
 
 def generator_spec(networks: Networks, image_shape: tuple[int, int, int]) -> GeneratorSpec:
@@ -239,7 +257,7 @@ def prepare_gan(
 ) -> GAN:
     """Build a GAN from two networks of any kind.
 
-    `loss.diversity.feature_distance` needs a discriminator with a method `features`.
+    `loss.diversity.feature_distance` needs a discriminator that returns `with_features`.
     """
     generator, discriminator = (net.to(accelerator.device) for net in (generator, discriminator))
     ema = GeneratorEma(generator, halflife_kimg=train.ema_halflife_kimg)
@@ -271,6 +289,9 @@ def prepare_gan(
         lookahead=Lookahead([generator, discriminator]) if optim.lookahead_steps else None,
         augment_probability=torch.tensor(loss.augment_probability, device=accelerator.device),
         compilation=compilation,
+        weights_g=list(generator.parameters()),
+        weights_d=list(discriminator.parameters()),
+        images_are_independent=not any(map(depends_on_forwards, discriminator.modules())),
     )
     gan.set_optimizers(optim, lr_factor=1.0)
     return gan

@@ -23,7 +23,7 @@ from distgan.gan import GAN
 from distgan.losses.adversarial import ADVERSARIAL
 from distgan.losses.augmentation import augment
 from distgan.losses.diversity import feature_distance, mode_seeking
-from distgan.losses.penalties import PENALTIES
+from distgan.losses.penalties import PENALTIES, gradient_penalties
 from distgan.losses.unrolling import DifferentiableAdam, sgd, unroll
 from distgan.optimizers import lr_schedule, penalty_scale
 from distgan.runtime.randomness import uniform
@@ -107,12 +107,12 @@ def discriminator_step(
             total, statistics = discriminator_loss(
                 gan, batch, fakes.detach(), loss=loss, penalty_scale=penalty_scale
             )
-            accelerator.backward(total / len(batches))
+            accelerator.backward(total / len(batches) if len(batches) > 1 else total)
         all_fakes.append(fakes)
         all_statistics.append(statistics)
     means = mean_of(all_statistics)
     accelerator.unscale_gradients(gan.optimizer_d)
-    means["grad_norm/d"] = grad_norm(gan.raw_discriminator)
+    means["grad_norm/d"] = grad_norm(gan.weights_d)
     gan.optimizer_d.step()
     return all_fakes, means
 
@@ -132,18 +132,16 @@ def discriminator_loss(
     adversarial = ADVERSARIAL[loss.adversarial]
     reals = augmented(batch.reals, batch, "reals", gan=gan, loss=loss)
     fakes = augmented(fakes, batch, "fakes", gan=gan, loss=loss)
-    # Two forwards, so that batch norm sees reals and fakes apart.
-    real_logits, fake_logits = adversarial.relate(
-        gan.discriminator(reals), gan.discriminator(fakes)
-    )
+    real_logits, fake_logits = adversarial.relate(*discriminate(gan, reals, fakes))
     real_loss = adversarial.real_loss(real_logits, loss.label_smoothing)
     fake_loss = adversarial.fake_loss(fake_logits)
+    total = adversarial_loss = real_loss + fake_loss
     penalties: dict[str, Tensor] = {}
     if penalty_scale:
         penalties = weighted_penalties(gan, batch, reals, fakes, loss=loss)
-    total = real_loss + fake_loss + penalty_scale * sum(penalties.values())
+        total = adversarial_loss + penalty_scale * sum(penalties.values())
     return total, {
-        "loss/d": (real_loss + fake_loss).detach(),
+        "loss/d": adversarial_loss.detach(),
         "loss/d_real": real_loss.detach(),
         "loss/d_fake": fake_loss.detach(),
         "logits/real_mean": real_logits.detach().mean(),
@@ -154,17 +152,27 @@ def discriminator_loss(
     }
 
 
+def discriminate(gan: GAN, reals: Tensor, fakes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of reals and of fakes.
+
+    One forward takes both, unless batch norm has to see them apart.
+    """
+    if gan.images_are_independent:
+        real_logits, fake_logits = gan.discriminator(torch.cat([reals, fakes])).chunk(2)
+        return real_logits, fake_logits
+    return gan.discriminator(reals), gan.discriminator(fakes)
+
+
 def weighted_penalties(
     gan: GAN, batch: MicroBatch, reals: Tensor, fakes: Tensor, *, loss: Loss
 ) -> dict[str, Tensor]:
     """Return every gradient penalty with a weight, times its weight."""
     discriminator = gan.float32_discriminator(dict(gan.raw_discriminator.named_parameters()))
-    mixing = uniform((), batch.positions, seed=batch.seed, purpose="gradient penalty")
-    return {
-        name: getattr(loss, name) * penalty(discriminator, reals, fakes, mixing)
-        for name, penalty in PENALTIES.items()
-        if getattr(loss, name)
-    }
+    mixing = batch.positions
+    if loss.gradient_penalty:
+        mixing = uniform((), batch.positions, seed=batch.seed, purpose="gradient penalty")
+    weights = {name: getattr(loss, name) for name in PENALTIES if getattr(loss, name)}
+    return gradient_penalties(discriminator, reals, fakes, mixing, weights=weights)
 
 
 # -------------------------------------------------------------------------------------- generator
@@ -179,20 +187,21 @@ def generator_step(
     """
     accelerator = gan.accelerator
     gan.optimizer_g.zero_grad()
-    gan.raw_discriminator.requires_grad_(False)
+    gan.freeze_discriminator(True)
     all_statistics = []
     for index, batch in enumerate(batches):
         with reduce_on_last(accelerator, gan.generator, index, len(batches)):
             images = gan.generator(batch.latents) if fakes is None else fakes[index]
             adversarial_loss, terms = generator_losses(gan, batch, images, loss=loss)
-            accelerator.backward((adversarial_loss + sum(terms.values())) / len(batches))
+            total = sum(terms.values(), adversarial_loss)
+            accelerator.backward(total / len(batches) if len(batches) > 1 else total)
         statistics = {"loss/g": adversarial_loss.detach()}
         statistics |= {f"diversity/{name}": term.detach() for name, term in terms.items()}
         all_statistics.append(statistics)
-    gan.raw_discriminator.requires_grad_(True)
+    gan.freeze_discriminator(False)
     means = mean_of(all_statistics)
     accelerator.unscale_gradients(gan.optimizer_g)
-    means["grad_norm/g"] = grad_norm(gan.raw_generator)
+    means["grad_norm/g"] = grad_norm(gan.weights_g)
     gan.optimizer_g.step()
     return means
 
@@ -205,24 +214,25 @@ def generator_losses(
     discriminator: Any = gan.raw_discriminator
     terms: dict[str, Tensor] = {}
     fakes = augmented(images, batch, "generator", gan=gan, loss=loss)
+    needs_reals = bool(adversarial.paired or weights.feature_distance)
     reals = batch.reals
-    if loss.unroll_steps or adversarial.paired or weights.feature_distance:
+    if needs_reals or loss.unroll_steps:
         reals = augmented(batch.reals, batch, "reals", gan=gan, loss=loss)
+    if needs_reals:
+        with torch.no_grad():
+            real_logits, real_features = discriminator(reals, with_features=True)
     if weights.feature_distance:
-        with gan.accelerator.autocast():
-            fake_features = discriminator.features(fakes)
-            real_features = discriminator.features(reals)
+        logits, fake_features = discriminator(fakes, with_features=True)
         distance = feature_distance(fake_features, real_features)
         terms["feature_distance"] = weights.feature_distance * distance
+    elif not loss.unroll_steps:
+        logits = discriminator(fakes)
     if weights.mode_seeking:
         term = mode_seeking(images, batch.reals, batch.latents)
         terms["mode_seeking"] = weights.mode_seeking * term
     if loss.unroll_steps:
         return unrolled_loss(gan, reals, fakes, loss=loss), terms
-    logits = discriminator(fakes)
     if adversarial.paired:
-        with torch.no_grad():
-            real_logits = discriminator(reals)
         _, logits = adversarial.relate(real_logits, logits)
     return adversarial.generator_loss(logits), terms
 
@@ -286,12 +296,14 @@ def reduce_on_last(
     return nullcontext() if index == count - 1 else accelerator.no_sync(network)
 
 
-def grad_norm(network: nn.Module) -> Tensor:
+def grad_norm(weights: list[Tensor]) -> Tensor:
     """Return the Euclidean norm of all gradients together."""
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    norms = torch._foreach_norm([w.grad for w in weights if w.grad is not None])
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def mean_of(statistics: list[Statistics]) -> Statistics:
     """Return the means over micro-batches."""
+    if len(statistics) == 1:
+        return statistics[0]
     return {name: torch.stack([each[name] for each in statistics]).mean() for name in statistics[0]}

@@ -127,7 +127,12 @@ def test_a_short_run_tries_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_trial_covers_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiled discriminator whose features fail is not chosen by a run that compares them."""
     monkeypatch.setattr("distgan.runtime.compilation.PASSES", 1)
-    candidate = Compiler("featureless", "", lambda network: setattr(network, "features", broken))
+
+    def break_features(network: nn.Module) -> None:
+        forward = network.forward
+        network.forward = lambda images, **options: broken(network) if options else forward(images)
+
+    candidate = Compiler("featureless", "", break_features)
     assert "featureless is" in choice_among(candidate).reason
     reason = choice_among(candidate, uses_features=True).reason
     assert reason == "featureless fails here: no C++ compiler found"

@@ -1,7 +1,9 @@
 """The training step changes one network at a time and reduces each gradient once."""
 
+import pytest
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from distgan.config.schema import Loss
@@ -88,3 +90,37 @@ def drift() -> str:
 def test_replicas_that_differ_stop_all_ranks() -> None:
     """One changed weight on one rank is enough."""
     assert all("differ between ranks" in said for said in run_world(2, drift))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler's
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_compiled_networks_train_with_feature_distance(norm: str) -> None:
+    """Logits and features come from one forward, after which nothing changes what it saved."""
+    loss = Loss(diversity={"feature_distance": 1.0})
+    gan = make_gan(loss, discriminator_norm=norm)
+    for network in (gan.raw_generator, gan.raw_discriminator):
+        network.compile(backend="aot_eager")
+    try:
+        _, statistics = discriminator_step(
+            gan, [micro_batch(8)], loss=loss, penalty_scale=0, keep_graph=False
+        )
+        statistics |= generator_step(gan, [micro_batch(8)], loss=loss)
+    finally:
+        AcceleratorState._reset_state(True)
+        torch.compiler.reset()
+    assert statistics["diversity/feature_distance"] >= 0
+
+
+def test_one_forward_of_reals_and_fakes_equals_two(gan: GAN) -> None:
+    """Without batch norm the logits and the discriminator's gradients do not depend on the number."""
+    AcceleratorState._reset_state(True)
+    gradients = []
+    for independent in (True, False):
+        other = make_gan(discriminator_norm="none", minibatch_stddev=4)
+        assert other.images_are_independent
+        other.images_are_independent = independent
+        discriminator_step(other, [micro_batch(8)], loss=Loss(), penalty_scale=0, keep_graph=False)
+        gradients.append([weight.grad for weight in other.weights_d])
+        AcceleratorState._reset_state(True)
+    torch.testing.assert_close(*gradients)
+    assert not gan.images_are_independent

@@ -4,7 +4,8 @@ A penalty measures how much logits change with their images, and its own gradien
 order. The discriminator must not have batch norm, which makes a logit depend on other images too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,41 +14,59 @@ from torch import Tensor
 Discriminator = Callable[[Tensor], Tensor]
 
 
-def image_gradients(discriminator: Discriminator, images: Tensor) -> Tensor:
-    """Return the gradients of logits with respect to images, [B, C * H * W], with their graph."""
-    images = images.detach().float().requires_grad_()
-    (gradients,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
-    return gradients.flatten(1)
+@dataclass(frozen=True)
+class Penalty:
+    """The images at which a penalty measures the gradient, and its cost.
 
-
-def r1(discriminator: Discriminator, reals: Tensor, fakes: Tensor, mixing: Tensor) -> Tensor:
-    """Return half the squared gradient norm at reals (Mescheder et al. 2018, equation 9)."""
-    return image_gradients(discriminator, reals).square().sum(1).mean() / 2
-
-
-def r2(discriminator: Discriminator, reals: Tensor, fakes: Tensor, mixing: Tensor) -> Tensor:
-    """Return half the squared gradient norm at fakes (Mescheder et al. 2018, equation 10)."""
-    return image_gradients(discriminator, fakes).square().sum(1).mean() / 2
-
-
-def gradient_penalty(
-    discriminator: Discriminator, reals: Tensor, fakes: Tensor, mixing: Tensor
-) -> Tensor:
-    """Return the squared distance of the gradient norm from 1, at points between reals and fakes.
-
-    Gulrajani et al. 2017, equation 3. `mixing` [B] in [0, 1) is the position of each point on the
-    line from its real to its fake.
+    `points` takes reals, fakes and mixing; `cost` takes squared gradient norms [B].
     """
+
+    points: Callable[[Tensor, Tensor, Tensor], Tensor]
+    cost: Callable[[Tensor], Tensor]
+
+
+def between(reals: Tensor, fakes: Tensor, mixing: Tensor) -> Tensor:
+    """Return points on the lines from reals to fakes; `mixing` [B] in [0, 1) is the part passed."""
     mixing = mixing.view(-1, *[1] * (reals.dim() - 1))
-    between = torch.lerp(reals.float(), fakes.detach().float(), mixing)
+    return torch.lerp(reals.float(), fakes.float(), mixing)
+
+
+def half_mean(squared_norms: Tensor) -> Tensor:
+    """Return half the mean squared gradient norm (Mescheder et al. 2018, equations 9 and 10)."""
+    return squared_norms.mean() / 2
+
+
+def squared_distance_from_one(squared_norms: Tensor) -> Tensor:
+    """Return the mean squared distance of norms from 1 (Gulrajani et al. 2017, equation 3)."""
     # The square root has no gradient at zero, where that of a new discriminator may be.
-    norms = (image_gradients(discriminator, between).square().sum(1) + 1e-12).sqrt()
-    return (norms - 1).square().mean()
+    return ((squared_norms + 1e-12).sqrt() - 1).square().mean()
 
 
 # By the name of the penalty's weight in `loss`.
-PENALTIES: dict[str, Callable[[Discriminator, Tensor, Tensor, Tensor], Tensor]] = {
-    "r1": r1,
-    "r2": r2,
-    "gradient_penalty": gradient_penalty,
+PENALTIES = {
+    "r1": Penalty(lambda reals, fakes, mixing: reals.float(), half_mean),
+    "r2": Penalty(lambda reals, fakes, mixing: fakes.float(), half_mean),
+    "gradient_penalty": Penalty(between, squared_distance_from_one),
 }
+
+
+def gradient_penalties(
+    discriminator: Discriminator,
+    reals: Tensor,
+    fakes: Tensor,
+    mixing: Tensor,
+    *,
+    weights: Mapping[str, float],
+) -> dict[str, Tensor]:
+    """Return each penalty of `weights` times its weight, all from one forward and one gradient.
+
+    reals and fakes [B, C, H, W]; `mixing` [B] in [0, 1) is used by `gradient_penalty`.
+    """
+    points = [PENALTIES[name].points(reals, fakes, mixing) for name in weights]
+    images = torch.cat(points).detach().requires_grad_()
+    (gradients,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
+    squared_norms = gradients.flatten(1).square().sum(1).chunk(len(weights))
+    return {
+        name: weight * PENALTIES[name].cost(norms)
+        for (name, weight), norms in zip(weights.items(), squared_norms, strict=True)
+    }

@@ -104,16 +104,17 @@ class Discriminator(nn.Module):
             images = images.unflatten(0, (-1, self.packing)).flatten(1, 2)
         return self.layers(images)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return features [B / packing, F] for images [B, C, H, W]."""
-        return self.maps(images).flatten(1)
+    def forward(self, images: Tensor, *, with_features: bool = False) -> Any:
+        """Return logits [B / packing] for images [B, C, H, W] in [-1, 1].
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B / packing] for images [B, C, H, W] in [-1, 1]."""
+        With features, return (logits, features [B / packing, F]).
+        """
         maps, weight = self.maps(images), self.head.weight
+        features = maps.flatten(1) if with_features else None
         if maps.dim() == 4:
             # Flatten channels-last maps in memory order: reordering the weight costs less than
             # reordering the maps.
             weight = weight.unflatten(1, maps.shape[1:]).permute(0, 2, 3, 1).flatten(1)
             maps = maps.permute(0, 2, 3, 1).flatten(1)
-        return linear(maps, weight, self.head.bias).squeeze(1)
+        logits = linear(maps, weight, self.head.bias).squeeze(1)
+        return (logits, features) if with_features else logits

@@ -19,16 +19,15 @@ class GeneratorEma:
 
     def __init__(self, generator: nn.Module, *, halflife_kimg: float) -> None:
         self.generator = copy.deepcopy(generator).eval().requires_grad_(False)
+        self.parameters: list[Tensor] = list(self.generator.parameters())
         self.halflife_images = halflife_kimg * 1000
 
     @torch.no_grad()
-    def update(self, generator: nn.Module, *, batch_size: int, images_seen: int) -> None:
-        """Move toward the raw weights after a step over `batch_size` images."""
+    def update(self, weights: list[Tensor], *, batch_size: int, images_seen: int) -> None:
+        """Move toward the generator's weights after a step of `batch_size` images."""
         halflife = min(self.halflife_images, images_seen * RAMP_UP)
         toward_raw = 1.0 - 0.5 ** (batch_size / halflife) if halflife > 0 else 1.0
-        torch._foreach_lerp_(
-            list(self.generator.parameters()), list(generator.parameters()), weight=toward_raw
-        )
+        torch._foreach_lerp_(self.parameters, weights, weight=toward_raw)
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Means of training metrics between two reports, kept on the device, and labels of metrics."""
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
@@ -22,24 +24,27 @@ class RunningMeans:
     """Means of scalar tensors over steps. The sums stay on the device, so `add` never waits."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.sums: dict[tuple[str, ...], Tensor] = {}  # one vector for each set of names
+        self.counts: Counter[tuple[str, ...]] = Counter()
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         """Add the scalars of one step."""
-        for name, value in metrics.items():
-            if name in self.sums:
-                self.sums[name] = self.sums[name] + value
-            else:
-                self.sums[name] = value.detach().clone()
-            self.counts[name] = self.counts.get(name, 0) + 1
+        names, values = tuple(metrics), torch.stack([value.float() for value in metrics.values()])
+        self.sums[names] = self.sums[names] + values if names in self.sums else values
+        self.counts[names] += 1
 
     def reduce(self, world: World) -> dict[str, float]:
         """Return the means over steps and ranks, and start anew. Collective: one reduction."""
         if not self.sums:
             return {}
-        names = sorted(self.sums)
-        means = torch.stack([self.sums[name].float() / self.counts[name] for name in names])
+        sums: dict[str, Tensor] = {}
+        counts: Counter[str] = Counter()
+        for names, values in self.sums.items():
+            for name, value in zip(names, values, strict=True):
+                sums[name] = sums[name] + value if name in sums else value
+                counts[name] += self.counts[names]
+        names = tuple(sorted(sums))
+        means = torch.stack([sums[name] / counts[name] for name in names])
         reduced = (world.all_reduce_sum(means) / world.size).tolist()
-        self.sums, self.counts = {}, {}
+        self.sums, self.counts = {}, Counter()
         return dict(zip(names, reduced, strict=True))

@@ -94,12 +94,12 @@ class TrialPass:
         (real_score - fake_score).backward()
         generator.zero_grad()
         discriminator.requires_grad_(False)
-        score = torch.zeros((), device=fakes.device)
-        if self.uses_features:
-            with self.autocast():
-                score = discriminator.features(fakes).float().mean()
         with self.autocast():
-            score = score + discriminator(fakes).mean()
+            if self.uses_features:
+                logits, features = discriminator(fakes, with_features=True)
+                score = logits.mean() + features.float().mean()
+            else:
+                score = discriminator(fakes).mean()
         score.backward()
         discriminator.requires_grad_(True)
 

@@ -16,7 +16,7 @@ from distgan.losses.augmentation import (
     translation,
 )
 from distgan.losses.diversity import GROUP, feature_distance, mode_seeking
-from distgan.losses.penalties import gradient_penalty, r1, r2
+from distgan.losses.penalties import gradient_penalties
 
 LOGITS = torch.linspace(-3, 3, 7)
 OTHERS = LOGITS.flip(0).square() - 2
@@ -89,18 +89,21 @@ def quadratic(images: torch.Tensor) -> torch.Tensor:
 def test_penalties_of_a_quadratic_discriminator() -> None:
     """R1 and R2 are 2 E|x|^2 of reals and of fakes, the gradient penalty E(2|x| - 1)^2 between."""
     reals, fakes, mixing = torch.randn(6, 3, 4, 4), torch.randn(6, 3, 4, 4), torch.rand(6)
-    torch.testing.assert_close(r1(quadratic, reals, fakes, mixing), 2 * quadratic(reals).mean())
-    torch.testing.assert_close(r2(quadratic, reals, fakes, mixing), 2 * quadratic(fakes).mean())
+    weights = {"r1": 1.0, "r2": 0.5, "gradient_penalty": 2.0}
+    found = gradient_penalties(quadratic, reals, fakes, mixing, weights=weights)
+    torch.testing.assert_close(found["r1"], 2 * quadratic(reals).mean())
+    torch.testing.assert_close(found["r2"], quadratic(fakes).mean())
     between = reals + mixing[:, None, None, None] * (fakes - reals)
-    expected = (2 * quadratic(between).sqrt() - 1).square().mean()
-    torch.testing.assert_close(gradient_penalty(quadratic, reals, fakes, mixing), expected)
+    expected = 2 * (2 * quadratic(between).sqrt() - 1).square().mean()
+    torch.testing.assert_close(found["gradient_penalty"], expected)
 
 
 def test_penalty_is_differentiable_by_the_weights() -> None:
     """For logits w x the R1 penalty is w^2 / 2, and its gradient is w."""
-    weight = torch.tensor(3.0, requires_grad=True)
-    ones = torch.ones(5, 1, 1, 1)
-    penalty = r1(lambda images: weight * images.flatten(), ones, ones, torch.zeros(5))
+    weight, ones = torch.tensor(3.0, requires_grad=True), torch.ones(5, 1, 1, 1)
+    penalty = gradient_penalties(
+        lambda images: weight * images.flatten(), ones, ones, torch.zeros(5), weights={"r1": 1.0}
+    )["r1"]
     penalty.backward()
     assert (penalty.item(), weight.grad.item()) == pytest.approx((4.5, 3.0))
 

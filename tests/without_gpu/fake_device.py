@@ -29,7 +29,7 @@ import distgan.networks.ema
 from distgan.config.load import load_config
 from distgan.config.schema import Config
 from distgan.data import TrainingBatches
-from distgan.evaluation.signals import BatchDiversity
+from distgan.evaluation.batch_diversity import BatchDiversity
 from distgan.gan import GAN, generator_spec, prepare_gan
 from distgan.networks.base import DiscriminatorSpec
 from distgan.networks.build import build_discriminator, build_generator
@@ -233,6 +233,7 @@ class FakeBatches(TrainingBatches):
         self.batch_size_per_rank, self.offset = train.batch_size, 0
         self.micro_batch_size = train.batch_size // train.accumulate
         self.wait_seconds, self.stream = 0.0, self  # type: ignore[assignment]
+        self.draws = None
         images = torch.zeros((1000, *image_shape), dtype=torch.uint8, device=DEVICE)
         self.images = images.to(memory_format=torch.channels_last)
 
@@ -280,7 +281,7 @@ def measure(
             for statistics in result.statistics:
                 means.add(statistics)
         counted, copies = dict(launches.kernels), dict(launches.copies)
-        means.add(diversity.signals(result.fakes))
+        means.add(diversity.metrics(result.fakes))
     networks = (gan.raw_generator, gan.raw_discriminator)
     gradients = [p.grad for network in networks for p in network.parameters()]
     assert None not in gradients, "a parameter has no gradient"

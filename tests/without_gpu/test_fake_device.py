@@ -11,10 +11,10 @@ Case = dict[str, Any]
 # Launches of a step, and of one with gradient penalties if the preset has them. A step of a small
 # network takes as long as its launches, so more of them are a slower run.
 LAUNCHES: list[tuple[Case, int]] = [
-    ({"preset": "digits", "channels": 1}, 295),
-    ({"preset": "cifar10"}, 295),
-    ({"preset": "cifar10-strong"}, 475),
-    ({"preset": "cifar10-strong", "penalty": True}, 805),
+    ({"preset": "digits", "channels": 1}, 225),
+    ({"preset": "cifar10"}, 220),
+    ({"preset": "cifar10-strong"}, 290),
+    ({"preset": "cifar10-strong", "penalty": True}, 450),
     ({"preset": "stacked-mnist"}, 390),
     ({"preset": "anime-faces", "size": 64}, 340),
     ({"preset": "anime-faces-strong", "size": 64}, 520),
