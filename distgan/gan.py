@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -264,7 +265,8 @@ def prepare_gan(
     skeleton = copy.deepcopy(discriminator).to("meta")
     for network in (generator, discriminator):
         compilation.compile(network)
-    make_optimizer = OPTIMIZERS[optim.name]
+    # A fused optimizer skips a step inside its kernel, where the scaler of fp16 cannot see it.
+    make_optimizer = partial(OPTIMIZERS[optim.name], fused=accelerator.scaler is None)
     prepared_g, prepared_d, optimizer_g, optimizer_d = accelerator.prepare(
         generator,
         discriminator,

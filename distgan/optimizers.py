@@ -11,21 +11,21 @@ from distgan.config.schema import Loss, Optim
 Parameters = Iterable[nn.Parameter]
 
 
-def adam(parameters: Parameters, settings: Optim) -> optim.Optimizer:
-    """Adam (Kingma and Ba 2015), all parameters in one fused pass."""
+def adam(parameters: Parameters, settings: Optim, *, fused: bool) -> optim.Optimizer:
+    """Adam (Kingma and Ba 2015)."""
     return optim.Adam(
-        parameters, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        parameters, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused
     )
 
 
-def adamw(parameters: Parameters, settings: Optim) -> optim.Optimizer:
+def adamw(parameters: Parameters, settings: Optim, *, fused: bool) -> optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
     return optim.AdamW(
-        parameters, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        parameters, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused
     )
 
 
-def rmsprop(parameters: Parameters, settings: Optim) -> optim.Optimizer:
+def rmsprop(parameters: Parameters, settings: Optim, *, fused: bool) -> optim.Optimizer:
     """RMSprop (Hinton 2012); the first beta is the momentum, the second the decay of squares."""
     momentum, alpha = settings.betas
     return optim.RMSprop(
@@ -33,14 +33,15 @@ def rmsprop(parameters: Parameters, settings: Optim) -> optim.Optimizer:
     )
 
 
-def sgd(parameters: Parameters, settings: Optim) -> optim.Optimizer:
+def sgd(parameters: Parameters, settings: Optim, *, fused: bool) -> optim.Optimizer:
     """Stochastic gradient descent; the first beta is the momentum."""
     return optim.SGD(
-        parameters, momentum=settings.betas[0], weight_decay=settings.weight_decay, fused=True
+        parameters, momentum=settings.betas[0], weight_decay=settings.weight_decay, fused=fused
     )
 
 
-OPTIMIZERS: dict[str, Callable[[Parameters, Optim], optim.Optimizer]] = {
+# By the value of `optim.name`. `fused` updates all parameters in one kernel.
+OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adam": adam,
     "adamw": adamw,
     "rmsprop": rmsprop,

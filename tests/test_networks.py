@@ -186,7 +186,7 @@ def test_ema_moves_halfway_in_its_halflife() -> None:
         ema.update(list(raw.parameters()), batch_size=100, images_seen=1_000_000)
     torch.testing.assert_close(ema.generator.project.weight, (start + 1.0) / 2)
     young = GeneratorEma(build_generator(spec, seed=0), halflife_kimg=1.0)
-    young.update(raw, batch_size=100, images_seen=2_000)
+    young.update(list(raw.parameters()), batch_size=100, images_seen=2_000)
     torch.testing.assert_close(young.generator.project.weight, (start + 1.0) / 2)
 
 

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from distgan.config.schema import Loss, Optim
@@ -59,7 +62,9 @@ def test_optimizer_resumes_bit_identically(name: str) -> None:
     def build() -> tuple[nn.Conv2d, torch.optim.Optimizer]:
         torch.manual_seed(0)
         network = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-        return network, OPTIMIZERS[name](network.parameters(), Optim(name=name, weight_decay=0.01))
+        return network, OPTIMIZERS[name](
+            network.parameters(), Optim(name=name, weight_decay=0.01), fused=True
+        )
 
     def train(network: nn.Conv2d, optimizer: torch.optim.Optimizer, steps: range) -> None:
         for step in steps:
@@ -77,3 +82,19 @@ def test_optimizer_resumes_bit_identically(name: str) -> None:
     unpack_optimizer("optimizer", second_optimizer, tensors, plain)
     train(second, second_optimizer, range(2, 4))
     assert torch.equal(whole.weight, second.weight)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "rmsprop"])
+def test_a_step_skipped_by_the_loss_scaler_is_reported(name: str) -> None:
+    """After an overflow under fp16 the weights stay, and the moving average is told so."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    Accelerator(cpu=True)
+    inner = OPTIMIZERS[name]([weight], Optim(name=name), fused=False)
+    optimizer = AcceleratedOptimizer(inner, scaler=torch.amp.GradScaler("cpu"))
+    for gradient, is_skipped in ((torch.inf, True), (1.0, False)):
+        optimizer.zero_grad()
+        optimizer.scaler.scale((weight * gradient).sum()).backward()
+        optimizer.step()
+        assert optimizer.step_was_skipped is is_skipped
+    AcceleratorState._reset_state(True)
+    assert torch.isfinite(weight).all() and not torch.equal(weight, torch.ones(3))

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -118,26 +118,27 @@ def extract_sample(
 ) -> Sample:
     """Return the features, logits and thumbnails of images 0 to num, on every rank. Collective."""
     num_chunks = -(-num // CHUNK)
-    chunks_per_rank = -(-num_chunks // world.size)
-    parts = []
-    for turn in range(chunks_per_rank):
-        # A rank without a chunk repeats the last one, because all must gather equal shapes. The
-        # repetitions end up behind the last image and are dropped.
-        start = min(turn * world.size + world.rank, num_chunks - 1) * CHUNK
-        batch = images(start, min(start + CHUNK, num))
+    own: dict[int, Tensor] = {}
+    widths: tuple[int, int] | None = None
+    for chunk in range(world.rank, num_chunks, world.size):
+        batch = images(chunk * CHUNK, min((chunk + 1) * CHUNK, num))
         features, logits = extractor(batch)
         small = thumbnails(batch).to(features.device)
         columns = [features, small] if logits is None else [features, small, logits]
-        rows = torch.cat(columns, 1)
-        parts.append(torch.nn.functional.pad(rows, (0, 0, 0, CHUNK - len(rows))))
-    own = torch.stack(parts)  # [chunks per rank, CHUNK, columns]
-    gathered = world.all_gather(own).view(world.size, chunks_per_rank, CHUNK, -1)
-    rows = gathered.transpose(0, 1).flatten(0, 2)[:num]
+        own[chunk] = torch.cat(columns, 1)
+        widths = small.shape[1], own[chunk].shape[1]
+    num_small, num_columns = cast("tuple[int, int]", world.broadcast_object(widths))
+    rows = torch.empty(num, num_columns, device=extractor.device)
+    for chunk, part in enumerate(rows.split(CHUNK)):
+        if chunk in own:
+            part.copy_(own[chunk])
+        # In a large world most ranks have no chunk, so that a gather would be mostly padding.
+        world.broadcast_([part], source=chunk % world.size)
     if rows.device.type == "mps":  # which has no float64
         rows = rows.cpu()
     features, small, logits = (
         part.contiguous()
-        for part in rows.tensor_split((extractor.dim, extractor.dim + small.shape[1]), 1)
+        for part in rows.tensor_split((extractor.dim, extractor.dim + num_small), 1)
     )
     return Sample(
         features,

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    GradScalerKwargs,
     InitProcessGroupKwargs,
     parse_flag_from_env,
 )
@@ -22,6 +23,7 @@ from distgan.runtime.distributed import START_TIMEOUT, launched_world_size
 from shards.processes import num_usable_cores
 
 OTHER_OPEN_FILES = 512  # besides the connections to other ranks
+SCALER_GROWTH_STEPS = 2000  # training steps without overflow before the loss scale of fp16 doubles
 ONE_BUCKET_MB = 4096  # larger than any network here: DDP reduces all gradients of a network at once
 
 
@@ -56,6 +58,8 @@ def build_accelerator(train: Train) -> tuple[Accelerator, str]:
                     bucket_cap_mb=ONE_BUCKET_MB, gradient_as_bucket_view=True
                 ),
                 InitProcessGroupKwargs(timeout=START_TIMEOUT),
+                # Every step updates the scaler of fp16 once for each of its optimizer steps.
+                GradScalerKwargs(growth_interval=SCALER_GROWTH_STEPS * (train.d_steps + 1)),
             ],
         )
     except (RuntimeError, ValueError) as error:

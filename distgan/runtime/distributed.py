@@ -48,12 +48,12 @@ class World:
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
-    def broadcast_(self, tensors: list[Tensor]) -> None:
-        """Overwrite the tensors with rank zero's."""
+    def broadcast_(self, tensors: list[Tensor], *, source: int = 0) -> None:
+        """Overwrite the tensors with those of the rank `source`."""
         if self.size == 1:
             return
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor, src=source)
 
     def broadcast_object(self, value: T) -> T:
         """Return rank zero's plain value (numbers, strings, lists, dicts) on every rank."""
