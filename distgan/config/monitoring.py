@@ -46,15 +46,49 @@ class Evaluation(Section):
 class Thresholds(Section):
     """Limits at which the verdict changes."""
 
-    one_image_spread: float = setting(
+    young_fraction: float = setting(
         0.2,
+        "A run is young during this fraction of its images: "
+        "the verdict is then learning, unless training diverges.",
+        identity=False,
+        ge=0,
+        le=1,
+    )
+    young_epochs: float = setting(
+        5, "A run is also young during this many epochs.", identity=False, ge=0
+    )
+    young_kimg: float = setting(
+        20,
+        "young_epochs ends after at most this many thousand images.",
+        identity=False,
+        ge=0,
+    )
+    healthy_coverage: float = setting(
+        0.5,
+        "Healthy: coverage is at least this fraction of the reals' coverage.",
+        identity=False,
+    )
+    healthy_recall: float = setting(
+        0.5,
+        "Healthy: recall is at least this fraction of the reals' recall.",
+        identity=False,
+    )
+    one_image_spread: float = setting(
+        0.4,
         "Complete collapse: the features of fakes vary less than this fraction of the reals' "
-        "variation, and many fakes have a near-duplicate.",
+        "variation; their pixels must confirm it.",
+        identity=False,
+    )
+    one_image_pixel_spread: float = setting(
+        0.2,
+        "Complete collapse: the pixels of thumbnails vary less than this fraction of the reals' "
+        "variation, and many have a near-duplicate.",
         identity=False,
     )
     duplicates: float = setting(
         0.5,
-        "Partial collapse: more than this fraction of the fakes have a near-duplicate.",
+        "Partial collapse: more than this fraction of the fakes have a near-duplicate, "
+        "both in features and in pixels.",
         identity=False,
     )
     plausible_precision: float = setting(
@@ -65,7 +99,8 @@ class Thresholds(Section):
     )
     low_coverage: float = setting(
         0.25,
-        "Partial collapse: coverage below this fraction of the reals' coverage.",
+        "Partial collapse: coverage below this fraction of the reals' coverage, "
+        "and recall too low for healthy.",
         identity=False,
     )
     missing_classes: float = setting(
@@ -75,7 +110,8 @@ class Thresholds(Section):
     )
     coverage_fall: float = setting(
         0.6,
-        "Partial collapse: coverage below this fraction of the run's own best coverage.",
+        "Partial collapse: coverage below this fraction of the run's own best coverage; "
+        "recall must have fallen, too.",
         identity=False,
     )
     settled_coverage: float = setting(
@@ -92,7 +128,8 @@ class Thresholds(Section):
     )
     copies: float = setting(
         0.1,
-        "Memorising: more than this fraction of the fakes are copies of real images.",
+        "Memorising: more than this fraction of the fakes are copies of real images, "
+        "both in features and in pixels.",
         identity=False,
     )
     accuracy_high: float = setting(
@@ -124,8 +161,8 @@ class Thresholds(Section):
         ge=1,
     )
     grace_evaluations: int = setting(
-        2,
-        "Evaluations at the start of a run during which low quality is not called a collapse.",
+        0,
+        "A run is also young until it has had this many evaluations.",
         identity=False,
         ge=0,
     )

@@ -22,7 +22,7 @@ from distgan.evaluation.reference import (
     check_enough,
     prepare_reference,
 )
-from distgan.evaluation.tracker import VerdictTracker
+from distgan.evaluation.tracker import VerdictTracker, young_images
 from distgan.evaluation.verdict import Verdict
 from distgan.images import to_uint8
 from distgan.runtime.distributed import World
@@ -98,6 +98,7 @@ class Evaluator:
         world: World,
         device: torch.device,
         seed: int,
+        total_images: int,
     ) -> None:
         self.settings, self.world, self.device, self.seed = evaluation, world, device, seed
         self.extractor, self.extractor_phrase = choose_extractor(evaluation, reader, world=world)
@@ -109,7 +110,8 @@ class Evaluator:
         self.prepared: PreparedReference | None = None
         few = reader.gather(np.arange(min(NUM_BATCH_REALS, reader.num_samples)))
         self.batch_diversity = BatchDiversity.of_reals(torch.from_numpy(few).float() / 127.5 - 1)
-        self.tracker = VerdictTracker(thresholds)
+        young = young_images(thresholds, total_images=total_images, epoch_images=reader.num_samples)
+        self.tracker = VerdictTracker(thresholds, young_images=young)
         self.best_value: float | None = None
         self.best_images: int | None = None  # images seen at the best evaluation
 
@@ -136,7 +138,7 @@ class Evaluator:
         Returns the recorded metrics, the verdict, and whether the generator is the best so far.
         """
         result = self.measure(generator, latent_dim)
-        verdict = self.tracker.add_evaluation(result)
+        verdict = self.tracker.add_evaluation(result, images_seen=images_seen)
         value = result.values[self.best_metric]
         is_best = self.is_better(value)
         if is_best:

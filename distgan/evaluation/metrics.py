@@ -255,10 +255,13 @@ GROUPS: dict[tuple[str, ...], Compute] = {
 VERDICT_METRICS = (
     "quality/frechet",
     "quality/precision",
+    "quality/recall",
     "quality/coverage",
     "diversity/spread",
     "diversity/duplicates",
-    "diversity/copies",
+    "diversity/confirmed_copies",
+    "diversity/pixel_spread",
+    "diversity/pixel_duplicates",
     "diversity/effective_classes",
     "diversity/missing_classes",
 )

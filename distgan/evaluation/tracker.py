@@ -24,6 +24,12 @@ from distgan.evaluation.verdict import (
 NOT_EVALUATED = Verdict("learning", "not evaluated yet")
 
 
+def young_images(thresholds: Thresholds, *, total_images: int, epoch_images: int) -> int:
+    """Return during how many images a run is young, given its length and that of an epoch."""
+    early = min(thresholds.young_epochs * epoch_images, 1000 * thresholds.young_kimg)
+    return round(max(thresholds.young_fraction * total_images, early))
+
+
 @dataclass
 class Streak:
     """A yes-or-no signal that changes only after several reports in a row contradict it."""
@@ -43,6 +49,9 @@ class VerdictTracker:
     """The verdict on one run. Checkpoints hold its state, so that a rollback restores it too."""
 
     thresholds: Thresholds = DEFAULT_THRESHOLDS
+    young_images: int = 0  # images during which a run is young
+    began_images: int = 0  # images seen at the start, or at the last rollback
+    images_seen: int = 0
     history: History = field(default_factory=History)
     evaluated: Verdict = NOT_EVALUATED  # the verdict of evaluations alone
     quiet_evaluations: int = 0  # evaluations in a row without a problem
@@ -54,9 +63,18 @@ class VerdictTracker:
     balance: str = ""  # the discriminator's accuracies in the last report, in words
 
     @property
+    def is_young(self) -> bool:
+        """Whether the run has not trained long enough for a verdict."""
+        few_images = self.images_seen - self.began_images < self.young_images
+        return few_images or self.history.evaluations < self.thresholds.grace_evaluations
+
+    @property
     def verdict(self) -> Verdict:
-        """The worst of what reports and evaluations show."""
+        """The worst of what reports and evaluations show; of a young run, whether it diverged."""
         found = [self.evaluated, *self.reported()]
+        if self.is_young:
+            found = [each for each in found if each.name in ("diverged", "learning")]
+            found = found or [Verdict("learning", "too early to tell")]
         return min(found, key=lambda verdict: NAMES.index(verdict.name))
 
     def reported(self) -> list[Verdict]:
@@ -75,8 +93,9 @@ class VerdictTracker:
             found.append(Verdict("unbalanced", f"generator winning; {self.balance}"))
         return found
 
-    def add_report(self, metrics: Mapping[str, float]) -> Verdict:
+    def add_report(self, metrics: Mapping[str, float], *, images_seen: int) -> Verdict:
         """Take the training metrics of one report, means over all ranks; returns the verdict."""
+        self.images_seen = images_seen
         # Gradient norms may overflow with fp16 loss scaling, which then skips the step.
         essential = {n: x for n, x in metrics.items() if n.startswith(("loss/", "logits/"))}
         self.not_finite = infinite_values(essential)
@@ -103,13 +122,14 @@ class VerdictTracker:
         self.was_diverse |= ratio > 3 * t.batch_ratio
         # Every generator begins with almost one grey image. Only a return there, or never leaving
         # it, is a collapse.
-        can_collapse = self.was_diverse or self.history.evaluations > t.grace_evaluations
+        can_collapse = self.was_diverse or not self.is_young
         is_one_image = ratio < t.batch_ratio and duplicates > t.duplicates
         self.one_image.update(is_one_image and can_collapse, t.patience_reports)
 
-    def add_evaluation(self, result: Result) -> Verdict:
+    def add_evaluation(self, result: Result, *, images_seen: int) -> Verdict:
         """Take one evaluation; returns the verdict."""
-        found = assess(result, self.thresholds, history=self.history)
+        self.images_seen = images_seen
+        found = assess(result, self.thresholds, history=self.history, is_young=self.is_young)
         self.quiet_evaluations = 0 if found.is_trouble else self.quiet_evaluations + 1
         has_recovered = self.quiet_evaluations >= self.thresholds.recovery_evaluations
         if found.is_trouble or has_recovered or not self.evaluated.is_trouble:
@@ -118,8 +138,9 @@ class VerdictTracker:
         self.history.add(result, are_plausible=are_plausible)
         return self.verdict
 
-    def restart(self) -> None:
+    def restart(self, *, images_seen: int) -> None:
         """Treat a run that was rolled back as a young one, except for its best coverage."""
+        self.images_seen = self.began_images = images_seen
         self.history.evaluations, self.history.since_better = 0, 0
         self.history.best_frechet = math.inf
         self.evaluated, self.quiet_evaluations = Verdict("learning", "rolled back"), 0
@@ -127,9 +148,9 @@ class VerdictTracker:
         self.discriminator_wins, self.generator_wins, self.one_image = Streak(), Streak(), Streak()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything but the thresholds, as plain values for JSON."""
+        """Return everything but the thresholds and their images, as plain values for JSON."""
         state = asdict(self)
-        del state["thresholds"]
+        del state["thresholds"], state["young_images"]
         for name, value in state["history"].items():
             state["history"][name] = None if value == math.inf else value  # JSON has no infinity
         return state

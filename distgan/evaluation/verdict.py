@@ -3,7 +3,9 @@
 From the worst to the best: diverged, complete collapse, partial collapse, memorising, unbalanced,
 learning, healthy. `assess` compares the fakes with real images and, during training, with the run's
 history. Losing what the run once had is a collapse at once; lacking what it never had is one only
-when the run has stopped improving. `unbalanced` comes from training metrics: see tracker.py.
+when the run has stopped improving. Two measurements must agree before images are called copies or
+near-duplicates: the features, and the pixels of thumbnails. `unbalanced` comes from training
+metrics: see tracker.py.
 """
 
 import math
@@ -25,6 +27,7 @@ NAMES = (
 DEFAULT_THRESHOLDS = Thresholds()
 BETTER = 0.98  # a distance counts as better than the best from this fraction of it on
 BELOW_BEST = 0.95  # coverage below this fraction of the best is shown beside the best
+RECALL_FALL = 0.8  # a fall of coverage is confirmed by recall below this fraction of its best
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class History:
     since_better: int = 0  # evaluations since the last new best Frechet distance
     best_frechet: float = math.inf
     best_coverage: float = 0.0
+    best_recall: float = 0.0
     fewest_missing: float = math.inf  # classes, among the evaluations with plausible fakes
 
     def since_better_with(self, result: Result) -> int:
@@ -69,6 +73,7 @@ class History:
         # min and max keep their first argument if the second is not a number.
         self.best_frechet = min(self.best_frechet, result.frechet)
         self.best_coverage = max(self.best_coverage, result.values["quality/coverage"])
+        self.best_recall = max(self.best_recall, result.values["quality/recall"])
         if are_plausible:
             missing = result.values.get("diversity/missing_classes", math.inf)
             self.fewest_missing = min(self.fewest_missing, missing)
@@ -89,14 +94,6 @@ class Evidence:
         """Return a value over that of real images."""
         return self.result.values[name] / max(self.result.reals[name], 1e-12)
 
-    # --------------------------------------------------------------------------------------- time
-
-    @property
-    def is_young(self) -> bool:
-        """Whether the run is too young to be called collapsed."""
-        history = self.history
-        return history is not None and history.evaluations < self.thresholds.grace_evaluations
-
     @property
     def is_improving(self) -> bool:
         """Whether the run has got better recently."""
@@ -111,10 +108,19 @@ class Evidence:
         return self.relative("quality/precision") >= self.thresholds.plausible_precision
 
     @property
+    def is_varied(self) -> bool:
+        """Whether the fakes are as varied as a healthy generator's."""
+        enough_coverage = self.relative("quality/coverage") >= self.thresholds.healthy_coverage
+        return enough_coverage and self.has_recall
+
+    @property
+    def has_recall(self) -> bool:
+        return self.relative("quality/recall") >= self.thresholds.healthy_recall
+
+    @property
     def has_low_coverage(self) -> bool:
-        return (
-            self.are_plausible and self.relative("quality/coverage") < self.thresholds.low_coverage
-        )
+        is_low = self.relative("quality/coverage") < self.thresholds.low_coverage
+        return self.are_plausible and is_low and not self.has_recall
 
     @property
     def lost_coverage(self) -> bool:
@@ -123,21 +129,32 @@ class Evidence:
             return False
         t, best = self.thresholds, self.history.best_coverage
         was_settled = best >= t.settled_coverage * self.result.reals["quality/coverage"]
-        return was_settled and self.value("quality/coverage") < t.coverage_fall * best
+        has_fallen = self.value("quality/coverage") < t.coverage_fall * best
+        recall, best_recall = self.value("quality/recall"), self.history.best_recall
+        is_confirmed = recall < RECALL_FALL * best_recall or best_recall == 0
+        return was_settled and has_fallen and is_confirmed
 
     # ---------------------------------------------------------------------------------- diversity
 
     @property
     def has_duplicates(self) -> bool:
-        """Whether most fakes have a near-duplicate."""
-        usual = self.result.reals["diversity/duplicates"]
-        return self.value("diversity/duplicates") > max(self.thresholds.duplicates, usual)
+        """Whether most fakes have a near-duplicate, in features and in pixels."""
+        names = ("diversity/duplicates", "diversity/pixel_duplicates")
+        return all(self.exceeds(name, self.thresholds.duplicates) for name in names)
 
     @property
     def is_one_image(self) -> bool:
-        """Whether the fakes hardly differ from one another."""
-        spread = self.relative("diversity/spread")
-        return self.has_duplicates and spread < self.thresholds.one_image_spread
+        """Whether the fakes hardly differ from one another, in features and in pixels."""
+        t = self.thresholds
+        return (
+            self.relative("diversity/spread") < t.one_image_spread
+            and self.relative("diversity/pixel_spread") < t.one_image_pixel_spread
+            and self.exceeds("diversity/pixel_duplicates", t.duplicates)
+        )
+
+    def exceeds(self, name: str, limit: float) -> bool:
+        """Return whether a value is above a limit and above that of real images."""
+        return self.value(name) > max(limit, self.result.reals[name])
 
     @property
     def is_one_mode(self) -> bool:
@@ -173,32 +190,37 @@ class Evidence:
 
     @property
     def has_copies(self) -> bool:
-        """Whether many fakes are copies of training images."""
-        usual = 5 * self.result.reals["diversity/copies"]
-        return self.are_plausible and self.value("diversity/copies") > max(
-            self.thresholds.copies, usual
-        )
+        """Whether many fakes are copies of training images, in features and in pixels."""
+        name, limit = "diversity/confirmed_copies", self.thresholds.copies
+        usual = 5 * self.result.reals[name]
+        return self.are_plausible and self.value(name) > max(limit, usual)
 
 
 def assess(
-    result: Result, thresholds: Thresholds = DEFAULT_THRESHOLDS, *, history: History | None = None
+    result: Result,
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
+    *,
+    history: History | None = None,
+    is_young: bool = False,
 ) -> Verdict:
     """Return the verdict on one evaluation.
 
-    `history` is that of the run before it, None outside of a run. The result must have all metrics
-    that the verdict rests on.
+    `history` is that of the run before it, None outside of a run. `is_young` if the run has not
+    trained long enough for a verdict. The result must have VERDICT_METRICS.
     """
     if bad := infinite_values(result.values):
         return Verdict("diverged", f"{bad} not finite")
     seen = Evidence(result, thresholds, history)
-    if (seen.is_one_image or seen.is_one_mode) and not seen.is_young:
+    if is_young:
+        return Verdict("learning", f"too early to tell; {describe_coverage(seen)}")
+    if seen.is_one_image or seen.is_one_mode:
         return Verdict("complete collapse", describe_complete(seen))
-    has_settled = not seen.is_young and not seen.is_improving
-    if seen.lost_coverage or seen.lost_classes or (seen.lacks_diversity and has_settled):
+    never_had = seen.lacks_diversity and not seen.is_improving
+    if seen.lost_coverage or seen.lost_classes or never_had:
         return Verdict("partial collapse", describe_partial(seen))
     if seen.has_copies:
         return Verdict("memorising", describe_copies(seen))
-    if not seen.are_plausible or seen.lacks_diversity:
+    if not seen.are_plausible or seen.lacks_diversity or not seen.is_varied:
         return Verdict("learning", describe_learning(seen))
     return Verdict("healthy", describe_coverage(seen))
 
@@ -212,12 +234,15 @@ def infinite_values(values: Mapping[str, float]) -> str:
 
 
 def describe_complete(seen: Evidence) -> str:
-    duplicates = describe_duplicates(seen)
     if seen.is_one_image:
-        spread = seen.value("diversity/spread")
-        return f"features vary {spread:.2f} times as much as those of real images; {duplicates}"
+        spread, pixels = seen.value("diversity/spread"), seen.value("diversity/pixel_spread")
+        alike = seen.value("diversity/pixel_duplicates")
+        return (
+            f"features vary {spread:.2f} and pixels {pixels:.2f} times as much as those of reals; "
+            f"{alike:.0%} of fakes have a near-duplicate"
+        )
     classes, num_classes = seen.value("diversity/effective_classes"), len(seen.result.class_counts)
-    return f"{classes:.1f} of {num_classes} classes in use; {duplicates}"
+    return f"{classes:.1f} of {num_classes} classes in use; {describe_duplicates(seen)}"
 
 
 def describe_partial(seen: Evidence) -> str:
@@ -227,19 +252,28 @@ def describe_partial(seen: Evidence) -> str:
 
 
 def describe_copies(seen: Evidence) -> str:
-    copies, num_reference = seen.value("diversity/copies"), seen.result.protocol.num_reference
+    copies, num_reference = (
+        seen.value("diversity/confirmed_copies"),
+        seen.result.protocol.num_reference,
+    )
     return f"{copies:.0%} of fakes copy one of the {num_reference} reals"
 
 
 def describe_learning(seen: Evidence) -> str:
-    if not seen.are_plausible:
-        precision, usual = (
-            each["quality/precision"] for each in (seen.result.values, seen.result.reals)
-        )
-        return f"precision {precision:.2f}, reals {usual:.2f}; {describe_coverage(seen)}"
     missing = seen.result.missing
-    reasons = [f"{list_classes(missing)} missing so far"] if missing else []
+    reasons = []
+    if not seen.are_plausible:
+        reasons.append(beside_reals(seen, "precision"))
+    elif missing:
+        reasons.append(f"{list_classes(missing)} missing so far")
+    if seen.are_plausible and not seen.has_recall:
+        reasons.append(beside_reals(seen, "recall"))
     return "; ".join([*reasons, describe_coverage(seen)])
+
+
+def beside_reals(seen: Evidence, name: str) -> str:
+    value, usual = (each[f"quality/{name}"] for each in (seen.result.values, seen.result.reals))
+    return f"{name} {value:.2f}, reals {usual:.2f}"
 
 
 def describe_duplicates(seen: Evidence) -> str:
@@ -251,7 +285,7 @@ def describe_coverage(seen: Evidence) -> str:
     coverage, history = seen.value("quality/coverage"), seen.history
     if history is not None and coverage < BELOW_BEST * history.best_coverage:
         return f"coverage {coverage:.2f}, was {history.best_coverage:.2f}"
-    return f"coverage {coverage:.2f}, reals {seen.result.reals['quality/coverage']:.2f}"
+    return beside_reals(seen, "coverage")
 
 
 def list_classes(names: Sequence[str], *, most: int = 4) -> str:

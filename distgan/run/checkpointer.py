@@ -80,7 +80,7 @@ class Checkpointer:
         """Restore the last healthy checkpoint, or the first. The images seen are not reset."""
         path = self.folder / checkpoint_name(self.state.healthy_images)
         self.restore(self.world.run_on_main(lambda: checkpoints.load(path)))
-        self.evaluator.tracker.restart()
+        self.evaluator.tracker.restart(images_seen=self.state.images_seen)
         self.state.rollbacks += 1
 
     def save(self, *, must_succeed: bool) -> str | None:

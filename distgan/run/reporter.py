@@ -91,7 +91,8 @@ class Reporter:
         self.images_at_report, batches.wait_seconds = state.images_seen, 0.0
         self.logger.metrics(row)
         self.logger.verdict(
-            self.evaluator.tracker.add_report(statistics), images_seen=state.images_seen
+            self.evaluator.tracker.add_report(statistics, images_seen=state.images_seen),
+            images_seen=state.images_seen,
         )
 
     def save_samples(self) -> None:

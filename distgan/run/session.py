@@ -66,6 +66,7 @@ def build_evaluator(session: Session, config: Config) -> Evaluator:
         world=session.world,
         device=session.device,
         seed=config.train.seed,
+        total_images=session.total_images,
     )
 
 

@@ -4,14 +4,16 @@ import json
 import math
 from collections.abc import Sequence
 
+import pytest
 import torch
 
+from distgan.config.schema import Thresholds
 from distgan.evaluation.batch_diversity import BatchDiversity
 from distgan.evaluation.evaluate import Result
 from distgan.evaluation.metrics import MetricSettings
 from distgan.evaluation.reference import Protocol
-from distgan.evaluation.tracker import VerdictTracker
-from distgan.evaluation.verdict import assess
+from distgan.evaluation.tracker import VerdictTracker, young_images
+from distgan.evaluation.verdict import Verdict, assess
 
 PROTOCOL = Protocol(
     "probe", "abc", "none", (1, 8, 8), "digits", 1000, 1000, 1000, "disjoint", 0, MetricSettings()
@@ -19,161 +21,221 @@ PROTOCOL = Protocol(
 REALS = {
     "quality/frechet": 0.1,
     "quality/precision": 0.85,
+    "quality/recall": 0.8,
     "quality/coverage": 0.97,
     "diversity/spread": 1.0,
     "diversity/duplicates": 0.01,
-    "diversity/copies": 0.01,
+    "diversity/confirmed_copies": 0.01,
+    "diversity/pixel_spread": 1.0,
+    "diversity/pixel_duplicates": 0.01,
     "diversity/missing_classes": 0.0,
     "diversity/effective_classes": 10.0,
 }
 BALANCED = {"accuracy/d_real": 0.8, "accuracy/d_fake": 0.75, "loss/d": 1.0, "loss/g": 1.2}
 D_WINS = BALANCED | {"accuracy/d_real": 1.0, "accuracy/d_fake": 0.995}
+EVERY = 1000  # images between evaluations
+QUALITY = ("precision", "recall")
 
 
 def result(
     frechet: float, coverage: float, *, missing: Sequence[str] = (), **more: float
 ) -> Result:
-    found = REALS | {"quality/frechet": frechet, "quality/coverage": coverage}
-    found |= {"diversity/missing_classes": float(len(missing)), "quality/precision": 0.7}
-    found |= {
-        ("quality/" if name == "precision" else "diversity/") + name: value
-        for name, value in more.items()
+    """Return an evaluation. Unless given, recall follows coverage, and pixels follow features."""
+    values = REALS | {
+        "quality/frechet": frechet,
+        "quality/coverage": coverage,
+        "quality/recall": 0.8 * coverage,
+        "quality/precision": 0.7,
+        "diversity/missing_classes": float(len(missing)),
     }
-    return Result(
-        found,
-        REALS,
-        PROTOCOL,
-        tuple("0123456789"),
-        (100,) * 10,
-        (0.1,) * 10,
-        (0.1,) * 10,
-        tuple(missing),
-    )
+    follow = {f"pixel_{name}": more[name] for name in ("spread", "duplicates") if name in more}
+    for name, value in (follow | more).items():
+        values[("quality/" if name in QUALITY else "diversity/") + name] = value
+    classes = (tuple("0123456789"), (100,) * 10, (0.1,) * 10, (0.1,) * 10)
+    return Result(values, REALS, PROTOCOL, *classes, tuple(missing))
+
+
+GREY = result(30, 0.0, missing=tuple("012345678"), precision=0.0, duplicates=1.0, spread=0.05)
+
+
+def evaluate(tracker: VerdictTracker, *results: Result) -> list[str]:
+    """Return the names of the verdicts after each evaluation."""
+    return [add(tracker, each).name for each in results]
+
+
+def add(tracker: VerdictTracker, each: Result) -> Verdict:
+    images_seen = (tracker.history.evaluations + 1) * EVERY
+    return tracker.add_evaluation(each, images_seen=images_seen)
+
+
+def report(tracker: VerdictTracker, metrics: dict[str, float], *, times: int = 1) -> list[str]:
+    """Return the names of the verdicts after each of some equal reports."""
+    images_seen = tracker.images_seen
+    return [tracker.add_report(metrics, images_seen=images_seen).name for _ in range(times)]
 
 
 def healthy_run() -> VerdictTracker:
-    """A run after five evaluations that got better and better."""
-    tracker = VerdictTracker()
-    tracker.add_evaluation(
-        result(30, 0.0, missing=tuple("2345678"), precision=0.1, duplicates=0.9, spread=0.1)
-    )
-    tracker.add_evaluation(result(12, 0.10, missing=tuple("38"), precision=0.5))
-    for frechet, coverage in ((6, 0.3), (3, 0.45), (2, 0.55)):
-        tracker.add_evaluation(result(frechet, coverage))
+    """Return a run after five evaluations that improved steadily."""
+    tracker = VerdictTracker(young_images=2 * EVERY)
+    evaluate(tracker, GREY, result(12, 0.10, missing=tuple("38"), precision=0.5))
+    evaluate(tracker, *(result(frechet, c) for frechet, c in ((6, 0.4), (3, 0.7), (2, 0.8))))
     return tracker
 
 
-def names(tracker: VerdictTracker, results: Sequence[Result]) -> list[str]:
-    return [tracker.add_evaluation(each).name for each in results]
-
-
 def test_a_run_that_learns_is_never_called_collapsed() -> None:
-    tracker = VerdictTracker()
-    found = names(
-        tracker,
-        [
-            result(30, 0.0, missing=tuple("012345678"), precision=0.0, duplicates=1.0, spread=0.05),
-            result(15, 0.02, missing=tuple("2345678"), precision=0.3, duplicates=0.2, spread=0.4),
-            result(9, 0.1, missing=tuple("238"), precision=0.6),
-            result(6, 0.2, missing=("8",), precision=0.7),
-            result(4, 0.4),
-        ],
+    found = evaluate(
+        VerdictTracker(young_images=2 * EVERY),
+        GREY,
+        result(15, 0.02, missing=tuple("2345678"), precision=0.3, duplicates=0.2, spread=0.4),
+        result(9, 0.1, missing=tuple("238"), precision=0.6),
+        result(6, 0.2, missing=("8",), precision=0.7),
+        result(4, 0.6),
     )
     assert found == ["learning"] * 4 + ["healthy"]
 
 
+@pytest.mark.parametrize(
+    "early",
+    [
+        GREY,
+        result(9, 0.9),
+        result(9, 0.9, confirmed_copies=1.0),
+        result(9, 0.3, missing=("3",), duplicates=0.9),
+    ],
+)
+def test_a_young_run_is_learning_whatever_it_shows(early: Result) -> None:
+    tracker = VerdictTracker(young_images=9 * EVERY)
+    report(tracker, D_WINS, times=20)
+    assert set(evaluate(tracker, *[early] * 8)) == {"learning"}
+    assert str(tracker.verdict).startswith("learning (too early to tell; coverage")
+
+
+def test_a_young_run_may_diverge() -> None:
+    tracker = VerdictTracker(young_images=9 * EVERY)
+    assert report(tracker, BALANCED | {"loss/g": math.nan}) == ["diverged"]
+    assert evaluate(VerdictTracker(young_images=9 * EVERY), result(math.inf, 0.5)) == ["diverged"]
+
+
+def test_youth_is_counted_in_images_of_the_run_and_of_the_dataset() -> None:
+    def young(total_kimg: float, epoch_images: int) -> int:
+        return young_images(
+            Thresholds(), total_images=round(1000 * total_kimg), epoch_images=epoch_images
+        )
+
+    assert young(1000, 50_000) == 200_000  # a fifth of a long run
+    assert young(20, 1_797) == 8_985  # five epochs of a small dataset
+    assert young(8, 6_000) == 20_000  # a run this short is young to its end
+
+
 def test_a_run_that_never_leaves_one_image_is_a_complete_collapse() -> None:
-    stuck = [
-        result(30, 0.0, missing=tuple("012345678"), precision=0.0, duplicates=1.0, spread=0.05)
-    ] * 3
-    assert names(VerdictTracker(), stuck) == ["learning", "learning", "complete collapse"]
+    found = evaluate(VerdictTracker(young_images=3 * EVERY), GREY, GREY, GREY)
+    assert found == ["learning", "learning", "complete collapse"]
 
 
 def test_a_fall_from_its_own_best_is_named_at_once_with_figures() -> None:
-    tracker = healthy_run()
-    found = tracker.add_evaluation(result(8, 0.21, missing=("3", "7")))
-    assert str(found) == "partial collapse (classes 3 and 7 missing; coverage 0.21, was 0.55)"
+    found = add(healthy_run(), result(8, 0.21, missing=("3", "7")))
+    assert str(found) == "partial collapse (classes 3 and 7 missing; coverage 0.21, was 0.80)"
+
+
+def test_a_fall_of_coverage_that_recall_does_not_confirm_is_no_collapse() -> None:
+    assert evaluate(healthy_run(), result(8, 0.4, recall=0.64)) == ["learning"]
 
 
 def test_classes_that_are_lost_are_named_at_once() -> None:
-    assert (
-        healthy_run().add_evaluation(result(2.5, 0.45, missing=("3",))).name == "partial collapse"
-    )
+    assert evaluate(healthy_run(), result(2.5, 0.7, missing=("3",))) == ["partial collapse"]
 
 
 def test_classes_that_never_came_are_named_when_the_run_has_stopped_improving() -> None:
-    tracker = VerdictTracker()
-    never = result(5, 0.5, missing=("3",))
-    assert names(tracker, [result(9, 0.4, missing=("3",)), never, never, never]) == [
-        "learning"
-    ] * 3 + ["partial collapse"]
+    never = result(5, 0.6, missing=("3",))
+    found = evaluate(VerdictTracker(), result(9, 0.5, missing=("3",)), never, never, never)
+    assert found == ["learning"] * 3 + ["partial collapse"]
 
 
 def test_noise_does_not_cry_wolf() -> None:
-    tracker = healthy_run()
-    wobble = [0.55, 0.48, 0.52, 0.44, 0.57, 0.41, 0.5, 0.46, 0.55, 0.4]
-    assert set(names(tracker, [result(2 + each, each) for each in wobble])) == {"healthy"}
+    wobble = [0.8, 0.7, 0.75, 0.64, 0.83, 0.6, 0.73, 0.67, 0.8, 0.58]
+    found = evaluate(healthy_run(), *(result(2 + each, each) for each in wobble))
+    assert set(found) == {"healthy"}
 
 
 def test_a_trouble_is_withdrawn_after_two_evaluations_without_it() -> None:
-    tracker = healthy_run()
-    found = names(
-        tracker, [result(8, 0.2), result(3, 0.5), result(8, 0.2), result(3, 0.5), result(2, 0.55)]
-    )
+    bad, good = result(8, 0.2), result(3, 0.75)
+    found = evaluate(healthy_run(), bad, good, bad, good, result(2, 0.8))
     assert found == ["partial collapse"] * 4 + ["healthy"]
 
 
-def test_memorising_is_named() -> None:
-    assert healthy_run().add_evaluation(result(1, 0.97, copies=0.2)).name == "memorising"
+def test_varied_images_are_healthy_and_others_are_not() -> None:
+    assert assess(result(2, 0.6)).name == "healthy"
+    few = assess(result(2, 0.63, recall=0.11))
+    assert str(few) == "learning (recall 0.11, reals 0.80; coverage 0.63, reals 0.97)"
+    assert assess(result(2, 0.45, recall=0.6)).name == "learning"
+
+
+def test_copies_count_only_if_pixels_confirm_them() -> None:
+    assert assess(result(1, 0.97, confirmed_copies=0.2)).name == "memorising"
+    assert assess(result(1, 0.97, copies=0.9)).name == "healthy"
+
+
+def test_near_duplicates_count_only_if_pixels_confirm_them() -> None:
+    assert assess(result(5, 0.7, duplicates=0.9)).name == "partial collapse"
+    assert assess(result(5, 0.7, duplicates=0.9, pixel_duplicates=0.2)).name == "healthy"
+    one_image = {"duplicates": 0.9, "spread": 0.1}
+    assert assess(result(5, 0.0, **one_image)).name == "complete collapse"
+    assert assess(result(5, 0.7, **one_image, pixel_spread=0.9)).name == "partial collapse"
 
 
 def test_a_winning_discriminator_is_named_when_samples_stop_improving() -> None:
     tracker = VerdictTracker()
-    assert {tracker.add_report(D_WINS).name for _ in range(20)} == {"learning"}  # as all runs begin
-    improves_then_stalls = [result(5, 0.3), result(5, 0.3), result(5, 0.3)]
-    assert names(tracker, improves_then_stalls) == ["healthy", "healthy", "unbalanced"]
+    assert set(report(tracker, D_WINS, times=20)) == {"learning"}  # as all runs begin
+    found = evaluate(tracker, *[result(5, 0.6)] * 3)
+    assert found == ["healthy", "healthy", "unbalanced"]
     assert "discriminator winning; discriminator right on 100% of reals" in str(tracker.verdict)
-    assert [tracker.add_report(BALANCED).name for _ in range(5)][-1] == "healthy"
+    assert report(tracker, BALANCED, times=5)[-1] == "healthy"
 
 
 def test_a_winning_generator_is_named() -> None:
     tracker = VerdictTracker()
-    for _ in range(5):
-        tracker.add_report(BALANCED | {"accuracy/d_fake": 0.05})
+    report(tracker, BALANCED | {"accuracy/d_fake": 0.05}, times=5)
     assert str(tracker.verdict).startswith("unbalanced (generator winning")
 
 
 def test_equilibrium_is_balanced() -> None:
-    tracker = VerdictTracker()
-    for _ in range(20):
-        tracker.add_report(BALANCED | {"accuracy/d_real": 0.5, "accuracy/d_fake": 0.5})
-    assert not tracker.verdict.is_trouble
+    even = BALANCED | {"accuracy/d_real": 0.5, "accuracy/d_fake": 0.5}
+    assert set(report(VerdictTracker(), even, times=20)) == {"learning"}
 
 
 def test_one_report_out_of_balance_is_nothing() -> None:
     tracker = VerdictTracker()
     for turn in range(30):
-        assert not tracker.add_report(D_WINS if turn % 4 == 0 else BALANCED).is_trouble
+        assert report(tracker, D_WINS if turn % 4 == 0 else BALANCED) == ["learning"]
 
 
 def test_what_is_not_finite_has_diverged_at_once() -> None:
     tracker = healthy_run()
-    assert (
-        str(tracker.add_report(BALANCED | {"loss/g": math.nan})) == "diverged (loss/g not finite)"
-    )
+    report(tracker, BALANCED | {"loss/g": math.nan})
+    assert str(tracker.verdict) == "diverged (loss/g not finite)"
     assert assess(result(math.inf, 0.5)).name == "diverged"
 
 
 def test_an_overflowing_gradient_norm_alone_has_not() -> None:
-    assert not VerdictTracker().add_report(BALANCED | {"grad_norm/d": math.inf}).is_trouble
+    assert report(VerdictTracker(), BALANCED | {"grad_norm/d": math.inf}) == ["learning"]
 
 
 def test_one_image_is_seen_between_evaluations_but_not_at_the_start() -> None:
     same = BALANCED | {"diversity/batch_ratio": 0.02, "diversity/batch_duplicates": 1.0}
-    tracker = VerdictTracker()
-    assert not any(tracker.add_report(same).is_trouble for _ in range(20))
-    tracker.add_report(BALANCED | {"diversity/batch_ratio": 0.9, "diversity/batch_duplicates": 0.0})
-    assert [tracker.add_report(same).name for _ in range(5)][-1] == "complete collapse"
+    varied = BALANCED | {"diversity/batch_ratio": 0.9, "diversity/batch_duplicates": 0.0}
+    tracker = VerdictTracker(young_images=EVERY)
+    assert set(report(tracker, same, times=20)) == {"learning"}
+    report(tracker, varied)
+    tracker.images_seen = EVERY
+    assert report(tracker, same, times=5)[-1] == "complete collapse"
+
+
+def test_a_run_that_was_rolled_back_is_young_again() -> None:
+    tracker = healthy_run()
+    assert evaluate(tracker, result(8, 0.2)) == ["partial collapse"]
+    tracker.restart(images_seen=10 * EVERY)
+    for images_seen, name in ((11 * EVERY, "learning"), (12 * EVERY, "partial collapse")):
+        assert tracker.add_evaluation(result(8, 0.2), images_seen=images_seen).name == name
 
 
 def test_state_survives_json_and_rewinds() -> None:
@@ -183,21 +245,23 @@ def test_state_survives_json_and_rewinds() -> None:
     tracker = healthy_run()
     saved = json.dumps(tracker.state_dict())
     collapsed = result(8, 0.2)
-    tracker.add_evaluation(collapsed)
-    other = VerdictTracker()
+    add(tracker, collapsed)
+    other = VerdictTracker(young_images=2 * EVERY)
     other.load_state_dict(json.loads(saved))
     assert other == healthy_run()
     assert other.verdict.name == "healthy"
-    assert other.add_evaluation(collapsed) == tracker.verdict
+    assert add(other, collapsed) == tracker.verdict
 
 
 def test_the_state_of_an_older_version_is_read() -> None:
     tracker = healthy_run()
     older = tracker.state_dict()
     older["past"] = older.pop("history")
-    restored = VerdictTracker()
+    del older["past"]["best_recall"], older["images_seen"], older["began_images"]
+    restored = VerdictTracker(young_images=2 * EVERY)
     restored.load_state_dict(json.loads(json.dumps(older)))
-    assert restored == tracker
+    assert restored.history.best_coverage == tracker.history.best_coverage
+    assert evaluate(restored, result(8, 0.2)) == ["partial collapse"]
 
 
 def test_batch_diversity_compares_with_reals() -> None:
