@@ -204,7 +204,7 @@ class TrainingBatches:
         began = time.monotonic()
         pixels = next(self.stream)
         self.wait_seconds += time.monotonic() - began
-        images = pixels.to(memory_format=torch.channels_last).float() / 127.5 - 1.0
+        images = pixels.to(memory_format=torch.channels_last) / 127.5 - 1.0
         if mirrored is not None:
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         return images

@@ -133,21 +133,22 @@ def discriminator_loss(
     reals = augmented(batch.reals, batch, "reals", gan=gan, loss=loss)
     fakes = augmented(fakes, batch, "fakes", gan=gan, loss=loss)
     real_logits, fake_logits = adversarial.relate(*discriminate(gan, reals, fakes))
-    real_loss = adversarial.real_loss(real_logits, loss.label_smoothing)
-    fake_loss = adversarial.fake_loss(fake_logits)
+    real_loss, fake_loss = adversarial.discriminator_losses(
+        real_logits, fake_logits, loss.label_smoothing
+    )
     total = adversarial_loss = real_loss + fake_loss
     penalties: dict[str, Tensor] = {}
     if penalty_scale:
         penalties = weighted_penalties(gan, batch, reals, fakes, loss=loss)
-        total = adversarial_loss + penalty_scale * sum(penalties.values())
+        total = adversarial_loss + penalty_scale * torch.stack([*penalties.values()]).sum()
     return total, {
         "loss/d": adversarial_loss.detach(),
         "loss/d_real": real_loss.detach(),
         "loss/d_fake": fake_loss.detach(),
         "logits/real_mean": real_logits.detach().mean(),
         "logits/fake_mean": fake_logits.detach().mean(),
-        "accuracy/d_real": (real_logits > 0).float().mean(),
-        "accuracy/d_fake": (fake_logits < 0).float().mean(),
+        "accuracy/d_real": (real_logits > 0).mean(dtype=torch.float32),
+        "accuracy/d_fake": (fake_logits < 0).mean(dtype=torch.float32),
         **{f"penalty/{name}": value.detach() for name, value in penalties.items()},
     }
 
@@ -220,8 +221,9 @@ def generator_losses(
         reals = augmented(batch.reals, batch, "reals", gan=gan, loss=loss)
     if needs_reals:
         with torch.no_grad():
-            real_logits, real_features = discriminator(reals, with_features=True)
+            real_logits = discriminator(reals, with_features=bool(weights.feature_distance))
     if weights.feature_distance:
+        real_logits, real_features = real_logits
         logits, fake_features = discriminator(fakes, with_features=True)
         distance = feature_distance(fake_features, real_features)
         terms["feature_distance"] = weights.feature_distance * distance

@@ -35,6 +35,15 @@ class AdversarialLoss:
     relate: Callable[[Tensor, Tensor], Logits] = keep_logits
     paired: bool = False
 
+    def discriminator_losses(
+        self, real_logits: Tensor, fake_logits: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the losses on reals and on fakes, from logits that `relate` has returned."""
+        real_loss = self.real_loss(real_logits, smoothing)
+        if self.paired:  # the difference of a pair is the same from both sides
+            return real_loss, real_loss
+        return real_loss, self.fake_loss(fake_logits)
+
 
 # ----------------------------------------------------------------------------- binary cross-entropy
 
@@ -44,7 +53,8 @@ def bce_real_loss(logits: Tensor, smoothing: float) -> Tensor:
 
     One-sided label smoothing: Salimans et al. 2016, section 3.4.
     """
-    return softplus(-logits).mean() + smoothing * logits.mean()
+    loss = softplus(-logits).mean()
+    return loss + smoothing * logits.mean() if smoothing else loss
 
 
 def bce_fake_loss(logits: Tensor) -> Tensor:

@@ -83,8 +83,9 @@ class MinibatchStddev(nn.Module):
         # takes six times as long.
         groups = maps.movedim(1, -1).float().flatten(1).unflatten(0, (-1, self.group))
         deviations = (groups - groups.mean(1, keepdim=True)).square().mean(1).add(1e-8).sqrt()
-        added = deviations.mean(1).repeat_interleave(self.group)[:, None] * self.weight
-        return maps + added.to(maps.dtype).view(*added.shape, *[1] * (maps.dim() - 2))
+        added = (deviations.mean(1)[:, None] * self.weight).to(maps.dtype)  # [groups, F]
+        added = added.view(len(added), 1, -1, *[1] * (maps.dim() - 2))
+        return (maps.unflatten(0, (-1, self.group)) + added).flatten(0, 1)
 
 
 class Discriminator(nn.Module):
