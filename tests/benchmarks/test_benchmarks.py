@@ -8,7 +8,7 @@ import torch
 
 from distgan.commands.bench import write_images
 from shards.pack import pack
-from tests.benchmarks import mixtures, scaling, textbook, time_to_quality
+from tests.benchmarks import mixtures, scaling, textbook, time_to_quality, verdicts
 from tests.benchmarks.time_to_quality import Point
 
 
@@ -48,6 +48,27 @@ def test_report_names_the_first_point_as_good_as_the_textbooks_end() -> None:
     assert "2.90 after 100 images and 2 s" in time_to_quality.report(usual, ours)[1]
     assert "10.0 times as fast" in time_to_quality.report(usual, ours)[1]
     assert "not reached; 4.00" in time_to_quality.report(usual, ours[:1])[1]
+
+
+def test_verdicts_of_arranged_sets_are_counted() -> None:
+    """Wrong verdicts are bold; one of several right verdicts counts as right."""
+    right = {"copies": ("memorising",), "grey": ("learning", "complete collapse")}
+    lines = verdicts.show({"a": dict.fromkeys(right, "complete collapse")}, right)
+    assert lines[2] == "| copies | memorising | **complete collapse** |"
+    assert lines[3] == "| grey | learning or complete collapse | complete collapse |"
+    assert lines[-1] == "1 of 2 are right."
+
+
+def test_every_arranged_set_has_a_right_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table is complete, and the clearest sets are recognised."""
+    monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
+    pack("digits", tmp_path / "digits", workers=1)
+    found = verdicts.assess_dataset(tmp_path / "digits", num=60, use_probe=False, generators={})
+    assert list(found) == list(verdicts.RIGHT)
+    assert found["copies"] == "memorising"
+    assert found["one image with noise"] == "complete collapse"
 
 
 @pytest.mark.slow

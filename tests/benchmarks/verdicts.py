@@ -1,0 +1,233 @@
+"""How often the verdict is right on sets of images of which we know what is wrong with them.
+
+    python -m tests.benchmarks.verdicts SHARDS ... [--probe] [--num 1000] [--generator PATH=VERDICT]
+
+The sets are arranged from one half of each dataset, and compared with the other half. RIGHT says
+beforehand which verdicts are right. The features are those of data without labels, or with --probe
+those of the dataset's own probe. Labels, or the hue if there are none, tell which images are of one
+kind. Prints a table of all verdicts and a confusion matrix, in Markdown.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from distgan.evaluation.evaluate import evaluate
+from distgan.evaluation.extractors import Extractor, RandomConv
+from distgan.evaluation.probe import Probe, probe_path
+from distgan.evaluation.reference import PreparedReference, RealImages, prepare_reference
+from distgan.evaluation.verdict import assess
+from distgan.networks.generator_file import load_generator
+from distgan.runtime.distributed import World
+from distgan.runtime.randomness import normal
+from shards.format.index import read_index
+from shards.reader import ShardReader
+from tests.benchmarks.common import command_line, machine
+
+ALONE = World(0, 1)
+RIGHT = {
+    "other real images": ("healthy",),
+    "half of the kinds": ("partial collapse",),
+    "one kind": ("partial collapse",),
+    "one image with noise": ("complete collapse",),
+    "20 images with noise": ("partial collapse",),
+    "copies": ("memorising",),
+    "copies with noise": ("memorising",),
+    "shifted copies": ("memorising",),
+    "mirrored copies": ("memorising",),
+    "grey noise": ("learning", "complete collapse"),
+    "average image with noise": ("complete collapse",),
+    "weak blur": ("healthy", "learning"),
+    "blur": ("learning",),
+    "strong blur": ("learning",),
+}
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Two disjoint halves of a dataset: `fakes` are uint8 [n, C, H, W], `reals` are all others."""
+
+    fakes: Tensor
+    kinds: Tensor  # [n], integers
+    num_kinds: int
+    reals: RealImages
+
+
+def split_dataset(reader: ShardReader, *, num: int, seed: int = 0) -> Halves:
+    """Return the halves of a dataset, with at most 20 times `num` images in the first."""
+    order = torch.randperm(reader.num_samples, generator=torch.Generator().manual_seed(seed))
+    half = len(order) // 2
+    ours, theirs = order[: min(half, 20 * num)].sort().values, order[half:].sort().values
+    images = torch.from_numpy(reader.gather(ours.numpy()))
+    if reader.index.class_names is None:
+        kinds, num_kinds = kinds_by_hue(images), 10
+    else:
+        kinds = torch.from_numpy(reader.labels(ours.numpy())).long()
+        num_kinds = len(reader.index.class_names)
+    reals = RealImages(
+        lambda ids: torch.from_numpy(reader.gather(theirs[ids].numpy())),
+        len(theirs),
+        f"{reader.index.fingerprint}/half {seed}",
+    )
+    return Halves(images, kinds, num_kinds, reals)
+
+
+def kinds_by_hue(images: Tensor) -> Tensor:
+    """Return ten kinds [n] of equal size, from the bluest to the reddest images [n, 3, H, W]."""
+    hue = images[:, 0].float().mean((1, 2)) - images[:, 2].float().mean((1, 2))
+    return hue.argsort().argsort() * 10 // len(images)
+
+
+def arrange(halves: Halves, reference: Tensor, *, num: int) -> dict[str, Callable[[], Tensor]]:
+    """Return the sets of RIGHT; `reference` are the images that fakes are compared with."""
+    draw = torch.Generator().manual_seed(0)
+    fakes, kinds = halves.fakes, halves.kinds
+
+    def choose(mask: Tensor) -> Tensor:
+        found = mask.nonzero().flatten()
+        found = found[torch.randperm(len(found), generator=draw)]
+        return fakes[found[torch.arange(num) % len(found)]]
+
+    def noisy(images: Tensor, scale: float = 4) -> Tensor:
+        noise = scale * torch.randn(images.shape, generator=draw)
+        return (images + noise).round().clamp(0, 255).to(torch.uint8)
+
+    def repeat(images: Tensor) -> Tensor:
+        return images[torch.arange(num) % len(images)]
+
+    others = choose(torch.ones(len(fakes), dtype=torch.bool))
+    copies = repeat(reference)
+    grey = torch.full_like(others, 128)
+    average = reference.float().mean(0, keepdim=True)
+    return {
+        "other real images": lambda: others,
+        "half of the kinds": lambda: choose(kinds < halves.num_kinds // 2),
+        "one kind": lambda: choose(kinds == halves.num_kinds // 3),
+        "one image with noise": lambda: noisy(repeat(others[:1])),
+        "20 images with noise": lambda: noisy(repeat(others[:20])),
+        "copies": lambda: copies,
+        "copies with noise": lambda: noisy(copies, 8),
+        "shifted copies": lambda: copies.roll((1, 1), (2, 3)),
+        "mirrored copies": lambda: copies.flip(3),
+        "grey noise": lambda: noisy(grey, 40),
+        "average image with noise": lambda: noisy(repeat(average), 20),
+        "weak blur": lambda: blur(others, 3),
+        "blur": lambda: blur(others, 7),
+        "strong blur": lambda: blur(others, 15),
+    }
+
+
+def blur(images: Tensor, width: int) -> Tensor:
+    """Average over squares of `width` pixels of images of 32 pixels; twice the width for 64."""
+    width = width * images.shape[3] // 32 // 2 * 2 + 1
+    padded = functional.pad(images.float(), (width // 2,) * 4, mode="replicate")
+    return functional.avg_pool2d(padded, width, 1).round().to(torch.uint8)
+
+
+def generated(path: Path, *, num: int) -> Tensor:
+    """Return images of a generator, of a run or of a checkpoint."""
+    generator = load_generator(path)
+    parts = [
+        generator.images(normal((generator.spec.latent_dim,), part, seed=0, purpose="evaluation"))
+        for part in torch.arange(num).split(250)
+    ]
+    return torch.cat(parts)
+
+
+def verdict_on(images: Tensor, prepared: PreparedReference, extractor: Extractor) -> str:
+    """Return the name of the verdict, outside of a run."""
+    result = evaluate(
+        lambda start, stop: images[start:stop], prepared, extractor, world=ALONE, wanted=()
+    )
+    return assess(result).name
+
+
+def assess_dataset(
+    shards: Path, *, num: int, use_probe: bool, generators: dict[str, str]
+) -> dict[str, str]:
+    """Return the names of the verdicts on all sets of a dataset, and on generators of it."""
+    reader = ShardReader(read_index(shards))
+    extractor: Extractor = RandomConv()
+    if use_probe:
+        extractor = Probe.load(probe_path(reader.index.fingerprint))
+    halves = split_dataset(reader, num=num)
+    prepared = prepare_reference(halves.reals, extractor, world=ALONE, num_samples=num)
+    num = prepared.protocol.num_fakes
+    chosen = reference_images(halves.reals, prepared)
+    sets = arrange(halves, chosen, num=num)
+    found = {name: verdict_on(make(), prepared, extractor) for name, make in sets.items()}
+    for path in generators:
+        if load_generator(Path(path)).image_shape == reader.image_shape:
+            found[path] = verdict_on(generated(Path(path), num=num), prepared, extractor)
+    return found
+
+
+def reference_images(reals: RealImages, prepared: PreparedReference) -> Tensor:
+    """Return the images of a reference."""
+    protocol = prepared.protocol
+    order = torch.randperm(
+        reals.num_images, generator=torch.Generator().manual_seed(protocol.split_seed)
+    )
+    return reals.images(order[: protocol.num_reference].sort().values)
+
+
+def show(found: dict[str, dict[str, str]], right: dict[str, tuple[str, ...]]) -> list[str]:
+    """Return a table of all verdicts, wrong ones in bold, and the confusion matrix, in Markdown."""
+    counts: Counter[tuple[str, str]] = Counter()
+    lines = [
+        "| images | right | " + " | ".join(found) + " |",
+        "| --- | --- |" + " --- |" * len(found),
+    ]
+    for name, verdicts in right.items():
+        cells = []
+        for column in found.values():
+            verdict = column.get(name, "")
+            if verdict:
+                counts[verdicts[0] if verdict not in verdicts else verdict, verdict] += 1
+            cells.append(verdict if verdict in ("", *verdicts) else f"**{verdict}**")
+        lines.append(f"| {name} | {' or '.join(verdicts)} | {' | '.join(cells)} |")
+    names = sorted({name for pair in counts for name in pair})
+    lines += [
+        "",
+        "| right \\ found | " + " | ".join(names) + " |",
+        "| --- |" + " --- |" * len(names),
+    ]
+    for name in names:
+        row = " | ".join(str(counts[name, other]) for other in names)
+        lines.append(f"| {name} | {row} |")
+    num_right = sum(count for (name, other), count in counts.items() if name == other)
+    return [*lines, "", f"{num_right} of {counts.total()} are right."]
+
+
+def main(arguments: list[str] | None = None) -> list[str]:
+    """Print and return the tables."""
+    parser = command_line(__doc__)
+    parser.add_argument("shards", type=Path, nargs="+")
+    parser.add_argument("--num", type=int, default=1000, help="images of each set")
+    parser.add_argument("--probe", action="store_true", help="features of the datasets' probes")
+    parser.add_argument("--generator", action="append", default=[], metavar="PATH=VERDICT")
+    options = parser.parse_args(arguments)
+    generators = dict(word.rsplit("=", 1) for word in options.generator)
+    torch.set_num_threads(1)
+    found = {
+        path.name: assess_dataset(
+            path, num=options.num, use_probe=options.probe, generators=generators
+        )
+        for path in options.shards
+    }
+    lines = [
+        *show(found, RIGHT | {path: (verdict,) for path, verdict in generators.items()}),
+        "",
+        machine(),
+    ]
+    print("\n".join(lines))
+    return lines
+
+
+if __name__ == "__main__":
+    main()
