@@ -43,11 +43,15 @@ def save_grid(
 
 
 def save_losses_plot(
-    rows: list[dict[str, Any]], path: Path, *, epoch_images: int, equilibrium: tuple[float, float]
+    rows: list[dict[str, Any]],
+    path: Path,
+    *,
+    images_per_epoch: int,
+    equilibrium: tuple[float, float],
 ) -> None:
     """Plot losses and discriminator accuracies over thousands of images, if there are any.
 
-    Dashed lines mark the ends of the first and the last epoch of `epoch_images` images; dotted
+    Dashed lines mark the ends of the first and the last epoch of `images_per_epoch` images; dotted
     ones the losses (discriminator, generator) at equilibrium. Raises OSError.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -61,10 +65,12 @@ def save_losses_plot(
     losses, accuracies = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     plot_losses(losses, rows, equilibrium)
     plot_accuracies(accuracies, rows)
-    last_epoch = int(rows[-1]["progress/kimg"] * 1000 / epoch_images + 1e-9)
+    last_epoch = int(rows[-1]["progress/kimg"] * 1000 / images_per_epoch + 1e-9)
     for axes in (losses, accuracies):
         for epoch in {1, last_epoch} if last_epoch else ():
-            axes.axvline(epoch * epoch_images / 1000, color="grey", linewidth=0.8, linestyle="--")
+            axes.axvline(
+                epoch * images_per_epoch / 1000, color="grey", linewidth=0.8, linestyle="--"
+            )
         axes.legend(loc="best")
         axes.grid(alpha=0.3)
     buffer = io.BytesIO()

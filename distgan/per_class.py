@@ -206,7 +206,7 @@ class PerClassTrainer:
             config=self.config,
             wandb_id=None,
             total_images=images_seen,
-            epoch_images=self.session.reader.num_samples,
+            images_per_epoch=self.session.reader.num_samples,
         )
         with recorded_outcome(logger, Heartbeat(self.world), images_seen=lambda: images_seen):
             if self.world.broadcast_from_main(lambda: self.is_joined(images_seen)):
@@ -229,7 +229,7 @@ class PerClassTrainer:
         if self.world.all_reduce_sum(raised) == 0:
             return None
         name = self.interrupt.signal_name or "a signal"
-        return f"{name}; all classes are trained and not yet joined"
+        return f"interrupted by {name} after training all classes and before joining them"
 
     def join_classes(self, logger: RunLogger, images_seen: int) -> str:
         """Build, evaluate, show and save the mixture; returns the reason for status.json."""

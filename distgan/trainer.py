@@ -1,8 +1,8 @@
 """The training loop of one GAN: build, resume, train, close.
 
-Time is `images_seen`, the number of real images consumed by all processes. The order of images,
-latents, flips, the moving average, schedules and intervals all derive from that one integer. A run
-can therefore resume from it, and is the same on any number of processes.
+The clock of a run is `images_seen`, the number of real images that all processes have consumed.
+The order of images, latents, flips, the moving average, schedules and intervals all derive from
+that one integer. A run can therefore resume exactly, and any number of processes gives the same run.
 """
 
 import os
@@ -29,10 +29,11 @@ from distgan.runtime.heartbeat import Heartbeat
 from distgan.runtime.provenance import provenance
 from distgan.runtime.signals import Interrupt
 from distgan.steps import train_step
+from distgan.text import format_kimg
 
 
 class Trainer:
-    """One run on this process; `run` trains until the end, a signal or a collapse."""
+    """A run on this process; `run` trains until the last image, a signal or a collapse."""
 
     def __init__(
         self,
@@ -61,15 +62,15 @@ class Trainer:
         self.active = self.active_config()
 
     def active_config(self) -> Config:
-        """Return the settings in force: after a rollback those of `collapse.remedy` replace others."""
+        """Return the settings in force, which after a rollback include `collapse.remedy`."""
         if not self.state.rollbacks:
             return self.config
         return with_overrides(self.config, self.config.collapse.remedy)
 
     def run(self) -> str:
-        """Train; returns `done`, `preempted` or `collapsed`, the state that status.json holds.
+        """Train, and return the state in status.json: `done`, `preempted` or `collapsed`.
 
-        If a run was killed before it recorded its outcome, it is finished now.
+        If the run was killed before it recorded its outcome, finish it now.
         """
         state = self.state
         self.logger = RunLogger(
@@ -78,7 +79,7 @@ class Trainer:
             config=self.config,
             wandb_id=state.wandb_id,
             total_images=self.session.total_images,
-            epoch_images=self.reader.num_samples,
+            images_per_epoch=self.reader.num_samples,
         )
         state.wandb_id = self.logger.wandb_id
         self.logger.last_verdict = self.evaluator.verdict.name
@@ -104,7 +105,7 @@ class Trainer:
     # --------------------------------------------------------------------------------------- loop
 
     def train(self) -> str:
-        """Do what is due, then one step, until the run ends; returns how it ended."""
+        """Alternate between what is due and one step until the run ends; return its outcome."""
         state, total = self.state, self.session.total_images
         schedule = Schedule(
             self.config, total_images=total, images_per_epoch=self.reader.num_samples
@@ -148,7 +149,7 @@ class Trainer:
         return self.finish(interrupted=interrupted, collapse=collapse)
 
     def train_step(self) -> None:
-        """Train both networks for one step and count its images."""
+        """Train both networks for one step, and count the images seen."""
         state, train = self.state, self.config.train
         result = train_step(
             self.gan,
@@ -162,7 +163,7 @@ class Trainer:
         state.images_seen += train.batch_size * train.d_steps
 
     def handle_collapse(self) -> str | None:
-        """Do what `collapse.action` says about the verdict; returns why the run must end, or None."""
+        """Apply `collapse.action` to the verdict; return why the run must end, or None."""
         verdict, state = self.evaluator.verdict, self.state
         reaction = react(
             verdict,
@@ -177,7 +178,7 @@ class Trainer:
         return None
 
     def roll_back(self, verdict: str) -> None:
-        """Restore the last healthy checkpoint and train on with the remedy's settings."""
+        """Restore the last healthy checkpoint and apply `collapse.remedy`."""
         self.checkpointer.roll_back()
         self.active = self.active_config()
         probability = self.active.loss.augment_probability
@@ -187,12 +188,12 @@ class Trainer:
         state, limit = self.state, self.config.collapse.max_rollbacks
         self.logger.event(
             "rollback",
-            f"{verdict}: rollback {state.rollbacks} of {limit} to {state.healthy_images / 1000:g} kimg",
+            f"{verdict}: rollback {state.rollbacks} of {limit} to {format_kimg(state.healthy_images)}",
             images_seen=state.images_seen,
         )
 
     def save_checkpoint(self, *, must_succeed: bool) -> None:
-        """Save a checkpoint; a failure is an error if it must succeed, otherwise a warning."""
+        """Save a checkpoint. A failure is an error if `must_succeed`, otherwise a warning."""
         with self.reporter.maintenance("checkpoints"):
             problem = self.checkpointer.save(must_succeed=must_succeed)
             if problem is not None:
@@ -201,7 +202,7 @@ class Trainer:
     # ---------------------------------------------------------------------------------------- end
 
     def finish(self, *, interrupted: bool, collapse: str | None) -> str:
-        """Write the generator, record the outcome and close; returns the outcome."""
+        """Write the generator, record the outcome and close; return the outcome."""
         images_seen = self.state.images_seen
         if self.world.is_main:
             facts = {
@@ -219,11 +220,13 @@ class Trainer:
         self.logger.time_table(
             self.reporter.maintenance_sec, total_sec=self.reporter.total_seconds()
         )
-        self.logger.close(outcome, reason, images_seen=images_seen)
+        self.logger.close(
+            outcome, reason, images_seen=images_seen, seconds=self.state.train_seconds
+        )
         return outcome
 
     def interruption(self) -> str:
-        """Describe the signal, and how long after it the run was saved."""
+        """Say which signal interrupted the run and how long saving took."""
         seconds = time.monotonic() - self.interrupt.since if self.interrupt.raised else 0.0
         name = self.interrupt.signal_name or "a signal on another rank"
-        return f"{name}; saved {seconds:.1f} s after it"
+        return f"interrupted by {name}, saved {seconds:.1f} s later"

@@ -133,5 +133,5 @@ def train_with_own_precision(shards: Path, run_dir: Path) -> None:
 
 def test_ranks_with_another_precision_are_refused(shards: Path, tmp_path: Path) -> None:
     """On nodes with different GPUs `auto` may choose bf16 on one and fp32 on the other."""
-    with pytest.raises(AssertionError, match="rank 1: another precision than on rank 0"):
+    with pytest.raises(AssertionError, match="rank 1: precision differs from rank 0"):
         run_world(2, train_with_own_precision, shards, tmp_path / "run")

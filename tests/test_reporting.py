@@ -19,6 +19,7 @@ from distgan.errors import UserError
 from distgan.images import save_grid, save_losses_plot, to_uint8
 from distgan.reporting import console
 from distgan.reporting.metrics import RunningMeans
+from distgan.reporting.run_logger import outcome_line
 from distgan.run.files import append_row, read_rows
 from distgan.run.folder import RunFolder
 from distgan.runtime.distributed import World
@@ -79,6 +80,25 @@ def test_grid_shows_the_images(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
 
 
+@pytest.mark.parametrize(
+    ("state", "reason", "line"),
+    [
+        ("done", "verdict: learning", "20 kimg in 92 s; verdict: learning; next: distgan sample x"),
+        (
+            "preempted",
+            "interrupted by SIGTERM, saved 0.2 s later",
+            "interrupted by SIGTERM, saved 0.2 s later, at 20 kimg; repeat the command to continue",
+        ),
+        ("collapsed", "diverged", "diverged, at 20 kimg"),
+        ("failed", "rank 1 is lost", "rank 1 is lost; at 20 kimg, in x"),
+    ],
+)
+def test_last_line_of_a_run_begins_with_its_outcome(state: str, reason: str, line: str) -> None:
+    """It says how the run ended, at how many images, and what to do next."""
+    text = outcome_line(state, reason, Path("x"), images_seen=20_000, seconds=92.0)
+    assert text == f"{state}: {line}"
+
+
 def test_losses_are_plotted(tmp_path: Path) -> None:
     """The plot has a readable size; without rows there is no file."""
     first = {
@@ -89,7 +109,7 @@ def test_losses_are_plotted(tmp_path: Path) -> None:
         "accuracy/d_fake": 0.5,
     }
     for name, rows in (("none.png", []), ("losses.png", [first, first | {"progress/kimg": 2.5}])):
-        save_losses_plot(rows, tmp_path / name, epoch_images=1000, equilibrium=(1.39, 0.69))
+        save_losses_plot(rows, tmp_path / name, images_per_epoch=1000, equilibrium=(1.39, 0.69))
     assert [path.name for path in tmp_path.iterdir()] == ["losses.png"]
     with Image.open(tmp_path / "losses.png") as image:
         assert image.size[0] > 800

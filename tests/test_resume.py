@@ -73,7 +73,7 @@ def train_on_own_shards(shards: list[Path], run_dir: Path) -> Any:
 def test_ranks_with_different_datasets_are_refused(shards: Path, tmp_path: Path) -> None:
     """All ranks stop at once, and the error names the rank, also if image sizes differ."""
     other = pack_noise(tmp_path, num=30, seed=1, size=64)
-    with pytest.raises(AssertionError, match="rank 1: another dataset than on rank 0"):
+    with pytest.raises(AssertionError, match="rank 1: dataset differs from rank 0"):
         run_world(2, train_on_own_shards, [shards, other], tmp_path / "run")
 
 
@@ -84,7 +84,7 @@ def train_with_own_setting(shards: Path, run_dir: Path, overrides: list[str]) ->
 
 def test_ranks_with_different_settings_are_refused(shards: Path, tmp_path: Path) -> None:
     """Also a setting that does not change what is learned, but when ranks communicate."""
-    with pytest.raises(AssertionError, match=r"rank 1: another train.kimg than on rank 0"):
+    with pytest.raises(AssertionError, match=r"rank 1: train.kimg differs from rank 0"):
         run_world(
             2,
             train_with_own_setting,

@@ -75,7 +75,7 @@ def page_values(record: RunRecord) -> dict[str, Any]:
 def facts(record: RunRecord) -> list[tuple[str, str, str]]:
     """Return (what, value, details) of each box at the top of the page."""
     world, spec = record.provenance.world, record.description.generator
-    epochs, num_images = record.last("progress/epoch"), record.epoch_images
+    epochs, num_images = record.last("progress/epoch"), record.images_per_epoch
     length = [f"{record.images_seen:,} images"] + ([f"{epochs:,.3g} epochs"] if epochs else [])
     speed = f"{format_number(round(record.images_per_sec))} images/s" if record.train_sec else ""
     return [
@@ -150,9 +150,9 @@ def frames(record: RunRecord) -> list[tuple[str, str]]:
 
 def frame_caption(record: RunRecord, kimg: float) -> str:
     """Return `12 kimg, epoch 3.2`, without the epoch if its length is unknown."""
-    if not record.epoch_images:
+    if not record.images_per_epoch:
         return format_kimg(kimg * 1000)
-    return f"{format_kimg(kimg * 1000)}, epoch {kimg * 1000 / record.epoch_images:.3g}"
+    return f"{format_kimg(kimg * 1000)}, epoch {kimg * 1000 / record.images_per_epoch:.3g}"
 
 
 def metric_rows(record: RunRecord) -> list[tuple[str, float, float | None, float | None, str, str]]:
@@ -192,11 +192,11 @@ def nearest_images(record: RunRecord) -> dict[str, str | None]:
 
 def epoch_marks(record: RunRecord) -> list[Mark]:
     """Return marks at the end of epoch 1 and of the last complete epoch."""
-    if not record.epoch_images:
+    if not record.images_per_epoch:
         return []
-    last = int(record.images_seen / record.epoch_images + 1e-9)
+    last = int(record.images_seen / record.images_per_epoch + 1e-9)
     return [
-        Mark(epoch * record.epoch_images / 1000, f"epoch {epoch}", f"end of epoch {epoch}")
+        Mark(epoch * record.images_per_epoch / 1000, f"epoch {epoch}", f"end of epoch {epoch}")
         for epoch in sorted({1, last})
         if last
     ]

@@ -1,10 +1,11 @@
-"""Everything that rank zero reports of a run: to the run folder, the console and the sinks."""
+"""The log of a run, which rank zero writes to the run folder, the console, W&B and TensorBoard."""
 
 import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,14 +18,16 @@ from distgan.evaluation.verdict import Verdict
 from distgan.images import save_grid, save_losses_plot
 from distgan.losses.adversarial import equilibrium
 from distgan.reporting import console
+from distgan.reporting.metrics import metric_label
 from distgan.reporting.sinks import Sink
 from distgan.reporting.tensorboard_sink import TensorBoardSink
 from distgan.reporting.wandb_sink import WandbSink, default_group, new_run_id
 from distgan.run.files import read_rows, read_status
 from distgan.run.folder import RunFolder, explained
+from distgan.text import first_line, format_duration, format_kimg
 from shards.files import write_atomic
 
-SUMMARY_METRICS = (
+CONSOLE_METRICS = (  # those of an evaluation that are printed
     "quality/frechet",
     "quality/fid",
     "quality/coverage",
@@ -45,7 +48,7 @@ def on_rank_zero(method: Callable[..., None]) -> Callable[..., None]:
 
 
 class RunLogger:
-    """The log of one run. `folder` is None on every rank but zero, and there nothing is logged."""
+    """The log of one run. On ranks other than zero, `folder` is None and nothing is logged."""
 
     def __init__(
         self,
@@ -55,14 +58,14 @@ class RunLogger:
         config: Config,
         wandb_id: str | None,
         total_images: int,
-        epoch_images: int,
+        images_per_epoch: int,
     ) -> None:
         self.folder, self.name, self.config = folder, name, config
         self.wandb_id = wandb_id or new_run_id()
-        self.total_images, self.epoch_images = total_images, epoch_images
+        self.total_images, self.images_per_epoch = total_images, images_per_epoch
         self.console: console.TrainingConsole | None = None
         self.sinks: list[Sink] = []
-        self.last_verdict = "learning"  # the verdict on a new run
+        self.last_verdict = "learning"  # a new run has this verdict
 
     # -------------------------------------------------------------------------------------- start
 
@@ -90,12 +93,12 @@ class RunLogger:
         self.console = console.TrainingConsole(total_images=self.total_images)
         self.console.start()
         if images_seen:
-            resumed = "; ".join([f"resumed at {images_seen / 1000:g} kimg", *notes])
-            self.event("resume", resumed, images_seen=images_seen)
+            sentence = "; ".join([f"resumed at {format_kimg(images_seen)}", *notes])
+            self.event("resume", sentence, images_seen=images_seen)
         self.sinks = self.open_sinks(provenance["world"], images_seen=images_seen)
 
     def open_sinks(self, world: dict[str, Any], *, images_seen: int) -> list[Sink]:
-        """Return W&B and, if it is asked for, TensorBoard."""
+        """Open W&B and, if `log.tensorboard` is set, TensorBoard."""
         assert self.folder is not None
         folder, log = self.folder.path, self.config.log
         config = flat_values(self.config) | {"world": world}
@@ -116,15 +119,18 @@ class RunLogger:
         )
         if not log.tensorboard:
             return [wandb]
-        # Before W&B, for which the end of an interrupted run may have to wait too long.
+        # Sinks are closed in this order. W&B comes last, because waiting for it may take too long
+        # when the run is interrupted.
         return [TensorBoardSink(folder, config=config, images_seen=images_seen, warn=warn), wandb]
 
     @on_rank_zero
     def already_done(self, *, images_seen: int) -> None:
         """Say that nothing is left to train, and release the run folder."""
         assert self.folder is not None
-        again = "longer: train.epochs or train.kimg; another: --run-dir DIR or train.seed=1"
-        self.say(f"{self.folder.path} is done at {images_seen / 1000:g} kimg; {again}")
+        self.say(
+            f"{self.folder.path} has already finished, at {format_kimg(images_seen)}; to train "
+            "longer, raise train.epochs or train.kimg; to train again, set train.seed or --run-dir"
+        )
         self.folder.close()
 
     # ------------------------------------------------------------------------------------ running
@@ -138,7 +144,7 @@ class RunLogger:
     def event(
         self, kind: str, sentence: str, *, images_seen: int, style: str = "", **figures: Any
     ) -> None:
-        """Record in events.jsonl that something happened, and print it."""
+        """Append an event to events.jsonl and print its sentence."""
         assert self.folder is not None
         self.folder.add_event(kind, sentence, images_seen=images_seen, **figures)
         self.say(sentence, style=style)
@@ -154,7 +160,7 @@ class RunLogger:
 
     @on_rank_zero
     def evaluation(self, result: Result, *, is_best: bool, images_seen: int) -> None:
-        """Log the result of an evaluation, beside the same metrics of real images."""
+        """Log the result of an evaluation and the same metrics of real images."""
         assert self.folder is not None
         kimg, values = images_seen / 1000, result.values
         self.folder.append("evaluations.jsonl", {"progress/images": images_seen} | result.to_dict())
@@ -165,17 +171,11 @@ class RunLogger:
             best = {f"best/{name}": value for name, value in values.items()}
             for sink in self.sinks:
                 sink.summarize({"best/kimg": kimg} | best)
-        figures = [
-            f"{name.rpartition('/')[2].replace('_', ' ')} {values[name]:.3g}"
-            for name in SUMMARY_METRICS
-            if name in values
-        ]
-        best_mark = "  (best)" if is_best else ""
-        self.say(f"{kimg:,.1f} kimg  quality: {', '.join(figures)}{best_mark}")
+        self.say(evaluation_line(result, is_best=is_best, images_seen=images_seen))
 
     @on_rank_zero
     def verdict(self, verdict: Verdict, *, images_seen: int) -> None:
-        """Log a verdict if it differs from the last one, and send an alert if it is trouble."""
+        """Log a verdict if its name has changed, and send an alert if the run is in trouble."""
         if verdict.name == self.last_verdict:
             return
         assert self.folder is not None
@@ -187,18 +187,23 @@ class RunLogger:
         self.folder.write_status(
             "running", "training", images_seen=images_seen, verdict=str(verdict)
         )
-        text = f"{self.folder.path.name} at {images_seen / 1000:g} kimg: {verdict}"
+        text = f"{self.folder.path.name} at {format_kimg(images_seen)}: {verdict}"
         for sink in self.sinks if verdict.is_trouble else ():
             sink.alert(verdict.name, text)
 
     @on_rank_zero
     def samples(self, fakes: Tensor, reals: Tensor | None, *, images_seen: int) -> None:
-        """Save grids of uint8 images [B, C, H, W], and log them."""
+        """Save and log grids of uint8 images [B, C, H, W]."""
         assert self.folder is not None
         kimg, folder = images_seen / 1000, self.folder.samples
         with explained(self.folder.path):
             path = save_grid(fakes, folder / f"{kimg:010.3f}.png")
-            pictures = {"samples/fakes": (path, f"{kimg:g} kimg, moving average, fixed latents")}
+            pictures = {
+                "samples/fakes": (
+                    path,
+                    f"{format_kimg(images_seen)}, moving average, fixed latents",
+                )
+            }
             if reals is not None:
                 pictures["samples/reals"] = (save_grid(reals, folder / "reals.png"), "real images")
         for sink in self.sinks:
@@ -208,15 +213,15 @@ class RunLogger:
 
     @on_rank_zero
     def time_table(self, maintenance_sec: dict[str, float], *, total_sec: float) -> None:
-        """Print how the time was divided between training and everything else."""
+        """Print how many seconds went into training, samples, evaluations and checkpoints."""
         training = total_sec - sum(maintenance_sec.values())
         parts = {"training": training} | maintenance_sec
         listed = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
-        self.say(f"{total_sec:,.1f} s in total: {listed}")
+        self.say(f"time: {total_sec:,.1f} s ({listed})")
 
     @on_rank_zero
     def record_failure(self, reason: str, *, images_seen: int) -> None:
-        """Write the state `failed` at once, from any thread. `close` does the rest."""
+        """Write the state `failed` to status.json. Any thread may call it before `close`."""
         folder = self.folder
         if folder is not None and read_status(folder.path).state == "running":
             folder.write_status(
@@ -224,10 +229,13 @@ class RunLogger:
             )
 
     @on_rank_zero
-    def close(self, state: str, reason: str, *, images_seen: int) -> None:
+    def close(
+        self, state: str, reason: str, *, images_seen: int, seconds: float | None = None
+    ) -> None:
         """Record the outcome, then write the plot and the report, then wait for W&B.
 
-        The order matters: a job that is being preempted may be killed before the last of them.
+        The order matters: a preempted job may be killed before all of it is done. `seconds` is the
+        training time to print.
         """
         assert self.folder is not None
         try:
@@ -237,7 +245,7 @@ class RunLogger:
             )
             self.plot()
         except RunFailed as error:
-            self.say(f"the outcome is not recorded: {error}")
+            self.say(f"the outcome could not be recorded: {error}")
         self.write_report(state, images_seen=images_seen)
         if self.console is not None:
             self.console.close()
@@ -248,33 +256,64 @@ class RunLogger:
             sink.close(has_failed=state == "failed")
         folder, self.folder = self.folder, None
         folder.close()
-        console.say(f"{state}: {reason}; {images_seen / 1000:g} kimg; {folder.path}")
+        if state == "done":
+            reason = f"verdict: {self.last_verdict}"
+        console.say(
+            outcome_line(state, reason, folder.path, images_seen=images_seen, seconds=seconds)
+        )
 
     def plot(self) -> None:
-        """Plot the rows of metrics so far as losses.png."""
+        """Plot all rows of metrics as losses.png."""
         assert self.folder is not None
         folder = self.folder.path
         with explained(folder):
             save_losses_plot(
                 read_rows(folder / "metrics.jsonl"),
                 folder / "losses.png",
-                epoch_images=self.epoch_images,
+                images_per_epoch=self.images_per_epoch,
                 equilibrium=equilibrium(self.config.loss),
             )
 
     def write_report(self, state: str, *, images_seen: int) -> None:
-        """Write report.html. A report that cannot be written is a warning, never a failed run."""
+        """Write report.html. If that fails, the run only warns."""
         if self.folder is None or not self.config.log.report:
             return
         from distgan.reporting.page import REPORT_FILE, write_report
         from distgan.reporting.run_record import read_record
 
         folder = self.folder.path
-        search_nearest = state in ("done", "collapsed")  # an interrupted run has no time for it
+        search_nearest = state in ("done", "collapsed")  # it takes too long for an interrupted run
         try:
             write_report(read_record(folder), folder / REPORT_FILE, search_nearest=search_nearest)
         except Exception as error:  # a library or a disk may raise anything
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            with suppress(RunFailed):  # the disk may have no room for the warning either
-                text = f"report.html was not written: {why}"
+            with suppress(RunFailed):  # a full disk has no room for the warning either
+                text = f"could not write report.html: {first_line(error)}"
                 self.event("warning", text, images_seen=images_seen)
+
+
+def evaluation_line(result: Result, *, is_best: bool, images_seen: int) -> str:
+    """Return an evaluation as a line for the console."""
+    figures = []
+    for name in CONSOLE_METRICS:
+        if name in result.values:
+            figure = f"{metric_label(name)} {result.values[name]:.3g}"
+            reals = result.reals.get(name)
+            figures.append(figure if reals is None else f"{figure} (real images {reals:.3g})")
+    best = "  (best so far)" if is_best else ""
+    return f"{images_seen / 1000:,.1f} kimg  evaluation: {', '.join(figures)}{best}"
+
+
+def outcome_line(
+    state: str, reason: str, folder: Path, *, images_seen: int, seconds: float | None
+) -> str:
+    """Return the last line of a run: how it ended, and what to do next."""
+    kimg = format_kimg(images_seen)
+    if state == "failed":
+        return f"failed: {reason}; at {kimg}, in {folder}"
+    if state == "preempted":
+        return f"preempted: {reason}, at {kimg}; repeat the command to continue"
+    report = f"; open {folder / 'report.html'}" if (folder / "report.html").exists() else ""
+    if state == "collapsed":
+        return f"collapsed: {reason}, at {kimg}{report}"
+    time = "" if seconds is None else f" in {format_duration(seconds)}"
+    return f"{state}: {kimg}{time}; {reason}{report}; next: distgan sample {folder}"

@@ -97,7 +97,7 @@ class RunRecord:
         return (self.last("progress/images") or 0) / self.train_sec if self.train_sec else math.nan
 
     @cached_property
-    def epoch_images(self) -> int:
+    def images_per_epoch(self) -> int:
         """Number of images in the dataset, 0 if unknown."""
         epochs = self.last("progress/epoch")
         return round(self.last("progress/images") / epochs) if epochs else 0

@@ -41,7 +41,7 @@ class TensorBoardSink:
         self.warn, self.images_seen, self.summary = warn, images_seen, dict[str, Any]()
         self.writer: SummaryWriter | None = None
         try:
-            # A resumed run trains the steps after its checkpoint again. TensorBoard hides the old ones.
+            # A resumed run repeats the steps after its checkpoint. This hides their old values.
             purge_step = images_seen + 1 if images_seen else None
             self.writer = SummaryWriter(str(folder / FOLDER), purge_step=purge_step)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The checkpoints of one run: what they hold, when older ones are removed, and how every rank gets them."""
+"""The checkpoints of one run: saved and read by rank zero, restored on every rank."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,15 +22,14 @@ Checkpoint = tuple[Tensors, dict[str, Any]]
 
 @dataclass
 class RunState:
-    """The plain numbers of a run; together with the GAN and the evaluator its whole state."""
+    """The state of a run apart from its GAN and its evaluator."""
 
     images_seen: int = 0  # real images consumed by all ranks together: the clock of the run
     train_seconds: float = 0.0
     wandb_id: str | None = None
     rollbacks: int = 0
-    healthy_images: int = (
-        0  # images seen at the newest checkpoint with a healthy verdict, or at the first
-    )
+    # `images_seen` of the newest checkpoint whose verdict is healthy. 0 means the first checkpoint.
+    healthy_images: int = 0
 
 
 class Checkpointer:
@@ -64,7 +63,7 @@ class Checkpointer:
     def restore(self, checkpoint: Checkpoint | None) -> dict[str, Any] | None:
         """Load rank zero's checkpoint on every rank and return its contents; None if there is none.
 
-        Other ranks read no files: on a shared file system they may see an older state.
+        The other ranks read no files, because a shared file system may show them an older state.
         """
         contents = self.world.broadcast_object(checkpoint[1] if checkpoint else None)
         if contents is None:
@@ -77,14 +76,14 @@ class Checkpointer:
         return contents
 
     def roll_back(self) -> None:
-        """Restore the last healthy checkpoint, or the first. The images seen are not reset."""
+        """Restore the last healthy checkpoint, or the first, but keep `images_seen`."""
         path = self.folder / checkpoint_name(self.state.healthy_images)
         self.restore(self.world.run_on_main(lambda: checkpoints.load(path)))
         self.evaluator.tracker.restart(images_seen=self.state.images_seen)
         self.state.rollbacks += 1
 
     def save(self, *, must_succeed: bool) -> str | None:
-        """Save the run and remove older checkpoints; returns what went wrong, or None.
+        """Save the run and remove older checkpoints; return what went wrong, or None.
 
         Raises RuntimeError if the ranks' weights differ, and UserError if `must_succeed` and the
         checkpoint cannot be written.
@@ -96,18 +95,18 @@ class Checkpointer:
         problem = self.world.broadcast_from_main(lambda: self.write(must_succeed=must_succeed))
         if problem is None:
             self.saved = self.pointers()
-        else:  # the healthy and the best checkpoint must be ones that exist
+        else:  # refer to the checkpoints that exist
             healthy, self.evaluator.best_value, self.evaluator.best_images = self.saved
             self.state.healthy_images = healthy
         return problem
 
     def pointers(self) -> tuple[int, float | None, int | None]:
-        """Return the images of the healthy checkpoint, the best value, and the images of the best."""
+        """Return the healthy checkpoint's images, the best value, and the best checkpoint's images."""
         evaluator = self.evaluator
         return self.state.healthy_images, evaluator.best_value, evaluator.best_images
 
     def write(self, *, must_succeed: bool) -> str | None:
-        """Write the checkpoint's files on rank zero."""
+        """Write a checkpoint on rank zero; return what went wrong, or None."""
         tensors, plain = self.gan.state()
         contents = asdict(self.state) | {
             "players": plain,
@@ -165,7 +164,7 @@ def find_checkpoint(
         conflicts.append(f"the dataset's fingerprint was {was}, now {is_now}")
     if conflicts:
         raise UserError(
-            f"{run_dir} holds a run with other settings: {'; '.join(conflicts)}. "
+            f"{run_dir} contains a run with other settings: {'; '.join(conflicts)}. "
             "Set them back, or choose another folder with --run-dir"
         )
     return tensors, contents, [*notes, *changed.values()]

@@ -21,7 +21,7 @@ from shards.files import sync_path
 
 FORMAT = "distgan-checkpoint/1"
 NAME = re.compile(r"\d{8,}\.\d{3}")
-FILES = ("tensors.safetensors", "state.json")  # those that the manifest describes
+FILES = ("tensors.safetensors", "state.json")  # those listed in the manifest
 Tensors = dict[str, Tensor]
 
 
@@ -35,7 +35,7 @@ def checkpoint_name(images_seen: int) -> str:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, oldest first. Anything with another name is ignored."""
+    """Return the checkpoints in a folder, oldest first; ignore all other names."""
     found = folder.iterdir() if folder.is_dir() else []
     return sorted(path for path in found if NAME.fullmatch(path.name) and path.is_dir())
 
@@ -84,8 +84,7 @@ def describe(path: Path) -> dict[str, Any]:
 def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
     """Return (tensors, contents of state.json).
 
-    Raises CheckpointError unless every byte is as it was written, and UserError if the checkpoint
-    cannot be read at the moment.
+    Raises CheckpointError if the checkpoint is damaged, and UserError if it cannot be read now.
     """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
@@ -114,7 +113,7 @@ def damaged(path: Path, why: str) -> CheckpointError:
 def load_latest(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors, dict[str, Any]] | None:
     """Load the newest intact checkpoint, or return None if there are no checkpoints.
 
-    Warns of the damaged ones that it skips. Raises CheckpointError if all are damaged.
+    Calls `warn` for each damaged checkpoint that it skips. Raises CheckpointError if all are damaged.
     """
     paths = list_checkpoints(folder)
     for path in reversed(paths):
@@ -131,10 +130,10 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors, dic
 
 
 def prune(folder: Path, *, newest: str, keep: int, wanted: Collection[str] = ()) -> None:
-    """Remove checkpoints except the last `keep` up to the one named `newest`, and the wanted names.
+    """Remove all checkpoints but the `keep` last ones up to `newest` and those named in `wanted`.
 
-    Later checkpoints are removed too: they were damaged, and the run resumed from an earlier one.
-    So are temporary folders that a killed process left.
+    Checkpoints after `newest` are removed too: they are damaged, so the run resumed from an earlier
+    one. Temporary folders left by a killed process are also removed.
     """
     paths = list_checkpoints(folder)
     kept = {path.name for path in [path for path in paths if path.name <= newest][-keep:]}

@@ -1,4 +1,4 @@
-"""How a run of one GAN per class is divided among the classes."""
+"""The division of a run among its classes, for one GAN per class."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from shards.reader import ShardReader
 
 @dataclass(frozen=True)
 class ClassRun:
-    """One class and the length of its run."""
+    """A class and the length of its run."""
 
     number: int
     name: str
@@ -21,7 +21,7 @@ class ClassRun:
 
     @property
     def folder(self) -> str:
-        """Name of the run folder; the number tells names apart that a file system does not."""
+        """Name of the run folder; the number makes it unique on every file system."""
         return f"{self.number}-{re.sub(r'[^A-Za-z0-9._]+', '_', self.name)[:40]}"
 
 
@@ -63,7 +63,7 @@ def divide_steps(num_steps: int, counts: list[int]) -> list[int]:
 
 
 def check_classes(classes: list[ClassRun], *, source: str, batch_size: int) -> None:
-    """Raise UserError if a class has less than a batch of images, or no step of the run."""
+    """Raise UserError if a class has fewer images than a batch, or gets no step of the run."""
     if small := [c for c in classes if c.num_samples < batch_size]:
         names = ", ".join(f"{c.name} ({c.num_samples} images)" for c in small)
         smallest = min(c.num_samples for c in classes)

@@ -1,4 +1,4 @@
-"""What a run does when its verdict is a collapse: the setting `collapse.action`."""
+"""The reaction to a collapse, chosen by the setting `collapse.action`."""
 
 from enum import Enum
 
@@ -8,7 +8,7 @@ from distgan.evaluation.verdict import Verdict
 
 
 class Reaction(Enum):
-    """What the training loop does about a verdict."""
+    """A reaction of the training loop to a verdict."""
 
     CONTINUE = "continue"
     ROLL_BACK = "roll back"
@@ -16,9 +16,9 @@ class Reaction(Enum):
 
 
 def react(verdict: Verdict, settings: Collapse, *, rollbacks: int, kimg: float) -> Reaction:
-    """Return the reaction to a verdict after so many rollbacks.
+    """Return the reaction to a verdict after `rollbacks` rollbacks.
 
-    Raises RunFailed if training has diverged and no rollback is allowed: nothing is left to train.
+    Raises RunFailed if training has diverged and `collapse.action` is not `rollback`.
     """
     if not verdict.is_collapse:
         return Reaction.CONTINUE

@@ -1,7 +1,7 @@
-"""The files of a run folder: what they hold and how they are read.
+"""Readers of the files in a run folder.
 
-A running process may be writing any of them, and a killed one may have left it incomplete. The
-readers skip what is damaged and describe it, in one line for each file, to the function `warn`.
+A file may be incomplete, because a process is writing it or was killed while it did. The readers
+skip damaged parts and call `warn` with one line for each damaged file.
 """
 
 import json
@@ -47,7 +47,7 @@ class Provenance(BaseModel):
 
 
 class EvaluationRow(BaseModel):
-    """A line of evaluations.jsonl; the protocol and the classes stay plain values."""
+    """A line of evaluations.jsonl."""
 
     model_config = ConfigDict(extra="allow")
     images_seen: int = Field(alias="progress/images", ge=0)
@@ -109,12 +109,12 @@ def read_toml(path: Path, *, warn: Warn = ignore) -> dict[str, Any]:
 
 
 def read_rows(path: Path, *, warn: Warn = ignore) -> list[dict[str, Any]]:
-    """Return the objects of a .jsonl file."""
+    """Return the JSON objects of a .jsonl file, one for each line."""
     return read_lines(path, parse_object, warn=warn)
 
 
 def read_models(path: Path, model: type[Model], *, warn: Warn = ignore) -> list[Model]:
-    """Return the lines of a .jsonl file that fit a model."""
+    """Return the lines of a .jsonl file as models; skip lines that do not validate."""
     return read_lines(path, model.model_validate_json, warn=warn)
 
 
@@ -141,7 +141,7 @@ def parse_object(line: str) -> dict[str, Any]:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append an object to a .jsonl file; ends an incomplete last line, left by a killed process."""
+    """Append an object to a .jsonl file. End the last line first if a killed process did not."""
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)

@@ -29,18 +29,18 @@ ROW_FILES = ("metrics.jsonl", "evaluations.jsonl", "events.jsonl")
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn a failed write into a RunFailed of one line that says how to continue."""
+    """Convert a failed write into a RunFailed that says how to continue."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise RunFailed(
-            f"cannot write to {path}: {why}; solve this and repeat the command to resume"
+            f"cannot write to {path}: {why}; fix this and repeat the command to resume"
         ) from None
 
 
 def check_writable(path: Path) -> None:
-    """Raise UserError if no file can be written at this path, before any work is done for it."""
+    """Raise UserError if no file can be written at this path."""
     try:
         if path.exists():  # also a pipe such as /dev/stdout
             path.open("a").close()
@@ -48,7 +48,7 @@ def check_writable(path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from None
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another path") from None
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -60,7 +60,7 @@ def write_json(path: Path, values: Any) -> None:
 
 
 class RunFolder:
-    """A run folder that this process has locked.
+    """A run folder locked by this process.
 
     Raises UserError if another run holds the lock or the folder cannot be written.
     """
@@ -90,7 +90,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def take_lock(self) -> None:
-        """Lock the folder for the life of this process; the kernel releases it even after SIGKILL."""
+        """Lock the folder. The kernel releases the lock when this process ends, even by SIGKILL."""
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -107,7 +107,7 @@ class RunFolder:
                 self.path,
                 error.strerror,
             )
-        with suppress(OSError):  # the lock holds even if the disk has no room for the name
+        with suppress(OSError):  # a full disk does not affect the lock, only its holder's name
             self.lock.truncate(0)
             self.lock.write(f"pid {os.getpid()} on {platform.node()}")
             self.lock.flush()
@@ -134,7 +134,7 @@ class RunFolder:
             write_atomic(self.path / "status.json", json.dumps(status, indent=1) + "\n")
 
     def add_event(self, kind: str, sentence: str, *, images_seen: int, **figures: Any) -> None:
-        """Append to events.jsonl that something happened to the run."""
+        """Append an event of the run to events.jsonl."""
         event = {"kind": kind, "images_seen": images_seen, "time": timestamp(), "what": sentence}
         self.append("events.jsonl", event | figures)
 
@@ -148,7 +148,7 @@ class RunFolder:
             append_row(self.path / name, row)
 
     def truncate_after(self, images_seen: int) -> None:
-        """Drop rows of steps that a resumed run will train again."""
+        """Drop the rows of steps that a resumed run repeats."""
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             path = self.path / name
             if not path.exists():
@@ -158,12 +158,12 @@ class RunFolder:
 
 
 def sync_rows(run_dir: Path) -> None:
-    """Flush all rows to the disk: a checkpoint must not outlive the rows that precede it."""
+    """Flush all rows to the disk, so that a saved checkpoint never lacks its earlier rows."""
     for name in ROW_FILES:
         if (run_dir / name).exists():
             sync_path(run_dir / name)
 
 
 def timestamp() -> str:
-    """Return the local time as in 2026-01-31T12:00:00+0000."""
+    """Return the local time, such as 2026-01-31T12:00:00+0000."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")

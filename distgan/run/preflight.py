@@ -1,4 +1,4 @@
-"""Checks before the first step, and the table that says what is about to run."""
+"""Checks before the first step, and the table that describes the run."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def check_image_size(reader: ShardReader) -> None:
 
 
 def check_batch(config: Config, world: World) -> None:
-    """Raise UserError if the batch cannot be divided as needed, now or after a rollback."""
+    """Raise UserError if the batch cannot be divided, with or without `collapse.remedy`."""
     check_division(config, world)
     if config.collapse.action == "rollback":
         try:
@@ -66,7 +66,7 @@ def check_division(config: Config, world: World) -> None:
 
 
 def group_sizes(config: Config) -> dict[str, int]:
-    """Return how many consecutive images each setting needs together, if more than one."""
+    """Return the settings that need consecutive images in one micro-batch, and how many."""
     networks, diversity = config.networks, config.loss.diversity
     sizes = {
         "networks.minibatch_stddev": networks.minibatch_stddev * networks.packing,
@@ -80,7 +80,7 @@ def group_sizes(config: Config) -> dict[str, int]:
 
 
 def check_agreement(session: Session, config: Config, evaluator: Evaluator) -> None:
-    """Raise UserError on all ranks if one differs from rank zero in data or settings. Collective."""
+    """Raise UserError on all ranks if any rank has other data or settings. Collective."""
     world = session.world
     settings = {
         name: json.dumps(value)
@@ -101,7 +101,7 @@ def check_agreement(session: Session, config: Config, evaluator: Evaluator) -> N
     for name, column in zip(facts, world.all_gather(differs).T.tolist(), strict=True):
         if ranks := [str(rank) for rank, other in enumerate(column) if other]:
             raise UserError(
-                f"rank {', '.join(ranks)}: another {name} than on rank 0; "
+                f"rank {', '.join(ranks)}: {name} differs from rank 0; "
                 "every machine needs the same shards, the same command, GPUs of one generation or "
                 "else --mixed_precision, and, if `distgan probe` was run, its probe"
             )
@@ -110,7 +110,7 @@ def check_agreement(session: Session, config: Config, evaluator: Evaluator) -> N
 def start_table(
     session: Session, config: Config, *, gan: GAN, evaluator: Evaluator
 ) -> list[tuple[str, Any]]:
-    """Return the rows shown before training: the main facts, then what differs from the defaults."""
+    """Return the rows to show before training: main facts, then settings that are not defaults."""
     reader, world, spec = session.reader, session.world, gan.spec
     size = f"{spec.image_size}x{spec.image_size}"
     channels = f"{spec.channels} channel{'s' if spec.channels > 1 else ''}"

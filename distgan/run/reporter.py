@@ -1,4 +1,4 @@
-"""What a run in training shows of itself: metrics, samples and evaluations, on their way to the logger."""
+"""The measurements of a run in training: metrics, samples and evaluations."""
 
 import time
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ class Reporter:
 
     @contextmanager
     def maintenance(self, kind: str) -> Iterator[None]:
-        """Count the seconds of the block, which are not spent on training."""
+        """Add the duration of the block to `maintenance_sec`."""
         began = time.monotonic()
         yield
         self.maintenance_sec[kind] += time.monotonic() - began
@@ -57,7 +57,7 @@ class Reporter:
         return time.monotonic() - self.began
 
     def add(self, result: StepResult) -> None:
-        """Take the statistics of one step. Nothing waits for the device."""
+        """Add the statistics of one step, without waiting for the device."""
         for statistics in result.statistics:
             self.means.add(statistics)
         self.last_fakes = result.fakes
@@ -65,12 +65,12 @@ class Reporter:
     def log_metrics(self, config: Config, batches: TrainingBatches) -> None:
         """Log the means of all statistics since the last call, and update the verdict with them.
 
-        `config` has the settings in force, which differ from the run's own after a rollback.
+        `config` has the settings in force, which a rollback changes.
         """
         if self.means.sums:
             self.means.add(self.evaluator.batch_metrics(self.last_fakes))
         world, state = self.session.world, self.state
-        # The ranks decide together by these numbers, so they must be equal to the last bit.
+        # All ranks derive the same decisions from these numbers, so every bit must be equal.
         statistics = world.broadcast_object(self.means.reduce(world))
         now = time.monotonic()
         seconds, self.last_report = now - self.last_report, now
@@ -96,7 +96,7 @@ class Reporter:
         )
 
     def save_samples(self) -> None:
-        """Save a grid of the averaged generator's images, always of the same latents."""
+        """Save a grid of images that the averaged generator makes from fixed latents."""
         with self.maintenance("samples"):
             self.gan.recalibrate_batch_norm(seed=self.config.train.seed)
             if self.logger.folder is None:
@@ -108,7 +108,7 @@ class Reporter:
             self.logger.samples(to_uint8(fakes), reals, images_seen=self.state.images_seen)
 
     def first_reals(self) -> Tensor:
-        """Return as many real images uint8 [n, C, H, W] as a sample grid has."""
+        """Return the first real images, uint8 [n, C, H, W], for one sample grid."""
         reader = self.session.reader
         return torch.from_numpy(reader.gather(np.arange(min(NUM_SAMPLES, reader.num_samples))))
 
@@ -125,6 +125,9 @@ class Reporter:
 
 
 def relative_losses(statistics: dict[str, float], config: Config) -> dict[str, float]:
-    """Return both losses over their values when reals and fakes cannot be told apart."""
+    """Return both losses relative to their values at equilibrium.
+
+    At equilibrium the discriminator cannot distinguish reals from fakes.
+    """
     levels = dict(zip(("loss/d", "loss/g"), equilibrium(config.loss), strict=True))
     return {f"{name}_relative": statistics[name] / x for name, x in levels.items() if x}

@@ -1,4 +1,4 @@
-"""What is due at a point of a run: metrics, samples, evaluations, checkpoints."""
+"""When metrics, samples, evaluations and checkpoints of a run are due."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ DEFAULT_PARTS = {"metrics": 400, "samples": 20, "evaluation": 10, "checkpoint": 
 
 @dataclass(frozen=True)
 class Due:
-    """What the training loop has to do before its next step."""
+    """The tasks of the training loop before its next step."""
 
     metrics: bool
     samples: bool
@@ -20,7 +20,7 @@ class Due:
 
 
 class Schedule:
-    """The intervals of one run, in images."""
+    """The intervals, in images, between a run's metrics, samples, evaluations and checkpoints."""
 
     def __init__(self, config: Config, *, total_images: int, images_per_epoch: int) -> None:
         self.total_images, self.images_per_epoch = total_images, images_per_epoch
@@ -39,7 +39,7 @@ class Schedule:
         """Return what is due at `now` images, given that the last check was at `before` images.
 
         `before` is -1 at the start of a new run and equal to `now` right after a resume. `stopping`
-        says that the run ends here although it is not complete.
+        means that the run is interrupted here.
         """
         is_complete, has_trained = now >= self.total_images, now != before
         ending = is_complete or stopping
@@ -47,7 +47,7 @@ class Schedule:
         def passed(name: str) -> bool:
             return is_multiple_passed(self.intervals[name], before, now)
 
-        # A new generator is not worth an evaluation, so the one at 0 images is left out.
+        # Untrained generators are not evaluated, so the evaluation at 0 images is left out.
         evaluation = is_multiple_passed(self.intervals["evaluation"], max(before, 0), now)
         evaluation |= is_complete and has_trained
         return Due(
@@ -59,5 +59,5 @@ class Schedule:
 
 
 def is_multiple_passed(interval: float, before: int, now: int) -> bool:
-    """Return whether a multiple of the interval is greater than `before` and at most `now`."""
+    """Return whether a multiple of the interval is in (before, now]."""
     return math.floor(now / interval) > math.floor(before / interval)

@@ -1,4 +1,4 @@
-"""How every run begins and ends, that of one GAN and that of one GAN per class alike."""
+"""The start and the end of a run, shared by runs of one GAN and of one GAN per class."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,9 +82,9 @@ def default_run_dir(name: str, config: Config, fingerprint: str) -> Path:
 def recorded_outcome(
     logger: RunLogger, heartbeat: Heartbeat, *, images_seen: Callable[[], int]
 ) -> Iterator[None]:
-    """Record a failure of the block in the run folder, tell the other ranks, and raise it again.
+    """Record a failure of the block in the run folder, inform the other ranks, and raise it again.
 
-    A block that ends normally has recorded its own outcome. The loss of a rank is recorded at once,
+    A block that ends normally must record its own outcome. The loss of a rank is recorded at once,
     because NCCL may end this process before the block fails.
     """
     heartbeat.on_loss = lambda reason: logger.record_failure(reason, images_seen=images_seen())
