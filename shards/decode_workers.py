@@ -1,9 +1,9 @@
 """Processes that decode the batches of a stream ahead.
 
-order ──> worker n mod W decodes batch n ──socket──> uint8 [b, C, H, W] in the reading thread
+order ──> worker n mod W decodes batch n ──pipe──> uint8 [b, C, H, W] in the reading thread
 
-Each worker computes the order itself, so nothing is sent to it. It decodes its batches one after
-another, and waits in between until they are read. A socket closes if either side dies, so that
+Each worker computes the order itself, so nothing is sent to it. It is at most two batches ahead of
+what has been read of it. A pipe closes if either side dies, so that
 neither waits for the other. No shared memory is used, of which Docker allows 64 MB by default.
 
 Threads in place of processes measured slower: decoding releases the interpreter lock, but for too
@@ -12,15 +12,18 @@ short a time (2 threads reached 0.3 to 0.6 times the rate of 2 processes on 2 bu
 
 from __future__ import annotations
 
+import fcntl
+import math
 import os
 import signal
-import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 import numpy as np
@@ -34,6 +37,7 @@ from shards.reader import ShardReader
 MAX_DEFAULT_WORKERS = 16
 _POLL_SEC = 0.1
 _MAX_WAIT_SEC = 300.0  # for a batch of local shards; remote ones have the limits of fetching
+_PIPE_BYTES = 2**20  # what Linux allows any user; the default of 2**16 means many task switches
 _HANDLED_BY_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 _HEADER = struct.Struct("<q")  # length of an error message in place of a batch, or 0
 
@@ -60,13 +64,14 @@ class DecodeWorkers:
         stop: threading.Event,
     ) -> None:
         self._stop = stop
-        self._max_wait_sec = None if reader.files.remote else _MAX_WAIT_SEC
+        self._is_remote = reader.files.remote
         self._num_read = 0
-        self._workers: list[tuple[BaseProcess, socket.socket]] = []
+        self._workers: list[tuple[BaseProcess, Connection]] = []
         with _signals_left_to_parent():
             for number in range(num_workers):
-                receiver, sender = socket.socketpair()
-                receiver.settimeout(_POLL_SEC)
+                receiver, sender = SPAWN.Pipe(duplex=False)
+                with suppress(OSError, AttributeError):
+                    fcntl.fcntl(sender.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
                 own = rank_slice.every(num_workers, skip=number)
                 arguments = (sender, reader, own, key, rank_slice.step)
                 process = SPAWN.Process(target=_work, args=arguments, daemon=True)
@@ -82,7 +87,7 @@ class DecodeWorkers:
         """
         process, receiver = self._workers[self._num_read % len(self._workers)]
         self._num_read += 1
-        deadline = None if self._max_wait_sec is None else time.monotonic() + self._max_wait_sec
+        deadline = math.inf if self._is_remote else time.monotonic() + _MAX_WAIT_SEC
         header, pixels = bytearray(_HEADER.size), out.reshape(-1).data
         try:
             self._receive(receiver, memoryview(header), deadline)
@@ -108,40 +113,59 @@ class DecodeWorkers:
             process.join()
             receiver.close()
 
-    def _receive(self, receiver: socket.socket, into: memoryview, deadline: float | None) -> None:
-        """Fill `into`. Raises EOFError if the socket is closed or `stop` is set."""
+    def _receive(self, receiver: Connection, into: memoryview, deadline: float) -> None:
+        """Fill `into`. Raises EOFError if the pipe is closed or `stop` is set."""
         while into:
-            try:
-                num_bytes = receiver.recv_into(into)
-            except TimeoutError:
-                if self._stop.is_set():
-                    raise EOFError from None
-                if deadline is not None and time.monotonic() > deadline:
-                    raise ShardError(
-                        f"a process that decodes images has sent nothing for "
-                        f"{self._max_wait_sec:g} s: start again, with data.workers=0 if it recurs"
-                    ) from None
-                continue
-            if not num_bytes:
+            if receiver.poll(_POLL_SEC):
+                num_bytes = os.readv(receiver.fileno(), [into])
+                if not num_bytes:
+                    raise EOFError
+                into = into[num_bytes:]
+            elif self._stop.is_set():
                 raise EOFError
-            into = into[num_bytes:]
+            elif time.monotonic() > deadline:
+                raise ShardError(
+                    f"a process that decodes images has sent nothing for {_MAX_WAIT_SEC:g} s: "
+                    "start again, with data.workers=0 if it recurs"
+                )
 
 
 def _work(
-    sender: socket.socket, reader: ShardReader, own: RankSlice, key: int, batch_size: int
+    sender: Connection, reader: ShardReader, own: RankSlice, key: int, batch_size: int
 ) -> None:
     """Decode the batches of `own`, one after another, and send each or the reason why not."""
     threading.Thread(target=exit_with_parent, daemon=True).start()
+    batches = own.batches(reader.make_order(key, batch_size=batch_size))
+    with suppress(BrokenPipeError), ThreadPoolExecutor(1) as thread:
+        sending: Future[None] | None = None
+        while True:
+            message = _decode(reader, next(batches))
+            if sending is not None:
+                sending.result()  # one batch waits to be read while the next is decoded
+            sending = thread.submit(_send, sender, message)
+            if isinstance(message, ShardError):
+                return
+
+
+def _decode(reader: ShardReader, ids: NDArray[np.int64]) -> NDArray[np.uint8] | ShardError:
     try:
-        for ids in own.batches(reader.make_order(key, batch_size=batch_size)):
-            images = reader.gather(ids)
-            sender.sendall(_HEADER.pack(0))
-            sender.sendall(images.reshape(-1).data)
+        return reader.gather(ids)
     except ShardError as error:
-        message = str(error).encode()
-        sender.sendall(_HEADER.pack(len(message)) + message)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # the stream was closed
+        return error
+
+
+def _send(sender: Connection, message: NDArray[np.uint8] | ShardError) -> None:
+    if isinstance(message, ShardError):
+        text = str(message).encode()
+        _write_all(sender, memoryview(_HEADER.pack(len(text)) + text))
+    else:
+        _write_all(sender, memoryview(_HEADER.pack(0)))
+        _write_all(sender, message.reshape(-1).data)
+
+
+def _write_all(sender: Connection, data: memoryview) -> None:
+    while data:
+        data = data[os.write(sender.fileno(), data) :]
 
 
 @contextmanager

@@ -325,6 +325,56 @@ def test_a_process_decodes_what_the_thread_would(indices: dict[str, ShardIndex])
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_batch_that_does_not_come_is_noticed(
+    indices: dict[str, ShardIndex], monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    """A process that lives but sends nothing ends the stream with one line, or when it is closed."""
+    stream = BatchStream(
+        ShardReader(indices["jpeg"]), key=7, start=0, batch_size=12, workers=1, prefetch=1
+    )
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid or 0, signal.SIGSTOP)
+    monkeypatch.setattr("shards.decode_workers._MAX_WAIT_SEC", 60.0 if closed else 0.5)
+    if closed:
+        stream.close()
+    else:
+        with pytest.raises(ShardError, match=r"has sent nothing for 0\.5 s.*data\.workers=0"):
+            for _ in stream:
+                pass
+    assert multiprocessing.active_children() == []
+
+
+READ_ALL = """
+import itertools, sys
+from shards.reader import ShardReader
+from shards.stream import BatchStream
+if __name__ == "__main__":
+    with BatchStream(ShardReader(sys.argv[1]), key=7, start=0, batch_size=128, workers=2) as stream:
+        print(sum(len(batch) for batch in itertools.islice(stream, 20)))
+"""
+
+
+def test_processes_need_no_shared_memory(indices: dict[str, ShardIndex], tmp_path: Path) -> None:
+    """With a full and read-only /dev/shm, batches of 393 kB arrive all the same."""
+    script = tmp_path / "read_all.py"
+    script.write_text(READ_ALL)
+    mount = "mount -t tmpfs -o ro,size=4k tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted: needs root")
+    command = f'{mount} && exec "$@"'
+    read_all = [sys.executable, str(script), str(indices["jpeg"].path)]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", command, "sh", *read_all],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "2560\n", done.stderr
+
+
 @pytest.mark.slow
 def test_processes_read_remote_windows(indices: dict[str, ShardIndex], tmp_path: Path) -> None:
     """From the cache of the node, batches in order; what one of them cannot read is one line."""
