@@ -2,10 +2,11 @@
 
 import ctypes
 import os
-import platform
 import resource
 import signal
-import sys
+import threading
+import time
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -146,10 +147,15 @@ def default_num_threads() -> int:
 
 def keep_freed_memory() -> None:
     """Keep freed memory in this process (glibc): fetching it from the kernel anew costs 5 %."""
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold, libc = -1, -3, ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
+    if mallopt := libc_function("mallopt"):
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+def libc_function(name: str) -> Callable[..., int] | None:
+    """Return a function of the C library, None on systems that lack it."""
+    return getattr(ctypes.CDLL(None), name, None)
 
 
 def check_world(num_processes: int) -> None:
@@ -184,11 +190,21 @@ def check_world(num_processes: int) -> None:
 
 
 def die_with_launcher() -> None:
-    """Arrange for SIGTERM when the launcher dies (Linux), so that no orphan writes to the run."""
-    launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
-    if launched and sys.platform == "linux":
-        launcher = os.getppid()
+    """Arrange for SIGTERM when the launcher dies, so that no orphan writes to the run."""
+    if not {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
+        return
+    launcher = os.getppid()
+    if prctl := libc_function("prctl"):  # Linux
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        prctl(pr_set_pdeathsig, signal.SIGTERM)
         if os.getppid() != launcher:  # it died before the call
             os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        threading.Thread(target=watch_launcher, args=(launcher,), daemon=True).start()
+
+
+def watch_launcher(launcher: int) -> None:
+    """Wait until this process has another parent than the launcher, then send SIGTERM to itself."""
+    while os.getppid() == launcher:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
