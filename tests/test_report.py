@@ -17,13 +17,12 @@ import torch
 from PIL import Image
 
 from distgan.errors import UserError
-from distgan.evaluation.verdict import NAMES
 from distgan.reporting.comparison import COLUMNS, group_runs, result_cells, write_comparison
 from distgan.reporting.curves import Chart, Curve, Mark, draw, moving_mean
 from distgan.reporting.nearest import nearest_ids
 from distgan.reporting.page import NOT_SEARCHED, write_report
 from distgan.reporting.rendering import image_uri, make_environment
-from distgan.reporting.run_record import VERDICTS, read_record
+from distgan.reporting.run_record import read_record
 from distgan.run.files import find_runs, read_rows
 from shards.reader import ShardReader
 from tests.browser import chromium
@@ -409,11 +408,6 @@ def test_image_of_noise_is_encoded() -> None:
     encoded = image_uri(Image.fromarray(noise)).partition(",")[2]
     with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
         assert (image.format, image.size) == ("JPEG", (548, 548))
-
-
-def test_every_verdict_has_a_meaning() -> None:
-    """The page explains each verdict."""
-    assert set(VERDICTS) == set(NAMES)
 
 
 def test_copies_are_their_own_nearest(shards: Path) -> None:

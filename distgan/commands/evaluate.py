@@ -111,6 +111,7 @@ def show_scores(scores: list[Score]) -> None:
     for score in scores:
         style = "bold red" if score.verdict.is_trouble else "bold green"
         say(f"{score.name}: {score.verdict}", style=style)
+        say(score.verdict.explanation)
     say(scores[0].result.protocol.line())
 
 

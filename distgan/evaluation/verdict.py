@@ -15,15 +15,25 @@ from dataclasses import dataclass
 from distgan.config.monitoring import Thresholds
 from distgan.evaluation.evaluate import Result
 
-NAMES = (
-    "diverged",
-    "complete collapse",
-    "partial collapse",
-    "memorising",
-    "unbalanced",
-    "learning",
-    "healthy",
-)
+EXPLANATIONS = {
+    "diverged": "A loss or a metric is no longer finite, so these weights cannot be used. "
+    "Lower optim.lr_g and optim.lr_d, or train with collapse.action=rollback.",
+    "complete collapse": "The generator makes only one image, or a few, and rarely recovers. "
+    "Try 'optim.betas=[0.0,0.99]' or networks.minibatch_stddev=4; more in docs/remedies.md.",
+    "partial collapse": "Some kinds of images are missing, however good the others look. "
+    "Try networks.minibatch_stddev=4 or loss.diversity.mode_seeking=5; more in docs/remedies.md.",
+    "memorising": "Some generated images are copies of training images. "
+    "Use more images, or augment them: \"loss.augment=['color','translation','cutout']\".",
+    "unbalanced": "One network dominates, so the other one learns little from it. "
+    "Change optim.lr_d or optim.lr_g; more in docs/reading-the-curves.md.",
+    "learning": "No problem was found, but the generated images do not match the real ones yet. "
+    "Train for longer, for example with twice the train.kimg.",
+    "healthy": "No problem was found, and most kinds of real images are covered. "
+    "The metrics and the samples show how good the images are.",
+}
+"""What each verdict means, and what to do about it; from the worst to the best."""
+
+NAMES = tuple(EXPLANATIONS)
 DEFAULT_THRESHOLDS = Thresholds()
 BETTER = 0.98  # a distance counts as better than the best from this fraction of it on
 BELOW_BEST = 0.95  # coverage below this fraction of the best is shown beside the best
@@ -39,6 +49,11 @@ class Verdict:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.detail})" if self.detail else self.name
+
+    @property
+    def explanation(self) -> str:
+        """What the verdict means, and what to do about it."""
+        return EXPLANATIONS[self.name]
 
     @property
     def is_trouble(self) -> bool:

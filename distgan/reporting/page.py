@@ -11,6 +11,7 @@ from PIL import Image
 
 from distgan.config.metrics import EVALUATION_METRICS
 from distgan.errors import UserError
+from distgan.evaluation.verdict import EXPLANATIONS
 from distgan.images import grid_pixels
 from distgan.networks.base import DiscriminatorSpec
 from distgan.networks.build import build_discriminator, build_generator
@@ -20,7 +21,7 @@ from distgan.reporting.curves import Mark, draw
 from distgan.reporting.metrics import metric_label
 from distgan.reporting.nearest import find_nearest
 from distgan.reporting.rendering import image_file_uri, image_uri, pick_evenly, render, write_page
-from distgan.reporting.run_record import GOOD_VERDICTS, VERDICTS, RunRecord
+from distgan.reporting.run_record import GOOD_VERDICTS, RunRecord
 from distgan.run.files import Event
 from distgan.text import format_duration, format_kimg, format_number, pluralize
 from shards.errors import ShardError
@@ -59,7 +60,7 @@ def page_values(record: RunRecord) -> dict[str, Any]:
     return {
         "title": record.name,
         "run": record,
-        "verdict_meaning": VERDICTS.get(record.verdict, ""),
+        "verdict_meaning": EXPLANATIONS.get(record.verdict, ""),
         "facts": facts(record),
         "has_tiny_images": record.description.generator.get("image_size") == 32,
         "frames": frames(record),

@@ -184,6 +184,8 @@ class RunLogger:
         self.event(
             "verdict", str(verdict), images_seen=images_seen, verdict=verdict.name, style=style
         )
+        if verdict.is_trouble:
+            self.say(verdict.explanation)
         self.folder.write_status(
             "running", "training", images_seen=images_seen, verdict=str(verdict)
         )

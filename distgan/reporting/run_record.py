@@ -28,17 +28,6 @@ from distgan.run.files import (
 )
 from distgan.text import is_number
 
-VERDICTS = {
-    "healthy": "No problem was found. The metrics and the samples show how good the images are.",
-    "learning": "No problem was found, but the generated images do not match the real ones yet.",
-    "unbalanced": "One network dominates, so the other one learns little from it.",
-    "memorising": "Some generated images are copies of training images.",
-    "partial collapse": "The generated images look plausible, but some kinds are missing.",
-    "complete collapse": "The generator makes only one image, or a few.",
-    "diverged": "A loss or a weight is no longer finite. The weights cannot be used.",
-}
-"""The meaning of each verdict."""
-
 GOOD_VERDICTS = ("healthy", "learning")
 UNKNOWN = object()
 

@@ -2,18 +2,20 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 
 import pytest
 import torch
 
-from distgan.config.schema import Thresholds
+from distgan.config.flat import flat_values
+from distgan.config.schema import Config, Thresholds
 from distgan.evaluation.batch_diversity import BatchDiversity
 from distgan.evaluation.evaluate import Result
 from distgan.evaluation.metrics import MetricSettings
 from distgan.evaluation.reference import Protocol
 from distgan.evaluation.tracker import VerdictTracker, young_images
-from distgan.evaluation.verdict import Verdict, assess
+from distgan.evaluation.verdict import EXPLANATIONS, Verdict, assess
 
 PROTOCOL = Protocol(
     "probe", "abc", "none", (1, 8, 8), "digits", 1000, 1000, 1000, "disjoint", 0, MetricSettings()
@@ -277,3 +279,10 @@ def test_batch_diversity_compares_with_reals() -> None:
     }
     assert one["diversity/batch_ratio"] < 0.01
     assert one["diversity/batch_duplicates"] == 1
+
+
+def test_advice_names_settings_that_exist() -> None:
+    names = flat_values(Config())
+    for text in EXPLANATIONS.values():
+        for name in re.findall(r"\b(?:collapse|loss|networks|optim|train)\.[a-z_.]*[a-z]", text):
+            assert name in names, name
