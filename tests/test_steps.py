@@ -112,7 +112,7 @@ def test_compiled_networks_train_with_feature_distance(norm: str) -> None:
 
 
 def test_one_forward_of_reals_and_fakes_equals_two(gan: GAN) -> None:
-    """Without batch norm the logits and the discriminator's gradients do not depend on the number."""
+    """Without batch norm the discriminator's gradients do not depend on the number of forwards."""
     AcceleratorState._reset_state(True)
     gradients = []
     for independent in (True, False):
