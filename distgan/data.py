@@ -31,6 +31,7 @@ from shards.remote.files import open_shards
 from shards.stream import BatchStream
 
 DRAWN_IMAGES = 4096  # for how many images of a rank latents and flips are drawn at a time
+MAX_DECODED = 100_000  # compressed images to decode before training begins, some 10 s of work
 CHUNK = 4096  # images per copy when all are loaded into the device's memory
 
 
@@ -236,12 +237,13 @@ def open_stream(
 ) -> ImageStream:
     """Open this rank's stream from the global batch at position `start` on.
 
-    Images are kept in the device's memory if they take at most `resident_share` of what is free.
+    Images are kept in the device's memory if they take at most `resident_share` of what is free,
+    and can be loaded quickly.
     `workers` decode compressed shards; None chooses a number for this machine.
     """
     num_bytes = reader.num_samples * int(np.prod(reader.image_shape))
     fits = num_bytes <= resident_share * free_bytes(device)
-    if reader.order_settings.kind == "permutation" and fits:
+    if reader.order_settings.kind == "permutation" and fits and is_quick_to_load(reader):
         order = reader.make_order(key, batch_size=batch_size)
         slices = RankSlice.of_rank(rank, world_size, start=start, batch_size=batch_size)
         return ResidentStream(resident_images(reader, device), slices.batches(order))
@@ -257,6 +259,15 @@ def open_stream(
     if device.type == "cpu":
         return stream
     return CopiedAhead(stream, device) if device.type == "cuda" else Copied(stream, device)
+
+
+def is_quick_to_load(reader: ShardReader) -> bool:
+    """Return whether all images can be loaded before training begins.
+
+    Loading is done by one thread, without prefetching, while other ranks may wait.
+    """
+    num_decoded = reader.num_samples if reader.index.is_compressed else 0
+    return not reader.files.remote and num_decoded <= MAX_DECODED
 
 
 def free_bytes(device: torch.device) -> int:

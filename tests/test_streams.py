@@ -10,6 +10,7 @@ from distgan import data as streams
 from distgan.config.load import with_overrides
 from distgan.config.schema import Config
 from distgan.data import CopiedAhead, ResidentStream, TrainingBatches, open_stream
+from shards.pack import pack
 from shards.reader import ShardReader
 from shards.stream import BatchStream
 
@@ -58,6 +59,22 @@ def test_images_become_resident_only_if_they_fit(
             assert isinstance(stream, kind)
     monkeypatch.undo()
     assert streams.free_bytes(torch.device("cpu")) == 0
+
+
+def test_images_that_are_slow_to_load_stay_in_their_shards(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Remote ones, and many compressed ones, would keep other ranks waiting at the start."""
+    monkeypatch.setattr(streams, "free_bytes", lambda device: 10**9)
+    monkeypatch.setattr(streams, "MAX_DECODED", 29)
+    pack("digits", tmp_path / "png", encoding="png", workers=1)
+    remote = ShardReader(shards)
+    monkeypatch.setattr(remote.files, "remote", True)
+    options = {"start": 0, "rank": 0, "world_size": 1, "device": torch.device("cpu")}
+    for reader in (remote, ShardReader(tmp_path / "png")):
+        stream = open_stream(reader, resident_share=0.5, workers=0, **options, **PLACE)
+        stream.close()
+        assert isinstance(stream, BatchStream)
 
 
 def test_micro_batches_do_not_depend_on_where_images_are(
