@@ -136,7 +136,7 @@ class Train(Section):
     precision: Literal["auto", "launcher"] = setting(
         "auto",
         "auto: bf16 or fp16 if the launcher asks for it, otherwise bf16 if the hardware computes "
-        "it fast; launcher: exactly what the launcher asks for.",
+        "it fast, or else fp16 if a GPU does; launcher: exactly what the launcher asks for.",
     )
     deterministic: bool = setting(
         False,
