@@ -30,9 +30,9 @@ from shards.reader import ShardReader
 from shards.remote.files import open_shards
 from shards.stream import BatchStream
 
-DRAWN_IMAGES = 4096  # for how many images of a rank latents and flips are drawn at a time
-MAX_DECODED = 100_000  # compressed images to decode before training begins, some 10 s of work
-CHUNK = 4096  # images per copy when all are loaded into the device's memory
+DRAWN_IMAGES = 4096  # latents and flips are drawn for so many images of a rank at once
+MAX_DECODED = 100_000  # compressed images decoded before training begins, which takes about 10 s
+CHUNK = 4096  # images per copy to the device when all are kept there
 
 
 # ---------------------------------------------------------------------------------------- dataset
@@ -76,8 +76,9 @@ def packed_digits() -> Path:
 class MicroBatch:
     """Part of a batch that passes through the networks at once.
 
-    reals [b, C, H, W] in [-1, 1], latents [b, Z], and positions int64 [b]: how many images of the
-    run precede each real. Every other random draw for these images is made from seed and positions.
+    reals [b, C, H, W] in [-1, 1], latents [b, Z], and positions int64 [b], the number of images of
+    the run that precede each real. All other random draws for these images derive from `seed` and
+    `positions`.
     """
 
     reals: Tensor
@@ -88,10 +89,10 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Draws:
-    """Random draws for several batches of one rank, made together because kernels are slow to launch.
+    """Random draws for several batches of one rank, made together to launch fewer kernels.
 
-    positions int64 [n, b], latents [n, b, Z], mirrored bool [n, b] or None, for n batches of b
-    images each on this rank, the first of which is that at `start`.
+    positions int64 [n, b], latents [n, b, Z] and mirrored bool [n, b] or None, for n batches of b
+    images on this rank. The first batch is at position `start`.
     """
 
     start: int
@@ -102,7 +103,7 @@ class Draws:
     mirrored: Tensor | None
 
     def has(self, position: int, rollbacks: int) -> bool:
-        """Return whether the batch at this position is among these."""
+        """Return whether these include the draws of the batch at this position."""
         number, rest = divmod(position - self.start, self.batch_size)
         is_inside = rest == 0 and 0 <= number < len(self.positions)
         return is_inside and rollbacks == self.rollbacks
@@ -123,7 +124,7 @@ class BatchDraws(NamedTuple):
 
 
 class TrainingBatches:
-    """This rank's part of one global batch after another, in micro-batches."""
+    """This rank's part of each global batch, in micro-batches."""
 
     def __init__(
         self,
@@ -161,9 +162,9 @@ class TrainingBatches:
         self.stream.close()
 
     def next(self, position: int, *, rollbacks: int) -> list[MicroBatch]:
-        """Return the next batch, whose first image over all ranks has this position.
+        """Return the next batch; `position` is that of the global batch's first image.
 
-        After a rollback the latents differ from those that led to the collapse.
+        Each rollback changes the latents, so that training does not repeat the collapse.
         """
         if self.draws is None or not self.draws.has(position, rollbacks):
             self.draws = self.draw(position, rollbacks)
@@ -175,11 +176,11 @@ class TrainingBatches:
         )
         return [MicroBatch(r, z, p, seed) for r, z, p in zip(*parts, strict=True)]
 
-    def draw(self, position: int, rollbacks: int) -> "Draws":
+    def draw(self, position: int, rollbacks: int) -> Draws:
         """Draw latents and flips for the batches from this position on."""
         train, per_rank = self.config.train, self.batch_size_per_rank
         num_batches = max(1, DRAWN_IMAGES // per_rank)
-        # mps has no 64-bit arithmetic for the random bits.
+        # Random bits need 64-bit integers, which mps lacks.
         device = torch.device("cpu") if self.device.type == "mps" else self.device
         first = position + self.offset
         starts = torch.arange(num_batches, device=device) * train.batch_size + first
@@ -235,11 +236,11 @@ def open_stream(
     resident_share: float,
     workers: int | None = None,
 ) -> ImageStream:
-    """Open this rank's stream from the global batch at position `start` on.
+    """Open this rank's stream, beginning with the global batch at position `start`.
 
-    Images are kept in the device's memory if they take at most `resident_share` of what is free,
-    and can be loaded quickly.
-    `workers` decode compressed shards; None chooses a number for this machine.
+    All images are kept in the device's memory if they can be loaded quickly and need at most the
+    fraction `resident_share` of its free memory. `workers` processes decode compressed shards; None
+    chooses their number.
     """
     num_bytes = reader.num_samples * int(np.prod(reader.image_shape))
     fits = num_bytes <= resident_share * free_bytes(device)
@@ -271,7 +272,7 @@ def is_quick_to_load(reader: ShardReader) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a GPU; 0 elsewhere, where the memory map is as good as a copy."""
+    """Return the free memory of a GPU, or 0 on a CPU, which reads the memory map as fast."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
@@ -304,7 +305,7 @@ class ResidentStream:
 
 
 class Copied:
-    """Batches of another stream, copied to a device when they are asked for."""
+    """Batches of another stream, copied to a device on demand."""
 
     def __init__(self, stream: BatchStream, device: torch.device) -> None:
         self.stream, self.device = stream, device
@@ -318,7 +319,7 @@ class Copied:
 
 
 class CopiedAhead:
-    """Batches of another stream, each copied to a GPU on a side stream while the last one is used."""
+    """Batches of another stream, copied to a GPU one batch ahead on a side stream."""
 
     def __init__(self, stream: BatchStream, device: torch.device) -> None:
         self.stream, self.device = stream, device

@@ -1,4 +1,4 @@
-"""A GAN: both networks, their optimizers and the moving average, built, saved and restored together."""
+"""A GAN: both networks, their optimizers and the moving average."""
 
 import copy
 import math
@@ -34,9 +34,9 @@ NUM_CALIBRATION_LATENTS = 1024  # for the batch norm statistics of the averaged 
 class GAN:
     """A generator and a discriminator in training, equal on all ranks.
 
-    `generator` and `discriminator` are what Accelerate prepared: they cast under autocast, and their
-    backward reduces gradients over all ranks. `raw_generator` and `raw_discriminator` are the modules
-    inside, which share their weights. `float32_skeleton` is the discriminator without weights.
+    `generator` and `discriminator` are prepared by Accelerate: they run under autocast, and their
+    backward reduces gradients over all ranks. `raw_generator` and `raw_discriminator` are the same
+    modules without these wrappers. `float32_skeleton` is the discriminator without weights.
     """
 
     accelerator: Accelerator
@@ -56,7 +56,7 @@ class GAN:
     weights_g: list[Tensor]
     weights_d: list[Tensor]
     images_are_independent: bool  # whether no layer of the discriminator mixes a batch's images
-    is_calibrated: bool = False  # whether batch norm statistics are those of the present weights
+    is_calibrated: bool = False  # whether batch norm statistics belong to the current weights
 
     def float32_discriminator(self, parameters: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
         """Return a function from images to logits that uses these parameters in full precision.
@@ -88,7 +88,7 @@ class GAN:
             weight.requires_grad_(not frozen)
 
     def adapt_augmentation(self, real_accuracy: Tensor, loss: Loss, *, num_images: int) -> None:
-        """Move the augmentations' probability toward `loss.augment_target`. Collective; no host sync."""
+        """Adapt the probability of augmentations. Collective; the host does not wait for a GPU."""
         assert loss.augment_target is not None, "loss.augment_target is not set"
         mean = self.world.all_reduce_sum(real_accuracy) / self.world.size
         probability = adapt_probability(
@@ -101,7 +101,7 @@ class GAN:
         self.augment_probability.copy_(probability)
 
     def after_step(self, optim: Optim, *, num_images: int, images_seen: int) -> None:
-        """Apply lookahead, if it is due, and update the moving average, after a step of so many images."""
+        """Apply lookahead, if due, and update the moving average after a step of `num_images`."""
         self.is_calibrated = False
         if self.lookahead is not None and images_seen // num_images % optim.lookahead_steps == 0:
             self.lookahead.step(optim.lookahead_alpha)
@@ -144,7 +144,7 @@ class GAN:
         return tensors, plain
 
     def load_state(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-        """Restore what `state` returned, also in checkpoints with the discriminator head's old name."""
+        """Restore what `state` returned. Reads the discriminator head's old name, too."""
         tensors = {name.replace(OLD_HEAD, HEAD, 1): tensor for name, tensor in tensors.items()}
         for prefix, network in self.networks().items():
             own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -169,7 +169,7 @@ class GAN:
             )
 
     def recalibrate_batch_norm(self, *, seed: int) -> None:
-        """Measure the averaged generator's batch norm statistics and give all ranks rank zero's buffers.
+        """Measure the averaged generator's batch norm statistics, and broadcast all buffers.
 
         Collective. Does nothing if no weight has changed since the last call.
         """
@@ -187,8 +187,8 @@ class GAN:
 def depends_on_forwards(module: nn.Module) -> bool:
     """Return whether a layer's result depends on how images are divided among forwards.
 
-    Batch norm sees the images of one forward together, and spectral norm takes a step of its power
-    iteration in each.
+    Batch norm normalises over the images of a forward, and spectral norm does one step of power
+    iteration per forward.
     """
     return isinstance(module, nn.BatchNorm2d) or is_parametrized(module)
 
@@ -214,8 +214,8 @@ def build_gan(
 ) -> GAN:
     """Build networks with weights drawn from `train.seed`, prepared for this world.
 
-    `total_images` is the length of the run: a short one does not try to compile.
-    Raises ValueError for an image size that is not offered, UserError for CUDA graphs without a GPU.
+    `total_images` is the length of the run; compiling is not tried if the run is short.
+    Raises ValueError for an unsupported image size, and UserError for CUDA graphs without a GPU.
     """
     train = config.train
     discriminator_spec = DiscriminatorSpec.from_settings(config.networks)

@@ -1,4 +1,4 @@
-"""Optimizers by the word of `optim.name`, schedules over a run, and lookahead."""
+"""Optimizers, learning-rate and penalty schedules, and lookahead."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,21 +12,21 @@ Parameters = Iterable[nn.Parameter]
 
 
 def adam(parameters: Parameters, settings: Optim, *, fused: bool) -> optim.Optimizer:
-    """Adam (Kingma and Ba 2015)."""
+    """Return Adam (Kingma and Ba 2015)."""
     return optim.Adam(
         parameters, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused
     )
 
 
 def adamw(parameters: Parameters, settings: Optim, *, fused: bool) -> optim.Optimizer:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    """Return Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
     return optim.AdamW(
         parameters, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused
     )
 
 
 def rmsprop(parameters: Parameters, settings: Optim, *, fused: bool) -> optim.Optimizer:
-    """RMSprop (Hinton 2012); the first beta is the momentum, the second the decay of squares."""
+    """Return RMSprop (Hinton 2012); beta 1 is the momentum, beta 2 the decay of squares."""
     momentum, alpha = settings.betas
     return optim.RMSprop(
         parameters, alpha=alpha, momentum=momentum, weight_decay=settings.weight_decay
@@ -34,7 +34,7 @@ def rmsprop(parameters: Parameters, settings: Optim, *, fused: bool) -> optim.Op
 
 
 def sgd(parameters: Parameters, settings: Optim, *, fused: bool) -> optim.Optimizer:
-    """Stochastic gradient descent; the first beta is the momentum."""
+    """Return stochastic gradient descent; the first beta is the momentum."""
     return optim.SGD(
         parameters, momentum=settings.betas[0], weight_decay=settings.weight_decay, fused=fused
     )
@@ -55,18 +55,18 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # progress in [0, 1] -> fact
 }
 
 
-def scheduled(word: str, progress: float, *, final: float) -> float:
-    """Return a factor that goes from 1 to `final` while progress goes from 0 to 1."""
-    return final + (1.0 - final) * SCHEDULES[word](min(max(progress, 0.0), 1.0))
+def scheduled(name: str, progress: float, *, final: float) -> float:
+    """Return a factor that changes from 1 at progress 0 to `final` at progress 1."""
+    return final + (1.0 - final) * SCHEDULES[name](min(max(progress, 0.0), 1.0))
 
 
 def lr_schedule(settings: Optim, progress: float) -> float:
-    """Return the factor on both learning rates at this point of the run."""
+    """Return the factor on both learning rates at this progress of the run."""
     return scheduled(settings.schedule, progress, final=settings.final_lr)
 
 
 def penalty_scale(loss: Loss, d_step: int, *, progress: float) -> float:
-    """Return the factor on the gradient penalties' weights in this discriminator step, 0 if not due.
+    """Return the factor on the gradient penalties in a discriminator step, 0 if none is due.
 
     A penalty computed every k steps counts k times (Karras et al. 2020, StyleGAN2, section 3.1).
     """
@@ -84,7 +84,7 @@ class Lookahead:
 
     @torch.no_grad()
     def step(self, alpha: float) -> None:
-        """Move the slow weights by the factor alpha toward the fast ones, and reset the fast to them."""
+        """Move the slow weights toward the fast ones by `alpha`, and the fast ones to them."""
         torch._foreach_lerp_(self.slow, self.fast, weight=alpha)
         torch._foreach_copy_(self.fast, self.slow)
 

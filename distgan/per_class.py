@@ -1,7 +1,7 @@
-"""One GAN per class: an ordinary run for each class, one after the other, joined into one generator.
+"""One GAN per class: an ordinary run for each class in turn, then one joint generator.
 
-RUN/classes/<number>-<name>/   run folders, each as `data.classes=[name]` alone would have written it
-RUN/status.json                of the class in training, then of all classes together
+RUN/classes/<number>-<name>/   run folder of one class, as with `data.classes=[name]` alone
+RUN/status.json                status of the class in training, then of all classes together
 RUN/generator.safetensors      a mixture of the classes' generators, evaluated on the whole dataset
 """
 
@@ -41,14 +41,14 @@ COLUMNS = 8  # images per class in classes.png
 
 
 class ClassFolder(RunFolder):
-    """The run folder of one class, whose status is also that of the whole run."""
+    """The run folder of one class, which passes its status on to the whole run."""
 
     def __init__(self, path: Path, *, whole: RunFolder, name: str, images_before: int) -> None:
         super().__init__(path)
         self.whole, self.name, self.images_before = whole, name, images_before
 
     def write_status(self, state: str, reason: str, *, images_seen: int, verdict: str = "") -> None:
-        """Write status.json of both; the whole run keeps running after a class is done."""
+        """Write status.json of both. When a class is done, the whole run is still `running`."""
         super().write_status(state, reason, images_seen=images_seen, verdict=verdict)
         sentence, images = f"class {self.name}: {reason}", self.images_before + images_seen
         whole_state = "running" if state == "done" else state
@@ -59,7 +59,7 @@ class ClassFolder(RunFolder):
 
 
 class PerClassTrainer:
-    """One GAN per class on this process; `run` trains the unfinished classes and joins all of them."""
+    """One GAN per class on this process; `run` trains unfinished classes, then joins all."""
 
     def __init__(
         self,
@@ -78,9 +78,9 @@ class PerClassTrainer:
         os.environ.setdefault("WANDB_RUN_GROUP", self.run_dir.name)
 
     def run(self) -> str:
-        """Train; returns `done`, `preempted` or `collapsed`.
+        """Train, and return `done`, `preempted` or `collapsed`.
 
-        With `networks.only_class` it trains that class alone and leaves the files of the whole run.
+        With `networks.only_class`, train only that class and leave the files of the whole run.
         """
         if self.config.networks.only_class is not None:
             return self.trainer(self.only_class()).run()
@@ -109,7 +109,7 @@ class PerClassTrainer:
         folder = RunFolder(self.run_dir)
         if any(folder.checkpoints.iterdir()):
             raise UserError(
-                f"{self.run_dir} holds a run of one GAN; choose another folder with --run-dir"
+                f"{self.run_dir} contains a run of one GAN; choose another folder with --run-dir"
             )
         with explained(folder.path):
             write_atomic(folder.path / "config.toml", to_toml(self.config))
@@ -143,7 +143,7 @@ class PerClassTrainer:
         return images
 
     def train_classes(self, trained: dict[int, int]) -> str:
-        """Train what is unfinished and update `trained`; returns the outcome of the last class."""
+        """Train unfinished classes and update `trained`; return the last class's outcome."""
         has_ended = self.world.broadcast_from_main(
             lambda: [read_status(self.dir_of(c)).state in FINISHED_STATES for c in self.classes]
         )
@@ -199,7 +199,7 @@ class PerClassTrainer:
     # ------------------------------------------------------------------------------------ joining
 
     def join(self, images_seen: int) -> str:
-        """Join the trained classes into one generator and evaluate it; returns the outcome."""
+        """Join the trained classes into one generator and evaluate it; return the outcome."""
         logger = RunLogger(
             self.folder,
             name=self.name,
@@ -219,12 +219,12 @@ class PerClassTrainer:
         return outcome
 
     def is_joined(self, images_seen: int) -> bool:
-        """Return whether the mixture of these very classes has been written and evaluated."""
+        """Return whether the mixture of these classes has been written and evaluated."""
         status = read_status(self.run_dir)
         return (status.state, status.images_seen) == ("done", images_seen)
 
     def interruption(self) -> str | None:
-        """Return why not to join now, if any rank has received a signal. Collective."""
+        """Return why the classes cannot be joined now: a signal on any rank. Collective."""
         raised = torch.tensor(float(self.interrupt.raised), device=self.session.device)
         if self.world.all_reduce_sum(raised) == 0:
             return None
@@ -232,7 +232,7 @@ class PerClassTrainer:
         return f"interrupted by {name} after training all classes and before joining them"
 
     def join_classes(self, logger: RunLogger, images_seen: int) -> str:
-        """Build, evaluate, show and save the mixture; returns the reason for status.json."""
+        """Build, evaluate and save the mixture; return the reason for status.json."""
         session = self.session
         mixture, spec = self.build_mixture()
         sizes = f"{len(spec.classes)} generators into one with latents [{spec.latent_dim}]"
@@ -248,7 +248,7 @@ class PerClassTrainer:
         evaluator = build_evaluator(session, self.config)
         check_agreement(session, self.config, evaluator)
         result = evaluator.measure(mixture, spec.latent_dim)
-        # There is one evaluation, so the verdict has no history.
+        # This is the only evaluation, so the verdict has no history.
         verdict = assess(result, self.config.collapse.thresholds)
         recorded = result.only(evaluator.recorded_metrics)
         logger.evaluation(recorded, is_best=True, images_seen=images_seen)
@@ -265,7 +265,7 @@ class PerClassTrainer:
         return f"one GAN per class, trained to the end; {verdict}"
 
     def build_mixture(self) -> tuple[Mixture, MixtureSpec]:
-        """Return the classes' generators as one on every rank, weighted by their images."""
+        """Return the mixture of the classes' generators, weighted by their numbers of images."""
         parts = self.world.run_on_main(
             lambda: [load_generator(self.dir_of(each)) for each in self.classes]
         )

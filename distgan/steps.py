@@ -34,7 +34,7 @@ Statistics = dict[str, Tensor]  # metric name -> scalar on the device, of this r
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one training step reports: statistics of every network's step, and the last fakes."""
+    """Statistics of each discriminator and generator step, and the last fakes."""
 
     statistics: list[Statistics]
     fakes: Tensor  # [b, C, H, W] in [-1, 1]
@@ -95,7 +95,7 @@ def discriminator_step(
 ) -> tuple[list[Tensor], Statistics]:
     """Update the discriminator once; penalties count `penalty_scale` times their weights.
 
-    Returns the fakes of each micro-batch, with the generator's graph if `keep_graph`, and statistics.
+    Returns each micro-batch's fakes, with the generator's graph if `keep_graph`, and statistics.
     """
     accelerator = gan.accelerator
     gan.compilation.begin_step()
@@ -118,7 +118,7 @@ def discriminator_step(
 
 
 def generate(gan: GAN, latents: Tensor, *, keep_graph: bool) -> Tensor:
-    """Return fakes [b, C, H, W], with the graph that the generator's backward needs if asked for."""
+    """Return fakes [b, C, H, W], with the generator's graph if `keep_graph`."""
     if keep_graph:
         return gan.generator(latents)
     with torch.no_grad():
@@ -167,7 +167,7 @@ def discriminate(gan: GAN, reals: Tensor, fakes: Tensor) -> tuple[Tensor, Tensor
 def weighted_penalties(
     gan: GAN, batch: MicroBatch, reals: Tensor, fakes: Tensor, *, loss: Loss
 ) -> dict[str, Tensor]:
-    """Return every gradient penalty with a weight, times its weight."""
+    """Return every gradient penalty whose weight is not zero, times its weight."""
     discriminator = gan.float32_discriminator(dict(gan.raw_discriminator.named_parameters()))
     mixing = batch.positions
     if loss.gradient_penalty:
@@ -240,12 +240,12 @@ def generator_losses(
 
 
 def unrolled_loss(gan: GAN, reals: Tensor, fakes: Tensor, *, loss: Loss) -> Tensor:
-    """Return the generator's loss against the discriminator `unroll_steps` steps ahead, on this batch.
+    """Return the generator's loss against the discriminator after `unroll_steps` more steps.
 
-    `saddle` is the whole value function, the reals' part included, because through the unrolled
-    parameters that part depends on the generator too (Metz et al. 2017, equation 6).
-    `non_saturating` has the generator's own loss in place of the fakes' part: it has a gradient
-    where the discriminator is certain (Goodfellow et al. 2014, section 3).
+    `saddle` is the whole value function. It includes the loss on reals, which depends on the
+    generator through the unrolled parameters (Metz et al. 2017, equation 6). `non_saturating` uses
+    the generator's own loss on fakes, whose gradient does not vanish if the discriminator is
+    certain (Goodfellow et al. 2014, section 3).
     """
     adversarial, optimizer = ADVERSARIAL[loss.adversarial], gan.optimizer_d.optimizer
     named = dict(gan.raw_discriminator.named_parameters())
@@ -278,7 +278,7 @@ def unrolled_loss(gan: GAN, reals: Tensor, fakes: Tensor, *, loss: Loss) -> Tens
 
 
 def augmented(images: Tensor, batch: MicroBatch, purpose: str, *, gan: GAN, loss: Loss) -> Tensor:
-    """Return images [b, C, H, W] as the discriminator sees them."""
+    """Return images [b, C, H, W] with `loss.augment` applied."""
     if not loss.augment:
         return images
     return augment(
@@ -294,7 +294,7 @@ def augmented(images: Tensor, batch: MicroBatch, purpose: str, *, gan: GAN, loss
 def reduce_on_last(
     accelerator: Accelerator, network: nn.Module, index: int, count: int
 ) -> AbstractContextManager[None]:
-    """Keep gradients local until the last micro-batch, whose backward reduces their sum."""
+    """Accumulate gradients locally; only the last micro-batch's backward reduces them."""
     return nullcontext() if index == count - 1 else accelerator.no_sync(network)
 
 

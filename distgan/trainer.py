@@ -2,7 +2,7 @@
 
 The clock of a run is `images_seen`, the number of real images that all processes have consumed.
 The order of images, latents, flips, the moving average, schedules and intervals all derive from
-that one integer. A run can therefore resume exactly, and any number of processes gives the same run.
+that one integer. A run can therefore resume exactly, and is the same on any number of processes.
 """
 
 import os
@@ -188,7 +188,8 @@ class Trainer:
         state, limit = self.state, self.config.collapse.max_rollbacks
         self.logger.event(
             "rollback",
-            f"{verdict}: rollback {state.rollbacks} of {limit} to {format_kimg(state.healthy_images)}",
+            f"{verdict}: rollback {state.rollbacks} of {limit} "
+            f"to {format_kimg(state.healthy_images)}",
             images_seen=state.images_seen,
         )
 

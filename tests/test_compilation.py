@@ -157,7 +157,7 @@ def test_setting_decides(setting: str, mode: str) -> None:
 
 def test_graphs_need_a_gpu() -> None:
     """The error comes before anything is built."""
-    with pytest.raises(UserError, match=r"train\.compile=graphs records work of a GPU"):
+    with pytest.raises(UserError, match=r"train\.compile=graphs needs a GPU"):
         chosen("graphs", networks())
 
 

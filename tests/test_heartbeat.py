@@ -112,7 +112,7 @@ def test_other_ranks_name_a_lost_rank_zero(shards: Path, tmp_path: Path) -> None
     ranks = start(shards, tmp_path / "run")
     ranks[0].kill()
     assert end(ranks)[1:] == [1, 1]
-    assert f"PeerLost: lost rank 0 on {HOST}" in (tmp_path / "run.1").read_text()
+    assert f"RankLost: lost rank 0 on {HOST}" in (tmp_path / "run.1").read_text()
 
 
 def test_status_has_the_error_of_the_rank_that_failed(shards: Path, tmp_path: Path) -> None:

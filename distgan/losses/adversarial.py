@@ -40,7 +40,7 @@ class AdversarialLoss:
     ) -> tuple[Tensor, Tensor]:
         """Return the losses on reals and on fakes, from logits that `relate` has returned."""
         real_loss = self.real_loss(real_logits, smoothing)
-        if self.paired:  # the difference of a pair is the same from both sides
+        if self.paired:  # both losses are the same function of a pair's difference
             return real_loss, real_loss
         return real_loss, self.fake_loss(fake_logits)
 
@@ -71,7 +71,7 @@ def bce_generator_loss(logits: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------ least squares
-# Of (logits + 1) / 2, so that a logit of zero is undecided, as with the other losses.
+# The targets apply to (logits + 1) / 2, so that a logit of 0 means undecided, as elsewhere.
 
 
 def lsgan_real_loss(logits: Tensor, smoothing: float) -> Tensor:
@@ -93,12 +93,15 @@ def lsgan_generator_loss(logits: Tensor) -> Tensor:
 
 
 def hinge_real_loss(logits: Tensor, smoothing: float) -> Tensor:
-    """Return how far the logits of reals are below 1 (Miyato et al. 2018, equation 16)."""
+    """Return the mean amount by which logits of reals are below 1.
+
+    Miyato et al. 2018, equation 16.
+    """
     return relu(1 - logits).mean() + smoothing * logits.mean()
 
 
 def hinge_fake_loss(logits: Tensor) -> Tensor:
-    """Return how far the logits of fakes are above -1."""
+    """Return the mean amount by which logits of fakes are above -1."""
     return relu(1 + logits).mean()
 
 
@@ -126,7 +129,7 @@ def wasserstein_generator_loss(logits: Tensor) -> Tensor:
 def center_scores(real_scores: Tensor, fake_scores: Tensor) -> Logits:
     """Shift all scores so that zero is halfway between the mean scores of reals and of fakes.
 
-    The zero of a Wasserstein critic means nothing. The shift changes no gradient.
+    A Wasserstein critic's scores have no meaningful zero. The shift changes no gradient.
     """
     midpoint = (real_scores.detach().mean() + fake_scores.detach().mean()) / 2
     return real_scores - midpoint, fake_scores - midpoint
@@ -136,12 +139,12 @@ def center_scores(real_scores: Tensor, fake_scores: Tensor) -> Logits:
 
 
 def pair_differences(real_logits: Tensor, fake_logits: Tensor) -> Logits:
-    """Return how much more real each real is than its paired fake, and the reverse."""
+    """Return the logit of each real minus that of its paired fake, and the negative."""
     return real_logits - fake_logits, fake_logits - real_logits
 
 
 def relativistic_real_loss(differences: Tensor, smoothing: float) -> Tensor:
-    """Return half the cross-entropy of "the real is more real than the fake".
+    """Return half the cross-entropy of classifying the real of each pair as more realistic.
 
     Jolicoeur-Martineau 2019, equation 4.
     """
@@ -149,7 +152,7 @@ def relativistic_real_loss(differences: Tensor, smoothing: float) -> Tensor:
 
 
 def relativistic_fake_loss(differences: Tensor) -> Tensor:
-    """Return the other half, of the same pairs seen from the fake."""
+    """Return the other half of the cross-entropy, computed from the fake minus the real."""
     return bce_fake_loss(differences) / 2
 
 
@@ -194,7 +197,7 @@ ADVERSARIAL = {
 
 
 def equilibrium(loss: Loss) -> tuple[float, float]:
-    """Return both losses, (discriminator, generator), if fakes cannot be told from reals.
+    """Return both losses, (discriminator, generator), for indistinguishable fakes and reals.
 
     The loss of an unrolled generator includes the reals' part with a negative sign.
     """

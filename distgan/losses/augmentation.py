@@ -11,8 +11,8 @@ from torch import Tensor
 
 from distgan.runtime.randomness import uniform
 
-MAX_SHIFT = 1 / 8  # of the side
-HOLE = 1 / 2  # side of the square that is cut out, of the image's side
+MAX_SHIFT = 1 / 8  # as a fraction of the image's side
+HOLE = 1 / 2  # side of the square that is cut out, as a fraction of the image's side
 
 
 def color(images: Tensor, draws: Tensor, chosen: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def cutout(images: Tensor, draws: Tensor, chosen: Tensor) -> Tensor:
     return images * ~hole[:, None]
 
 
-# By the words of `loss.augment`. Each takes images [B, C, H, W], draws [B, 3 or more] from U(0, 1),
+# By the names in `loss.augment`. Each takes images [B, C, H, W], draws [B, 3 or more] from U(0, 1),
 # and which images to change, bool [B].
 AUGMENTATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "color": color,

@@ -19,12 +19,13 @@ def pair_distances(samples: Tensor) -> Tensor:
 
 
 def mode_seeking(fakes: Tensor, reals: Tensor, latents: Tensor) -> Tensor:
-    """Return how little images change with their latents, in (0, 1].
+    """Return a term in (0, 1] that is large if images change little with their latents.
 
-    1 means not at all, 1/2 as much as reals differ from each other. The ratio of distances is that
-    of Mao et al. 2019, equation 2. 1 / (1 + ratio) replaces 1 / ratio, so that one pair of equal
-    images does not outweigh all others. Takes fakes and reals [B, C, H, W] and latents [B, Z]; B is
-    a multiple of GROUP.
+    It is 1 if they do not change, and 1/2 if they differ as much as reals do. The ratio of
+    distances is that of Mao et al. 2019, equation 2. 1 / (1 + ratio) replaces 1 / ratio, so that
+    one pair of equal images does not outweigh all others.
+
+    Takes fakes and reals [B, C, H, W] and latents [B, Z]; B is a multiple of GROUP.
     """
     # Reals have no latents: their mean distance in a group stands for a typical latent distance.
     real_distances = pair_distances(reals).unflatten(0, (-1, GROUP // 2)).mean(1, keepdim=True)
@@ -43,7 +44,7 @@ def mean_distances(features: Tensor) -> Tensor:
 
 
 def feature_distance(fake_features: Tensor, real_features: Tensor) -> Tensor:
-    """Return by what fraction fakes are closer to each other than reals are, in [0, 1].
+    """Return the fraction in [0, 1] by which fakes are closer to each other than reals are.
 
     Takes features [B, F] of the discriminator. The term is zero at the distance of reals: a term
     that rewarded ever larger distances would reward noise.

@@ -26,7 +26,7 @@ class Penalty:
 
 
 def between(reals: Tensor, fakes: Tensor, mixing: Tensor) -> Tensor:
-    """Return points on the lines from reals to fakes; `mixing` [B] in [0, 1) is the part passed."""
+    """Return points on the lines from reals to fakes; `mixing` [B] in [0, 1) says where."""
     mixing = mixing.view(-1, *[1] * (reals.dim() - 1))
     return torch.lerp(reals.float(), fakes.float(), mixing)
 
@@ -38,7 +38,7 @@ def half_mean(squared_norms: Tensor) -> Tensor:
 
 def squared_distance_from_one(squared_norms: Tensor) -> Tensor:
     """Return the mean squared distance of norms from 1 (Gulrajani et al. 2017, equation 3)."""
-    # The square root has no gradient at zero, where that of a new discriminator may be.
+    # The root's gradient is infinite at zero, where a new discriminator's norm may be.
     return ((squared_norms + 1e-12).sqrt() - 1).square().mean()
 
 

@@ -21,7 +21,7 @@ def sgd(parameters: Parameters, gradients: list[Tensor], *, lr: float) -> Parame
 
 
 class DifferentiableAdam:
-    """Adam (Kingma and Ba 2015, algorithm 1) out of place, beginning at another Adam's moments."""
+    """Out-of-place Adam (Kingma and Ba 2015, algorithm 1) that starts from given moments."""
 
     def __init__(self, moments: Moments, *, betas: tuple[float, float]) -> None:
         zero = torch.zeros(())
@@ -47,9 +47,9 @@ class DifferentiableAdam:
 
 
 def count_steps(moments: Moments) -> Tensor:
-    """Return how many steps the optimizer has taken, alike for all parameters, as a tensor.
+    """Return the optimizer's number of steps, as a tensor.
 
-    Reading the number would make the host wait for a GPU.
+    It is equal for all parameters. A Python number would make the host wait for a GPU.
     """
     for state in moments.values():
         if "step" in state:

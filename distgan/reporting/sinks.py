@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 
 class Sink(Protocol):
-    """A receiver of rank zero's log. No method raises an error; only `close` waits for a network."""
+    """A receiver of rank zero's log. No method raises; only `close` waits for a network."""
 
     def log(self, row: dict[str, Any], images: dict[str, tuple[Path, str]] | None = None) -> None:
         """Log a row, which has `progress/kimg`, and image files with captions."""

@@ -101,7 +101,7 @@ class Checkpointer:
         return problem
 
     def pointers(self) -> tuple[int, float | None, int | None]:
-        """Return the healthy checkpoint's images, the best value, and the best checkpoint's images."""
+        """Return `healthy_images`, and the value and images of the best evaluation."""
         evaluator = self.evaluator
         return self.state.healthy_images, evaluator.best_value, evaluator.best_images
 

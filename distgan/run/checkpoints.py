@@ -113,7 +113,7 @@ def damaged(path: Path, why: str) -> CheckpointError:
 def load_latest(folder: Path, warn: Callable[[str], None]) -> tuple[Tensors, dict[str, Any]] | None:
     """Load the newest intact checkpoint, or return None if there are no checkpoints.
 
-    Calls `warn` for each damaged checkpoint that it skips. Raises CheckpointError if all are damaged.
+    Calls `warn` for each damaged checkpoint that it skips; raises CheckpointError if all are.
     """
     paths = list_checkpoints(folder)
     for path in reversed(paths):

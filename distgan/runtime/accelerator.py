@@ -1,4 +1,4 @@
-"""How this process takes part in a run: Accelerator, precision, threads, end with the launcher."""
+"""The Accelerator of a run, and this process's precision, threads, memory and launcher."""
 
 import ctypes
 import os
@@ -31,7 +31,8 @@ ONE_BUCKET_MB = 4096  # larger than any network here: DDP reduces all gradients 
 def build_accelerator(train: Train) -> tuple[Accelerator, str]:
     """Return the Accelerator, and a phrase that says why it uses its precision.
 
-    Raises UserError if the world is not the one that was asked for, or does not fit this machine.
+    Raises UserError if the number of processes is not the requested one or does not fit this
+    machine.
     """
     on_cpu = runs_on_cpu()
     if not on_cpu:
@@ -48,7 +49,7 @@ def build_accelerator(train: Train) -> tuple[Accelerator, str]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not train.deterministic
-    # By default convolutions in float32 are TF32, with 10 bits of mantissa. Penalties need them all.
+    # By default float32 convolutions use TF32: 10 bits of mantissa, too few for penalties.
     torch.backends.cudnn.allow_tf32 = False
     try:
         accelerator = Accelerator(
@@ -84,8 +85,8 @@ def reset_accelerator() -> None:
 def runs_on_cpu() -> bool:
     """Return whether to train on the CPU: the launcher says so, or there is no GPU.
 
-    A launcher configured for GPUs does not tell its processes if there are none. Apple's GPU is
-    for a world of one, because no backend communicates between several.
+    A launcher configured for GPUs does not say whether any exist. Apple's GPU serves only a single
+    process, because no backend communicates between several.
     """
     if parse_flag_from_env("ACCELERATE_USE_CPU"):
         return True
@@ -141,12 +142,12 @@ def choose_precision(setting: str, launcher: str, *, on_cpu: bool) -> tuple[str,
 
 
 def default_num_threads() -> int:
-    """Return this process's part of the usable cores; launchers set one thread unasked."""
+    """Return the usable cores per process. Launchers would set a single thread by default."""
     return max(1, num_usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory in this process (glibc): fetching it from the kernel anew costs 5 %."""
+    """Keep freed memory in this process (glibc): requesting it from the kernel again costs 5 %."""
     if mallopt := libc_function("mallopt"):
         trim_threshold, mmap_threshold = -1, -3
         mallopt(mmap_threshold, 2**30)
@@ -159,9 +160,9 @@ def libc_function(name: str) -> Callable[..., int] | None:
 
 
 def check_world(num_processes: int) -> None:
-    """Raise UserError if this world is smaller than the one that was asked for.
+    """Raise UserError if there are fewer processes than requested.
 
-    Several processes that each believe to be alone would all write to one run folder.
+    Otherwise several processes, each a world of one, would write to the same run folder.
     """
     launched = launched_world_size()
     if launched != num_processes:
@@ -178,8 +179,8 @@ def check_world(num_processes: int) -> None:
             f"srun started {tasks} tasks, each a world of one; "
             "submit with launch/slurm.sbatch instead"
         )
-    # `accelerate launch` exports the address of a common process only for several processes, even
-    # where it then starts a single one, and the precision always.
+    # `accelerate launch` always exports the precision. It exports MASTER_ADDR only if several
+    # processes were requested, even if it then starts just one.
     if {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys():
         raise UserError(
             "the launcher was asked for several processes, but started one "

@@ -1,4 +1,4 @@
-"""How the networks run on this device: eager, compiled or as CUDA graphs. Decided by trying."""
+"""The choice between eager, compiled and CUDA-graph networks, made by timing each of them."""
 
 import copy
 import gc
@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from distgan.config.schema import Train
 from distgan.errors import UserError
 from distgan.runtime.accelerator import default_num_threads
+from distgan.text import first_line
 
 INDUCTOR_MODES = {"compiled": "default", "graphs": "reduce-overhead"}
 PASSES, ROUNDS = 10, 5
 MIN_SPEEDUP = 1.03  # smaller differences may be noise
-COMPILE_SEC = 30.0  # what the trial of one mode costs, about
+COMPILE_SEC = 30.0  # approximate cost of trying one mode
 MAX_SAVING = 0.5  # of the training time, if a mode is twice as fast as eager
-# Relative norm of the difference between the gradients of a mode and eager ones. Rounding to bf16
-# alone makes up to 0.1 at initial weights (measured on a CPU). The bound is there to catch
-# activations that were overwritten before the backward pass used them.
+# Bound on the relative difference between a mode's gradients and eager ones. Rounding to bf16 alone
+# causes up to 0.1 at initial weights (measured on a CPU). The bound detects activations that were
+# overwritten before the backward pass used them.
 MAX_GRADIENT_DIFFERENCE = 0.3
 
 Networks = tuple[nn.Module, nn.Module]  # generator, discriminator
@@ -40,9 +41,9 @@ class Compilation:
     reason: str
 
     def compile(self, network: nn.Module) -> None:
-        """Compile a network in place, so that names, DDP and autocast see no difference."""
+        """Compile a network in place; parameter names, DDP and autocast are not affected."""
         if self.mode != "eager":
-            # It would split a network at the borders of DDP's buckets, but here each has only one.
+            # It splits a network at the boundaries of DDP buckets, but here there is only one.
             torch._dynamo.config.optimize_ddp = False
             limit_compile_threads()
             network.compile(mode=INDUCTOR_MODES[self.mode])
@@ -59,7 +60,7 @@ class Compilation:
 
 
 def limit_compile_threads() -> None:
-    """Compile with this process's part of the cores; the default is up to 32 in each process."""
+    """Compile with the usable cores per process; the default is up to 32 threads in each."""
     from torch._inductor import config
 
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
@@ -140,8 +141,7 @@ def choose_compilation(
     if train.compile != "auto":
         if train.compile == "graphs" and device.type != "cuda":
             raise UserError(
-                "train.compile=graphs records work of a GPU, and there is none here; "
-                "leave it at auto"
+                "train.compile=graphs needs a GPU, and there is none here; use train.compile=auto"
             )
         modes = {"always": "compiled", "never": "eager", "graphs": "graphs"}
         return Compilation(modes[train.compile], f"train.compile={train.compile}")
@@ -188,8 +188,7 @@ def try_modes(
         try:
             speedup = measure_speedup(candidate, networks, trial_pass)
         except Exception as error:  # the run can do without a compiler, whatever its problem is
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            findings.append(f"{candidate.mode} fails here: {reason[:100]}")
+            findings.append(f"{candidate.mode} fails here: {first_line(error)[:100]}")
             continue
         finally:
             free_trial_memory(trial_pass.latents.device)
@@ -200,7 +199,7 @@ def try_modes(
 
 
 def free_trial_memory(device: torch.device) -> None:
-    """Leave no trace of a trial: its compiled code, its memory, its memory peak."""
+    """Discard a trial's compiled code, free its memory and reset the memory peak."""
     torch.compiler.reset()  # the number of compiled variants is limited, and the run needs its own
     gc.collect()  # compiled modules are part of reference cycles
     if device.type == "cuda":
@@ -209,7 +208,7 @@ def free_trial_memory(device: torch.device) -> None:
 
 
 def measure_speedup(candidate: Compilation, networks: Networks, trial_pass: TrialPass) -> float:
-    """Return how many times as fast as eager a mode is; raises RuntimeError if it is wrong."""
+    """Return a mode's speed relative to eager; raises RuntimeError if its gradients are wrong."""
     eager, compiled = copy.deepcopy(networks), copy.deepcopy(networks)
     for network in compiled:
         candidate.compile(network)

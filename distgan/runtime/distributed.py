@@ -14,15 +14,15 @@ from distgan.errors import UserError
 
 T = TypeVar("T")
 
-# How long a collective waits for a rank that is alive: it may be loading images or compiling, and
-# a dead one is detected by the heartbeat long before.
+# Timeouts of a collective. A slow rank may be loading images or compiling; the heartbeat detects a
+# dead one much sooner.
 START_TIMEOUT = timedelta(minutes=30)  # until the first step is done
 STEP_TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run. Every method is a collective: all ranks call it in the same order."""
+    """The processes of a run. Every method is collective: all ranks call it in the same order."""
 
     rank: int
     size: int
@@ -84,7 +84,7 @@ class World:
         return self.broadcast_object(self.run_on_main(action))
 
     def barrier(self) -> None:
-        """Wait until every rank gets here."""
+        """Wait until every rank has called this."""
         if self.size > 1:
             dist.barrier()
 
@@ -97,15 +97,15 @@ def current_world() -> World:
 
 
 def leave_world() -> None:
-    """Destroy the process group, if there is one, as the last act of a process."""
+    """Destroy the process group, if there is one, before the process ends."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def set_collective_timeout(timeout: timedelta) -> None:
-    """Change how long the collectives of this rank wait, from the next one on."""
+    """Change the timeout of this rank's later collectives."""
     if dist.is_available() and dist.is_initialized():
-        # `set_timeout` is new in torch 2.14, which deprecates the other.
+        # torch 2.14 adds `set_timeout` and deprecates `_set_pg_timeout`.
         name = "set_timeout" if hasattr(dist.distributed_c10d, "set_timeout") else "_set_pg_timeout"
         getattr(dist.distributed_c10d, name)(timeout)
 

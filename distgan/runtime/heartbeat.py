@@ -1,13 +1,13 @@
-"""Detection of lost ranks: which process died or fell silent, and on which host, within seconds.
+"""Detection of lost ranks: which process died or became silent, and on which host.
 
 rank 1 ──┐
 rank 2 ──┼── rank 0      one TCP connection per rank; both ends send "here" every second
 rank 3 ──┘
 
-A collective cannot name the rank that is missing, and with NCCL, or after a network failure, it
-only hangs. These connections can: one that closes without a goodbye is a dead process, one that
-stays silent is a lost node. Rank zero passes the news on to the other ranks. A stop after a signal
-is agreed upon over the same connections (stop.py).
+A collective cannot name the missing rank, and with NCCL or after a network failure it just hangs.
+These connections can: if one closes without "bye", the process has died; if one stays silent, the
+node is lost. Rank zero informs the other ranks. The ranks also use these connections to agree on
+where to stop after a signal (stop.py).
 """
 
 import os
@@ -32,13 +32,13 @@ from distgan.runtime.distributed import (
 from distgan.runtime.stop import CoordinatedStop
 
 BEAT_SEC = 1.0
-SILENCE_SEC = 30.0  # a rank that stays silent for so long is lost
-GRACE_SEC = 10.0  # after a loss: how long a process may hang in a collective before it is ended
-CLOSING_SEC = 60.0  # after a loss: how long a process that noticed it may take to close its files
+SILENCE_SEC = 30.0  # a rank that is silent for this long is lost
+GRACE_SEC = 10.0  # after a loss, a process that hangs in a collective is ended after this time
+CLOSING_SEC = 60.0  # after a loss, a process has this time to close its files
 
 
-class PeerLost(RunFailed):
-    """The loss of another rank. Without rank zero the first process of each node reports it."""
+class RankLost(RunFailed):
+    """The loss of another rank. If rank zero is lost, the first process of each node reports it."""
 
     def __init__(self, reason: str, *, rank: int) -> None:
         super().__init__(reason)
@@ -84,7 +84,7 @@ class Heartbeat:
         self.world = world
         self.on_loss: Callable[[str], None] = lambda reason: None
         self.on_hang: Callable[[str], None] = lambda reason: None
-        self.loss: PeerLost | None = None
+        self.loss: RankLost | None = None
         self.loss_known, self.loss_handled = threading.Event(), threading.Event()
         self.closing = threading.Event()
         self.lock = threading.Lock()
@@ -99,7 +99,7 @@ class Heartbeat:
     def should_stop(self, interrupted: bool) -> bool:
         """Return whether all ranks stop before this step, because one of them was interrupted.
 
-        Every rank calls it before every step. Raises PeerLost.
+        Every rank calls it before every step. Raises RankLost.
         """
         stop = self.stop.poll(interrupted)
         if self.stop.next_boundary == 2:  # the first step is done
@@ -109,7 +109,7 @@ class Heartbeat:
         return stop
 
     def find_cause(self, error: BaseException) -> tuple[BaseException, str]:
-        """Return what ended the run, and its first line; tell the other ranks unless they know.
+        """Return what ended the run, and its first line; inform the other ranks if necessary.
 
         A failed collective is a symptom: if a rank was lost, its loss is the cause.
         """
@@ -124,7 +124,7 @@ class Heartbeat:
         return error, reason
 
     def close(self, message: str = "bye") -> None:
-        """Say goodbye, so that the other ranks do not take this one for lost."""
+        """Send a last message, so that the other ranks do not report this one as lost."""
         self.closing.set()
         self.send(message)
 
@@ -146,7 +146,7 @@ class Heartbeat:
         self.add(link, 0, host)
 
     def accept_all(self, server: socket.socket, token: str) -> None:
-        """Accept one connection per rank. Connections that do not know the token are closed."""
+        """Accept one connection per rank; close those that do not send the token."""
         with server:
             server.settimeout(SILENCE_SEC)
             while len(self.links) < self.world.size - 1:
@@ -168,7 +168,7 @@ class Heartbeat:
         self.selector.register(connection, selectors.EVENT_READ, self.links[rank])
 
     def send(self, message: str, *, except_rank: int | None = None) -> None:
-        """Send a line to all connected ranks. One that cannot be reached is detected by `watch`."""
+        """Send a line to all connected ranks. `watch` detects ranks that cannot be reached."""
         for link in list(self.links.values()):
             if link.rank != except_rank:
                 try:
@@ -179,10 +179,10 @@ class Heartbeat:
     # ---------------------------------------------------------------------------- watching
 
     def watch(self) -> None:
-        """Read what arrives, and once per beat send "here" and count who was silent.
+        """Read messages; once per beat, send "here" and count the silent ranks.
 
-        Silence is counted in beats of this loop, not by the clock, so that a job which was
-        suspended as a whole loses no rank when it continues.
+        Silence is counted in beats of this loop, not in seconds, so that no rank counts as lost
+        after the whole job was suspended.
         """
         next_beat = time.monotonic() + BEAT_SEC
         while not self.closing.is_set():
@@ -200,42 +200,42 @@ class Heartbeat:
         if lines is None:
             self.selector.unregister(link.socket)
             reason = f"lost {link.name}: its process has ended (connection closed)"
-            return self.peer_lost(link.rank, reason)
+            return self.rank_lost(link.rank, reason)
         for line in lines:
             word, _, rest = line.partition(" ")
             if word == "bye":
                 self.selector.unregister(link.socket)
                 return self.stop.rank_finished()
             if word == "failed":
-                self.peer_lost(link.rank, f"{link.name} failed: {rest}")
+                self.rank_lost(link.rank, f"{link.name} failed: {rest}")
             elif word == "lost":
                 rank, _, reason = rest.partition(" ")
-                self.peer_lost(int(rank), reason)
+                self.rank_lost(int(rank), reason)
             else:
                 self.stop.receive(word, rest, rank=link.rank)
         return None
 
     def count_silence(self, link: Link) -> None:
-        """Count one beat without a word from a rank, and give it up after SILENCE_SEC."""
+        """Count a beat without a message from a rank, which is lost after SILENCE_SEC."""
         link.silent_beats += 1
         if link.silent_beats * BEAT_SEC >= SILENCE_SEC:
             reason = f"lost {link.name}: no sign of life for {SILENCE_SEC:g} s"
-            self.peer_lost(link.rank, reason)
+            self.rank_lost(link.rank, reason)
 
-    def peer_lost(self, rank: int, reason: str) -> None:
-        """Note the first loss, tell the other ranks, and make sure that this process ends."""
+    def rank_lost(self, rank: int, reason: str) -> None:
+        """Record the first loss, inform the other ranks, and make sure that this process ends."""
         with self.lock:
             if self.loss is not None or self.closing.is_set():
                 return
-            self.loss = PeerLost(reason, rank=rank)
+            self.loss = RankLost(reason, rank=rank)
         self.loss_known.set()
         self.stop.release()
         self.send(f"lost {rank} {reason}", except_rank=rank)
         threading.Thread(target=self.end_process, args=(self.loss,), daemon=True).start()
 
-    def end_process(self, loss: PeerLost) -> None:
-        """Record the loss, and end this process if it does not end by itself."""
-        with suppress(RunFailed):  # as on a full disk
+    def end_process(self, loss: RankLost) -> None:
+        """Record the loss, and end this process if it does not end on its own."""
+        with suppress(RunFailed):  # for example on a full disk
             self.on_loss(str(loss))
         if self.loss_handled.wait(GRACE_SEC):
             time.sleep(CLOSING_SEC)

@@ -1,4 +1,4 @@
-"""What ran, where and on which hardware."""
+"""The command, versions, processes and hardware of a run."""
 
 import platform
 import resource
@@ -40,7 +40,7 @@ def cpu_model() -> str:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Return the most memory used so far, of the GPU or of this process."""
+    """Return the peak memory of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
@@ -50,7 +50,7 @@ def peak_memory_gb(device: torch.device) -> float:
 def provenance(
     accelerator: Accelerator, command: list[str], environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return what ran, where and on what, as plain values for provenance.json."""
+    """Return the contents of provenance.json."""
     slurm = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
     return {
         "command": [without_secrets(word) for word in command],

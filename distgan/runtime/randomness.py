@@ -1,8 +1,8 @@
-"""Every random draw as a pure function of (seed, purpose, position), so there is no state to save.
+"""Random draws as pure functions of (seed, purpose, position), so there is no state to save.
 
-A position is the number of a real image in the run. Image p draws the same latent on one process
-or a thousand, in any batch size, before or after a resume. The generator is SplitMix64 (Steele et
-al. 2014) applied to a counter, in int64 tensor arithmetic.
+A position is the number of a real image in the run. The latent of image p does not depend on the
+number of processes, on the batch size or on whether the run was resumed. The generator is
+SplitMix64 (Steele et al. 2014) applied to a counter, in int64 tensor arithmetic.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ MIX_2 = 0x94D049BB133111EB - 2**64
 
 
 def purpose_key(seed: int, purpose: str) -> int:
-    """Return where the counter sequence of one purpose starts, as a signed 64-bit integer."""
+    """Return the start of a purpose's counter sequence, a signed 64-bit integer."""
     digest = hashlib.blake2b(f"{seed}:{purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 

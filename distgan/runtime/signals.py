@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class Interrupt:
-    """The first signal since the start. The training loop looks at `raised` before every step."""
+    """The first signal since the start. The training loop checks `raised` before every step."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -29,7 +29,7 @@ class Interrupt:
         return self
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Note the first signal."""
+        """Record the first signal; end at once on Ctrl-C more than a second later."""
         if self.raised and number == signal.SIGINT and time.monotonic() - self.since > 1.0:
             raise KeyboardInterrupt
         if not self.raised:

@@ -1,8 +1,7 @@
-"""Agreement on where all ranks stop after one of them received a signal.
+"""Agreement of all ranks on the step before which they stop, after one received a signal.
 
-All ranks must stop before the same step, or the next collective of one would wait for another
-forever. A vote before every step would tell them, but its cost grows with the world. Here a step
-costs nothing until a signal arrives:
+If ranks stopped at different steps, a collective would wait forever. A vote before every step would
+prevent that, but it costs more with every rank. This protocol costs nothing until a signal arrives:
 
     any rank   "stop"         to rank zero: I was interrupted
     rank 0     "hold"         to all: which step boundary is the first that you have not passed yet?
@@ -10,8 +9,8 @@ costs nothing until a signal arrives:
                               the training thread waits at that boundary
     rank 0     "stop_at 18"   to all: the largest of the answers
 
-No rank has passed boundary 18, and all will reach it: the ranks that wait go on, and everyone
-stops there. Boundaries are counted from the start of the process, alike on all ranks.
+No rank has passed boundary 18 yet, and all will reach it: the waiting ranks resume, and all ranks
+stop there. Every rank counts boundaries from the start of its process.
 """
 
 import threading
@@ -23,7 +22,7 @@ NEVER = -1
 
 
 class CoordinatedStop:
-    """This rank's part in the agreement; `send` sends a line to every rank it is connected to."""
+    """This rank's side of the protocol; `send` sends a line to every connected rank."""
 
     def __init__(self, world: World, send: Callable[[str], None]) -> None:
         self.world, self.send = world, send
@@ -66,7 +65,7 @@ class CoordinatedStop:
             self.decide(int(text))
 
     def begin(self) -> None:
-        """Rank zero: ask all ranks for their next boundary, once."""
+        """Ask all ranks, from rank zero and only once, for their next boundary."""
         with self.changed:
             if self.holding or self.any_finished:
                 return
@@ -80,21 +79,21 @@ class CoordinatedStop:
             return self.next_boundary
 
     def add_answer(self, rank: int, boundary: int) -> None:
-        """Rank zero: note an answer, and decide once every rank has answered."""
+        """Record an answer on rank zero; decide once every rank has answered."""
         self.answers[rank] = boundary
         if len(self.answers) == self.world.size:
             self.decide(max(self.answers.values()))
             self.send(f"stop_at {self.stop_at}")
 
     def decide(self, boundary: int) -> None:
-        """Let the training thread go on to the boundary where all ranks stop."""
+        """Let the training thread continue to the boundary where all ranks stop."""
         with self.changed:
             if self.stop_at is None:
                 self.stop_at = boundary
             self.changed.notify_all()
 
     def rank_finished(self) -> None:
-        """Stop waiting: a rank has passed its last step, so the others end by themselves too."""
+        """Stop waiting, because a rank has passed its last step and the others will soon."""
         with self.changed:
             self.any_finished = True
             undecided = self.holding and self.stop_at is None
@@ -104,5 +103,5 @@ class CoordinatedStop:
                 self.send(f"stop_at {NEVER}")
 
     def release(self) -> None:
-        """Let the training thread go on: a rank was lost, and the run is going to end."""
+        """Let the training thread continue, because a rank was lost and the run will end."""
         self.decide(NEVER)
