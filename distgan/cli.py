@@ -349,11 +349,11 @@ def bench(
     config = load_config(preset, overrides or ())
     if json is not None:
         check_writable(json)
-    found = measure(
+    results = measure(
         config, size=size, channels=channels, quick=quick, progress=lambda what: say(f"{what} ...")
     )
-    show_columns(["", "median (least to most)", ""], [list(row) for row in found.rows])
-    say(", ".join(f"{name} {value}" for name, value in found.machine.items()))
+    show_columns(["", "median (least to most)", ""], [list(row) for row in results.rows])
+    say(", ".join(f"{name} {value}" for name, value in results.machine.items()))
     if json is not None:
-        write_json(json, {"machine": found.machine, "measured": found.values})
+        write_json(json, {"machine": results.machine, "measured": results.values})
         say(f"wrote {json}")

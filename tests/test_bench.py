@@ -1,73 +1,130 @@
-"""`distgan bench` measures what it says it measures."""
+"""`distgan bench` measures rates, arithmetic and waiting, and reports failures in the table."""
 
 from pathlib import Path
 
 import pytest
+import torch
+import typer
+from torch.utils.flop_counter import FlopCounterMode
 
 from distgan.cli import bench as bench_command
-from distgan.commands.bench import (
-    Bench,
-    Spread,
-    Trial,
-    bench,
-    rates,
-    run_trial,
-    train_trial,
-    write_images,
+from distgan.commands.bench import Results, bench, process_counts, write_images
+from distgan.commands.bench_training import (
+    TrainingBenchmark,
+    make_gan,
+    measure_in_processes,
+    measure_training,
+    noise_batch,
+    take_step,
 )
-from distgan.config.load import with_overrides
+from distgan.commands.timing import Rate, measure_rate
+from distgan.config.load import load_config, with_overrides
 from distgan.config.schema import Config
+from distgan.runtime.flops import FlopCounter
 from shards.pack import pack
 
 TINY = (
     "networks.generator_width=4", "networks.discriminator_width=4", "networks.latent_dim=8",
     "train.batch_size=8", "train.cpu_threads=1", "train.precision=launcher",
+    "train.compile=never",
 )  # fmt: skip
 
 
-def trial(*words: str, **changes: object) -> Trial:
-    """Return a trial that takes a moment."""
-    config = with_overrides(Config(), [*TINY, *words])
+@pytest.fixture(autouse=True)
+def small_machine_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiply small matrices and copy few bytes."""
+    monkeypatch.setattr("distgan.commands.bench_training.MATRIX_SIZE", 128)
+    monkeypatch.setattr("distgan.commands.bench_training.COPY_BYTES", 2**16)
+
+
+def tiny_benchmark(
+    *overrides: str, preset: str | None = None, **changes: object
+) -> TrainingBenchmark:
+    """Return a benchmark that takes a moment."""
+    config = load_config(preset, [*TINY, *overrides])
     options = {"precision": "no", "repeats": 2, "seconds": 0.02} | changes
-    return Trial(config, (1, 32, 32), **options)
+    return TrainingBenchmark(config, (1, 32, 32), **options)
 
 
-def test_rates_leave_out_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first call is a warm-up; later ones give images per second."""
+def test_rate_does_not_include_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call is a warm-up; the others give items per second."""
     clock, durations = 0.0, iter([30.0, 0.01, 0.02, 0.04])
-    monkeypatch.setattr("distgan.commands.bench.time.perf_counter", lambda: clock)
+    monkeypatch.setattr("distgan.commands.timing.time.perf_counter", lambda: clock)
 
     def work() -> int:
         nonlocal clock
         clock += next(durations)
         return 10
 
-    found = rates(work, repeats=3)
-    assert (found.least, found.median, found.most) == pytest.approx((250, 500, 1000))
+    rate = measure_rate(work, repeats=3)
+    assert (rate.least, rate.median, rate.most) == pytest.approx((250, 500, 1000))
 
 
-def test_trial_counts_arithmetic_and_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A wider discriminator needs more FLOPs; with a loader a part of the time is spent waiting."""
-    monkeypatch.setattr("distgan.commands.bench.MATRIX_SIDE", 128)
-    monkeypatch.setattr("distgan.commands.bench.COPY_BYTES", 2**16)
-    plain, wide = train_trial(trial()), train_trial(trial("networks.discriminator_width=8"))
-    assert plain.images_per_sec is not None
-    assert 1.5 * plain.flops_per_image < wide.flops_per_image
-    assert plain.matrix_tflops > 0 < plain.copy_gb_per_sec
-    assert plain.wait_share == 0.0
+def test_wider_discriminator_needs_more_flops() -> None:
+    """The count follows the networks, and the machine's own rates are positive."""
+    narrow = measure_training(tiny_benchmark())
+    wide = measure_training(tiny_benchmark("networks.discriminator_width=8"))
+    assert narrow.images_per_sec is not None
+    assert 1.5 * narrow.flops_per_image < wide.flops_per_image
+    assert narrow.matrix_tflops > 0 < narrow.copy_gb_per_sec
+
+
+def test_time_spent_waiting_is_measured_only_with_a_loader(tmp_path: Path) -> None:
+    """Training on one batch of noise never waits."""
     shards = tmp_path / "shards"
     pack(write_images(tmp_path / "source", 20, size=32), shards, size=32, channels=1, workers=1)
-    assert 0 < train_trial(trial(shards=shards)).wait_share < 1
+    assert measure_training(tiny_benchmark()).waiting_fraction == 0.0
+    assert 0 < measure_training(tiny_benchmark(shards=shards)).waiting_fraction < 1
+
+
+def test_flop_counter_agrees_with_pytorch_where_both_work() -> None:
+    """A step without penalties."""
+    config = load_config("cifar10", TINY)
+    gan = make_gan(config, (3, 32, 32))
+    noise = noise_batch(config, (3, 32, 32), size=8, device=gan.accelerator.device)
+    with FlopCounter() as counter:
+        take_step(gan, lambda _: [noise], config, number=0)
+    with FlopCounterMode(display=False) as reference:
+        take_step(gan, lambda _: [noise], config, number=0)
+    assert counter.total == reference.get_total_flops() > 0
+
+
+def test_flop_counter_counts_multiplications_and_additions() -> None:
+    """A product of [2, 3] and [3, 5] has 30 of each."""
+    with FlopCounter() as counter:
+        torch.ones(2, 3) @ torch.ones(3, 5)
+    assert counter.total == 60
+
+
+def test_penalties_are_part_of_rate_and_flops() -> None:
+    """Computing R1 and R2 in every step needs more arithmetic than in every eighth."""
+    rare = measure_training(tiny_benchmark(preset="cifar10-strong"))
+    frequent = measure_training(tiny_benchmark("loss.penalty_interval=1", preset="cifar10-strong"))
+    assert rare.images_per_sec is not None and frequent.images_per_sec is not None
+    assert 0 < 1.2 * rare.flops_per_image < frequent.flops_per_image
+
+
+def test_micro_batches_add_at_most_a_second_generator_forward() -> None:
+    """The generator's step generates the fakes again, so that FLOPs grow by less than half."""
+    whole = measure_training(tiny_benchmark())
+    split = measure_training(tiny_benchmark("train.accumulate=2"))
+    assert split.images_per_sec is not None
+    assert whole.flops_per_image < split.flops_per_image < 1.5 * whole.flops_per_image
+
+
+def test_more_discriminator_steps_need_fewer_flops_per_image() -> None:
+    """A generator step is then shared by more images."""
+    one, two = (measure_training(tiny_benchmark(f"train.d_steps={num}")) for num in (1, 2))
+    assert two.images_per_sec is not None
+    assert 0 < two.flops_per_image < one.flops_per_image
 
 
 def test_table_rows_and_values_agree() -> None:
-    """Rows for people and values for programs have the same figures."""
-    found = Bench({})
-    found.add("pack", "images/s", Spread(2000.0, 1.5, 3000.0), "JPEG")
-    assert found.rows == [("pack", "2,000 (1.5 to 3,000) images/s", "JPEG")]
-    assert found.values["pack"] == {
+    """Rows for the console and values for JSON have the same figures."""
+    results = Results({})
+    results.add("pack", "images/s", Rate(2000.0, 1.5, 3000.0), "JPEG")
+    assert results.rows == [("pack", "2,000 (1.5 to 3,000) images/s", "JPEG")]
+    assert results.values["pack"] == {
         "unit": "images/s",
         "remark": "JPEG",
         "median": 2000.0,
@@ -76,10 +133,15 @@ def test_table_rows_and_values_agree() -> None:
     }
 
 
+def test_process_counts_keep_groups_of_images_whole() -> None:
+    """A batch of 16 in groups of 4 runs on at most four processes."""
+    config = load_config("cifar10-strong", [])
+    assert list(process_counts(config, 16)) == [2, 4]
+    assert list(process_counts(with_overrides(config, ["train.accumulate=2"]), 16)) == [2]
+
+
 def test_unsupported_image_size_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """It ends in one line and exit code 2."""
-    import typer
-
     with pytest.raises(typer.Exit) as ended:
         bench_command(size=48)
     assert ended.value.exit_code == 2
@@ -88,17 +150,12 @@ def test_unsupported_image_size_is_refused(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.slow
 def test_several_processes_are_measured_and_failures_reported() -> None:
-    """A trial that fails is an error in its own row; the command goes on."""
-    two = run_trial(trial(processes=2))
+    """A failed measurement is an error in its own row, and the command continues."""
+    two = measure_in_processes(tiny_benchmark(processes=2))
     assert two.images_per_sec is not None and two.images_per_sec.median > 0
-    broken = run_trial(trial(shards=Path("nowhere")))
+    broken = measure_in_processes(tiny_benchmark(shards=Path("nowhere")))
     assert broken.images_per_sec is None and broken.error
     config = with_overrides(Config(), TINY)
-    found = bench(config, size=32, channels=1, quick=True, progress=lambda what: None)
-    assert {
-        "pack",
-        "loader, raw",
-        "loader, png",
-        "loader, jpeg",
-        "training with its loader",
-    } <= set(found.values)
+    results = bench(config, size=32, channels=1, quick=True, progress=lambda what: None)
+    names = {"pack", "loader, raw", "loader, png", "loader, jpeg", "training with its loader"}
+    assert names <= set(results.values)

@@ -24,7 +24,7 @@ LAYERS = [  # top to bottom; a module imports from its own layer and those below
     {"errors", "text"},
 ]
 LIBRARY_OWNERS = {  # the modules that may import a library
-    "accelerate": {"runtime", "run/session", "steps", "gan", "commands/bench"},
+    "accelerate": {"runtime", "run/session", "steps", "gan"},
     "wandb": {"reporting/wandb_sink"},
     "tensorboard": {"reporting/tensorboard_sink"},
     "rich": {"reporting/console"},

@@ -7,7 +7,7 @@ import math
 import textwrap
 from dataclasses import dataclass
 
-from distgan.commands.bench import make_gan
+from distgan.commands.bench_training import make_gan
 from distgan.config.schema import Config
 
 IMAGES_PER_SEC = 100_000  # assumed, of one GPU

@@ -24,7 +24,8 @@ import psutil
 from PIL import Image
 from torch import Tensor
 
-from distgan.commands.bench import held_batch, make_gan, one_step, write_images
+from distgan.commands.bench import write_images
+from distgan.commands.bench_training import make_gan, noise_batch, take_step
 from distgan.config.load import with_overrides
 from distgan.config.schema import Config
 from distgan.data import TrainingBatches
@@ -105,16 +106,16 @@ def step_rows(size: int, *, threads: int, repeats: int, shards: Path, folder: Pa
     config = with_overrides(Config(), overrides)
     gan = make_gan(config, (3, size, size))
     device = gan.accelerator.device
-    held = held_batch(config, (3, size, size), size=BATCH, device=device)
+    noise = noise_batch(config, (3, size, size), size=BATCH, device=device)
     usual_step = textbook.TextbookGAN(size).step
     usual_batches = textbook.folder_batches(folder, size, batch_size=BATCH, workers=0)
-    reals = held.reals.contiguous()
+    reals = noise.reals.contiguous()
     position = 0
 
     def train_with_loader() -> None:
         nonlocal position
         batch = batches.next(position, rollbacks=0)
-        one_step(gan, lambda _: batch, config, step=0)
+        take_step(gan, lambda _: batch, config, number=0)
         position += BATCH
 
     place = {"rank": 0, "world_size": 1, "device": device}
@@ -122,7 +123,7 @@ def step_rows(size: int, *, threads: int, repeats: int, shards: Path, folder: Pa
         usual_num, num = {32: (2, 8), 64: (1, 3)}[size]
         steps = {
             "usual": (lambda: usual_step(reals), usual_num),
-            "ours": (lambda: one_step(gan, lambda _: [held], config, step=0), num),
+            "ours": (lambda: take_step(gan, lambda _: [noise], config, number=0), num),
             "usual training": (lambda: usual_step(next(usual_batches)), usual_num),
             "training": (train_with_loader, num),
         }
