@@ -77,6 +77,16 @@ def test_images_that_are_slow_to_load_stay_in_their_shards(
         assert isinstance(stream, BatchStream)
 
 
+def test_batches_are_on_a_device_that_is_neither_cpu_nor_cuda(shards: Path) -> None:
+    """Images, latents and positions alike, as on the GPU of a Mac; `meta` has no data at all."""
+    config = with_overrides(Config(), ["train.batch_size=8", "data.flip=true"])
+    options = {"start": 0, "rank": 0, "world_size": 1, "device": torch.device("meta")}
+    with TrainingBatches(ShardReader(shards), config, **options) as batches:
+        (batch,) = batches.next(0, rollbacks=0)
+    devices = {batch.reals.device.type, batch.latents.device.type, batch.positions.device.type}
+    assert devices == {"meta"}
+
+
 def test_micro_batches_do_not_depend_on_where_images_are(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
