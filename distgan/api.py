@@ -23,7 +23,7 @@ from shards.errors import ShardError
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a training run ended, and where it is stored."""
+    """The outcome and the folder of a training run."""
 
     outcome: str  # done, preempted or collapsed
     run_dir: Path
@@ -62,7 +62,7 @@ def run(config: Config, run_dir: Path | None, interrupt: Interrupt) -> TrainingR
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Note signals during the block, and restore their handlers afterwards.
+    """Record signals during the block, and restore their handlers afterwards.
 
     Python allows this in the main thread only; in another one no signal is noted.
     """

@@ -294,14 +294,14 @@ def sweep(
     folder: Annotated[
         Path | None, Option(help="Folder of the runs. Default: runs/ and the file's name.")
     ] = None,
-    show: Annotated[
+    show_list: Annotated[
         bool, Option("--list", help="List the runs with their numbers and states, and stop.")
     ] = False,
     index: Annotated[
         int | None,
         Option(help="Train only the run with this number.", min=0, envvar="SLURM_ARRAY_TASK_ID"),
     ] = None,
-    words: Annotated[
+    show_arguments: Annotated[
         bool, Option("--words", help="Print that run's arguments for distgan/train.py, and stop.")
     ] = False,
     board: Annotated[
@@ -315,9 +315,9 @@ def sweep(
     from distgan.commands import sweep as commands
 
     plan = commands.plan_sweep(file, overrides or (), folder=folder, index=index, board=board)
-    if words:
+    if show_arguments:
         typer.echo("\n".join(commands.arguments_of_run(plan)))
-    elif show:
+    elif show_list:
         commands.list_runs(plan)
     elif board:
         raise typer.Exit(0 if commands.write_board(plan) else 2)

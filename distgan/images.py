@@ -1,4 +1,4 @@
-"""Images as pixels and files: sample grids, and the plot of a run's losses."""
+"""Conversion of images to pixels, sample grids, and the plot of a run's losses."""
 
 import io
 import math

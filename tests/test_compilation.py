@@ -164,7 +164,8 @@ def test_graphs_need_a_gpu() -> None:
 def test_a_run_with_graphs_on_a_cpu_fails_in_one_line(shards: Path, tmp_path: Path) -> None:
     """The error does not mention the images, which have nothing to do with it."""
     with pytest.raises(
-        AssertionError, match=r"UserError: train\.compile=graphs records .*; leave it at auto\n"
+        AssertionError,
+        match=r"UserError: train\.compile=graphs needs a GPU.*; use train\.compile=auto\n",
     ):
         run_world(1, train_run, shards, tmp_path / "run", ["train.compile=graphs"])
 

@@ -76,7 +76,7 @@ def run_steps(
     monkeypatch: pytest.MonkeyPatch, *, dtype: torch.dtype | None, most_pixels: int = 0
 ) -> list[Tensor]:
     """Return losses and gradients of three steps, in float32 or autocast to `dtype`."""
-    monkeypatch.setattr(convolutions, "MOST_PIXELS", most_pixels)
+    monkeypatch.setattr(convolutions, "MAX_PIXELS", most_pixels)
     loss, draws = ADVERSARIAL["bce"], torch.Generator().manual_seed(3)
     spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=3, width=16, latent_dim=16)
     generator, discriminator = (

@@ -39,7 +39,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Input:
-    """Generated images by number, their origin (`ema` or `images`), and how many there are."""
+    """Generated images by number, their origin (`ema` or `images`), and their count."""
 
     fakes: Fakes
     weights: str
@@ -98,7 +98,7 @@ def to_row(score: Score) -> dict[str, object]:
 
 
 def show_scores(scores: list[Score]) -> None:
-    """Print the metrics of all inputs beside those of real images, the verdicts, the protocol."""
+    """Print all inputs' metrics and those of real images, the verdicts and the protocol."""
     reals = scores[0].result.reals
     rows = []
     for name in scores[0].result.values:

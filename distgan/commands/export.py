@@ -30,7 +30,7 @@ from distgan.reporting.run_record import RunRecord, read_record
 from distgan.run.files import is_run
 from distgan.text import format_number
 
-MARK_START = "<!-- Written by distgan export."  # a card without it belongs to a person
+MARK_START = "<!-- Written by distgan export."  # a card without this mark was edited by its owner
 CARD_MARK = f"{MARK_START} Delete this line to keep your own version. -->"
 # Largest difference of images in [-1, 1] between PyTorch and onnxruntime: 1/8 of a grey level.
 TOLERANCE = 1e-3
@@ -50,7 +50,7 @@ def export(source: Path, out: Path, *, format: str, license: str) -> list[str]:
         save_grid(generator.sample(64), out / "samples.png")
         card = out / "README.md"
         if card.exists() and MARK_START not in card.read_text():
-            return [wrote_weights, f"kept {card}, which is yours"]
+            return [wrote_weights, f"kept {card}, which you have edited"]
         card.write_text(model_card(out, generator.spec, facts, record=record, license=license))
     return [
         wrote_weights,
@@ -60,7 +60,7 @@ def export(source: Path, out: Path, *, format: str, license: str) -> list[str]:
 
 
 def read_facts(source: Path) -> dict[str, Any]:
-    """Return what the description of a generator says besides its spec."""
+    """Return the facts in a generator's description that are not part of its spec."""
     description = read_description(find_generator(source))
     return {
         "images_seen": description.get("images_seen"),
@@ -87,7 +87,7 @@ def write_onnx(generator: Generator, out: Path, facts: dict[str, Any]) -> str:
     path, latents = out / "generator.onnx", generator.latents(7)
     network = generator.network.to(memory_format=torch.contiguous_format)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's libraries warn about their own future
+        warnings.simplefilter("ignore")  # deprecation warnings inside the exporter's libraries
         program = torch.onnx.export(
             network,
             (latents[:2],),
@@ -110,7 +110,7 @@ def write_onnx(generator: Generator, out: Path, facts: dict[str, Any]) -> str:
             f"onnxruntime's images differ from torch's by {difference:.2g}; "
             "use --format safetensors"
         )
-    return f"wrote {path}; onnxruntime's images are torch's to {difference:.1g}"
+    return f"wrote {path}; onnxruntime's images differ from torch's by at most {difference:.1g}"
 
 
 WRITERS = {"safetensors": write_safetensors, "onnx": write_onnx}
@@ -167,7 +167,7 @@ def render_card(**values: Any) -> str:
 
 
 def training_rows(facts: dict[str, Any], record: RunRecord | None) -> list[tuple[str, str]]:
-    """Return (name, value) of what the generator was trained on and with which settings."""
+    """Return rows (name, value) about the generator's training data and settings."""
     images_seen = facts["images_seen"]
     rows = [
         ("data fingerprint", facts["dataset"] or "unknown"),

@@ -1,4 +1,4 @@
-"""`distgan info`: what is in a folder of packed shards."""
+"""`distgan info`: the contents of a folder of packed shards."""
 
 from distgan.text import pluralize
 from shards.format.index import ShardIndex

@@ -1,4 +1,4 @@
-"""Errors of commands that write where their user said."""
+"""Errors of commands that write to a path given by the user."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from distgan.errors import UserError
 
 @contextmanager
 def writing_to(path: Path, *, option: str) -> Iterator[None]:
-    """Turn an OSError of the block into a UserError that names the option to change."""
+    """Convert an OSError in the block into a UserError that names the option to change."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`distgan probe`: train a classifier of a dataset, whose features evaluate generators of it."""
+"""`distgan probe`: train a classifier of a dataset; its features serve to evaluate generators."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from shards.reader import ShardReader
 
 
 def probe(shards: str, *, flip: bool, seed: int) -> None:
-    """Train a probe on packed shards and save it where runs and evaluations look for it."""
+    """Train a probe on packed shards and save it in the cache for runs and evaluations."""
     _, reader = open_dataset(Data(shards=shards))
     path = probe_path(reader.index.fingerprint)
     check_writable(path)
@@ -45,7 +45,7 @@ def train_on(reader: ShardReader, *, flip: bool, seed: int) -> Probe:
 
 
 def report(trained: Probe, path: Path) -> None:
-    """Print how well a probe tells the classes apart."""
+    """Print a probe's accuracy."""
     card = trained.card
     if card.is_weak:
         show_warning(

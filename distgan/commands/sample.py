@@ -24,15 +24,15 @@ from distgan.networks.mixture import join_class, split_class
 
 NUM_IMAGES = 64
 NUM_IN_VIDEO = 16
-NUM_COLUMNS = 8  # in a row of one generator, or from one image to another
+NUM_COLUMNS = 8  # images in a row
 NUM_KEYS, FRAMES_PER_LEG, FRAMES_PER_SEC = 4, 24, 20  # of a video
 VIDEO_SUFFIXES = (".gif", ".mp4")
-BATCH_SIZE = 256  # images that are in memory together
+BATCH_SIZE = 256  # images in memory at once
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which images to draw; `num` None means the default of the command."""
+    """A choice of images to draw; `num` None means the default of the command."""
 
     num: int | None = None
     seed: int = 0
@@ -121,7 +121,7 @@ def video(source: Path, selection: Selection, *, out: Path) -> Path:
 
 
 def write_gif(frames: list[Image.Image], out: Path) -> None:
-    """Write an endless GIF. All frames share one palette, so that still parts do not flicker."""
+    """Write an endless GIF. All frames use one palette, so that still parts do not flicker."""
     side = 64  # frames are reduced to this size to choose the palette, which is slow otherwise
     small = [
         frame.resize((side, side), Image.Resampling.NEAREST)
@@ -139,7 +139,7 @@ def write_gif(frames: list[Image.Image], out: Path) -> None:
 
 
 def write_mp4(frames: list[Image.Image], out: Path) -> None:
-    """Write H.264 in a form that every player reads, with the encoder of imageio-ffmpeg."""
+    """Write an H.264 video that every player reads, with the encoder of imageio-ffmpeg."""
     try:
         import imageio_ffmpeg
     except ImportError:

@@ -166,7 +166,7 @@ class Pace:
     seconds: float = 0.0
 
     def add(self, *, images: int, seconds: float) -> None:
-        """Count a run that was trained on this many images."""
+        """Add a run that was trained on this many images."""
         if images > 0:
             self.images += images
             self.seconds += seconds
@@ -203,10 +203,10 @@ def run_one(run: Run, *, group: str, launcher: str, interrupt: Interrupt) -> str
     Returns the state in its status.json, or `failed ...` if the process left no new status.
     """
     before = read_status(run.entry.folder)
-    # As behind `accelerate launch`, so that the run is saved and ends if this process dies.
+    # Act like `accelerate launch`, so that the run is saved and ends if this process dies.
     environment = {"ACCELERATE_MIXED_PRECISION": "no", **os.environ, "WANDB_RUN_GROUP": group}
     if not launcher:
-        environment.pop("MASTER_ADDR", None)  # of a surrounding job: this run is one process
+        environment.pop("MASTER_ADDR", None)  # set by an enclosing job; this run is one process
     process = subprocess.Popen(
         [*(shlex.split(launcher) or [sys.executable]), str(TRAIN_SCRIPT), *run.arguments],
         env=environment,

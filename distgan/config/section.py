@@ -1,4 +1,4 @@
-"""What every section of settings has in common."""
+"""Base class and field function of all sections of settings."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def setting(default: Any, sentence: str, *, identity: bool = True, **bounds: Any
 
 
 class Section(BaseModel):
-    """Settings that belong together. They are immutable, and unknown names are errors."""
+    """An immutable group of settings; unknown names are errors."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False

@@ -1,4 +1,4 @@
-"""What all networks share: specs, the discriminator's interface, minibatch standard deviation."""
+"""Specs of networks, the base class of discriminators, and minibatch standard deviation."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -36,12 +36,14 @@ class DiscriminatorSpec:
     norm: str = "batch"  # batch, spectral or none
     minibatch_stddev: int = 0  # images per group; 0 disables the feature
     packing: int = 1  # images per logit
-    init: str = "normal"  # or he; of a DCGAN's convolutions
-    refinements: int = 0  # resolutions of a DCGAN, from the full one down, with a 3x3 convolution
+    init: str = "normal"  # or he; initial weights of a DCGAN's convolutions
+    refinements: int = (
+        0  # number of a DCGAN's resolutions, from the full one, with a 3x3 convolution
+    )
 
     @classmethod
     def from_settings(cls, networks: Networks) -> "DiscriminatorSpec":
-        """Return the discriminator that the settings `networks.*` describe."""
+        """Return the spec of the discriminator in the settings `networks.*`."""
         return cls(
             width=networks.discriminator_width,
             norm=networks.discriminator_norm,
@@ -53,7 +55,7 @@ class DiscriminatorSpec:
 
 
 def num_doublings(image_size: int) -> int:
-    """Return how many doublings lead from 4 pixels to the image size.
+    """Return how many times 4 pixels must be doubled to reach the image size.
 
     Raises ValueError for a size that the networks do not support.
     """
@@ -64,7 +66,7 @@ def num_doublings(image_size: int) -> int:
 
 
 class MinibatchStddev(nn.Module):
-    """A feature that tells the discriminator how much consecutive samples vary.
+    """A feature that shows the discriminator how much consecutive samples vary.
 
     Karras et al. 2018, section 3. Maps [B, F, ...] to the same shape; B is a multiple of `group`.
     The paper appends the mean standard deviation of each group as a constant channel, which the
@@ -89,7 +91,7 @@ class MinibatchStddev(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """The base class of discriminators: images [B, C, H, W] in [-1, 1] to logits [B / packing].
+    """Base class of discriminators: images [B, C, H, W] in [-1, 1] to logits [B / packing].
 
     A logit above zero means real. `layers` end in feature maps of 4x4 pixels or in feature
     vectors, and `head` maps those to one logit.

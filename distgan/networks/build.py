@@ -42,7 +42,7 @@ def build_discriminator(
     images: GeneratorSpec, spec: DiscriminatorSpec = DEFAULT_DISCRIMINATOR, *, seed: int = 0
 ) -> Discriminator:
     """Return a discriminator of a generator's images, in channels-last memory format."""
-    with seeded(seed + 1):  # so that it does not draw the generator's numbers again
+    with seeded(seed + 1):  # other random numbers than the generator's
         network = DISCRIMINATORS[images.architecture](
             spec, image_size=images.image_size, channels=images.channels
         )
@@ -61,7 +61,7 @@ def apply_spectral_norm(network: nn.Module) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from the seed in the block, and leave PyTorch's own random state as it was."""
+    """Seed PyTorch's random numbers in the block, and restore their state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

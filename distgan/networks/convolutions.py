@@ -1,8 +1,8 @@
 """The strided convolutions of a DCGAN (kernel 4, stride 2, padding 1) as matrix products.
 
-In bf16 on a CPU, PyTorch's kernels for few pixels and many channels reach a tenth to a half of the
-speed of its matrix product. Written as one product with 4x4 patches of the larger map, these
-convolutions reach nearly all of it:
+In bf16 on a CPU, PyTorch's convolutions of few pixels and many channels reach only a tenth to a
+half of the speed of its matrix products. As one product with 4x4 patches of the larger map, they
+reach nearly full speed:
 
 down  images -> patches [B*h*w, 16*C] @ weight -> [B, D, h, w]
 up    images [B*h*w, D] @ weight -> patches [B*h*w, 16*C] -> sum of overlaps [B, C, 2h, 2w]
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-# Pixels of the smaller map up to which the product is faster (docs/performance.md). For larger maps
-# cutting out the patches costs more than the product saves.
-MOST_PIXELS = 4 * 4
+# Most pixels in the smaller map for which the product is faster (docs/performance.md).
+# In larger maps, extracting the patches costs more than the product saves.
+MAX_PIXELS = 4 * 4
 
 
 class Im2Col(torch.autograd.Function):
@@ -41,9 +41,9 @@ class Im2Col(torch.autograd.Function):
 
 
 class Col2Im(torch.autograd.Function):
-    """The adjoint of `Im2Col`: patches [B, h, w, 16 * C] to channels-last images [B, C, 2h, 2w].
+    """Adjoint of `Im2Col`: patches [B, h, w, 16 * C] to channels-last images [B, C, 2h, 2w].
 
-    Where patches overlap, they are summed.
+    Overlapping patches are summed.
     """
 
     @staticmethod
@@ -91,10 +91,10 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 
 def is_product_faster(images: Tensor, num_pixels: int) -> bool:
-    """Return whether to compute a convolution, whose smaller map has `num_pixels`, as a product."""
+    """Return whether a product is faster; `num_pixels` is the size of the smaller map."""
     return (
         images.device.type == "cpu"
-        and num_pixels <= MOST_PIXELS
+        and num_pixels <= MAX_PIXELS
         and not torch.compiler.is_compiling()  # compiled patches are many times slower
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") is torch.bfloat16
@@ -102,7 +102,7 @@ def is_product_faster(images: Tensor, num_pixels: int) -> bool:
 
 
 def use_fast_convolutions(network: nn.Module) -> None:
-    """Turn the convolutions of a network that match into `DownConv` and `UpConv`, in place.
+    """Convert matching convolutions of a network into `DownConv` and `UpConv`, in place.
 
     Only the class of a module changes: names, weights and `state_dict` stay as they are.
     """

@@ -5,8 +5,8 @@ generator      latents [B, Z] -> linear -> 4x4 maps -> (norm, ReLU, transposed c
 discriminator  images [B, C, H, W] -> (strided convolution, norm, leaky ReLU) x k
                -> 4x4 maps -> linear -> logits [B]
 
-All these convolutions have a 4x4 kernel, stride 2 and padding 1. `build.py` replaces them by forms
-of `convolutions.py` that compute the same faster on a CPU.
+All these convolutions have a 4x4 kernel, stride 2 and padding 1. On a CPU, `build.py` replaces them
+with faster equivalents from `convolutions.py`.
 """
 
 import itertools
@@ -40,15 +40,15 @@ def init_dcgan(module: nn.Module) -> None:
 def init_he(module: nn.Module) -> None:
     """Draw weights that preserve the variance of maps through leaky ReLUs of slope 0.2.
 
-    He et al. 2015, equation 15. Weights from N(0, 0.02) shrink the maps in every layer, which only
-    a norm layer makes up for.
+    He et al. 2015, equation 15. Weights from N(0, 0.02) would shrink the maps in every layer
+    without a norm.
     """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, 0.2)
 
 
 class DCGANGenerator(nn.Module):
-    """The generator: latents [B, latent_dim] to images [B, C, H, W] in [-1, 1]."""
+    """DCGAN generator: latents [B, latent_dim] to images [B, C, H, W] in [-1, 1]."""
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
@@ -76,10 +76,10 @@ class DCGANGenerator(nn.Module):
 
 
 class DCGANDiscriminator(Discriminator):
-    """The discriminator: strided convolutions, of which the first has no batch norm.
+    """DCGAN discriminator: strided convolutions, the first without batch norm.
 
-    `refinements` adds 3x3 convolutions without norm, one per resolution from the full one down
-    (Miyato et al. 2018, table 3). The first of them has half the width.
+    `refinements` adds 3x3 convolutions without norm, one per resolution, beginning with the full
+    resolution (Miyato et al. 2018, table 3). The first of them has half the width.
     """
 
     def __init__(self, spec: DiscriminatorSpec, *, image_size: int, channels: int) -> None:

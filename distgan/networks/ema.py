@@ -15,7 +15,7 @@ RAMP_UP = 0.05
 
 
 class GeneratorEma:
-    """The averaged generator, always in eval mode."""
+    """A moving average of the generator's weights; its network is always in eval mode."""
 
     def __init__(self, generator: nn.Module, *, halflife_kimg: float) -> None:
         self.generator = copy.deepcopy(generator).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A trained generator, as the Python API and the commands use it."""
+"""The trained generator of the Python API and the commands."""
 
 from typing import Self
 
@@ -27,7 +27,7 @@ class Generator:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The values of `class_name`; empty unless one GAN per class was trained."""
+        """Names that `sample` takes as `class_name`; empty unless one GAN per class was trained."""
         return self.spec.classes if isinstance(self.spec, MixtureSpec) else ()
 
     @property
@@ -37,7 +37,7 @@ class Generator:
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights, on which images are computed."""
+        """Device of the weights and of the images."""
         return next(self.network.parameters()).device
 
     def to(self, device: str | torch.device) -> Self:
@@ -70,7 +70,7 @@ class Generator:
         truncation: float | None = None,
         class_name: str | None = None,
     ) -> Tensor:
-        """Return the latents [n, Z] of `sample`, beginning with number `first` of the seed."""
+        """Return the seed's latents `first`, `first + 1`, ... as [n, Z]; `sample` uses the same."""
         latents = sample_latents(n, self.spec, seed=seed, first=first)
         if class_name is not None:
             latents = choose_class(latents, self.spec, class_name)

@@ -27,7 +27,7 @@ EMA_PREFIX = "ema."  # of the averaged generator's tensors in a checkpoint
 
 @dataclass(frozen=True)
 class GeneratorFiles:
-    """Where a generator is stored: its weights, its description, and how its tensors are named."""
+    """The files of a stored generator and the prefix of its tensors."""
 
     weights: Path
     description: Path
@@ -73,7 +73,7 @@ def load_generator(path: str | Path) -> Generator:
 
 
 def find_generator(path: Path) -> GeneratorFiles:
-    """Return the files of the newest generator of a path that `load_generator` takes."""
+    """Return the files of the newest generator at a path, as for `load_generator`."""
     if not path.exists():
         raise UserError(f"no such file or folder: {path}")
     if path.is_file():
@@ -100,7 +100,7 @@ def checkpoint_folders(run: Path) -> list[Path]:
 
 
 def is_older(final: GeneratorFiles, checkpoint: Path) -> bool:
-    """Return whether a generator file precedes a checkpoint, as in a run that was resumed."""
+    """Return whether a generator file is older than a checkpoint, as in a resumed run."""
     try:
         return read_description(final)["images_seen"] < float(checkpoint.name) * 1000 - 0.5
     except (OSError, ValueError, KeyError, TypeError):
@@ -108,5 +108,5 @@ def is_older(final: GeneratorFiles, checkpoint: Path) -> bool:
 
 
 def read_description(files: GeneratorFiles) -> dict[str, Any]:
-    """Return what the JSON file says of a generator; raises OSError or ValueError."""
+    """Return the contents of a generator's JSON file; raises OSError or ValueError."""
     return json.loads(files.description.read_text())

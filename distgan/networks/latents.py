@@ -13,7 +13,7 @@ from distgan.runtime.randomness import normal
 def sample_latents(num: int, spec: GeneratorSpec, *, seed: int, first: int = 0) -> Tensor:
     """Return latents [num, Z] from N(0, 1), numbers `first`, `first + 1`, ... of a seed.
 
-    A latent depends on its number and the seed alone, not on how many are drawn.
+    A latent depends only on its number and the seed.
     """
     numbers = torch.arange(first, first + num)
     return normal((spec.latent_dim,), numbers, seed=seed, purpose="samples")

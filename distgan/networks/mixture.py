@@ -33,7 +33,7 @@ class MixtureSpec(GeneratorSpec):
 
     @property
     def boundaries(self) -> list[float]:
-        """Cumulative probabilities: class k lies between boundaries k and k + 1."""
+        """Cumulative probabilities; class k is between boundaries k and k + 1."""
         return [0.0, *itertools.accumulate(self.weights[:-1]), 1.0]
 
 
@@ -68,7 +68,7 @@ def spec_from_dict(plain: dict[str, Any]) -> GeneratorSpec:
 
 
 class Mixture(nn.Module):
-    """The generators of all classes: latents [B, 1 + Z] to images [B, C, H, W] in [-1, 1]."""
+    """A mixture of all generators: latents [B, 1 + Z] to images [B, C, H, W] in [-1, 1]."""
 
     bounds: Tensor
 
@@ -86,7 +86,7 @@ class Mixture(nn.Module):
         """Return images [B, C, H, W] in [-1, 1] for latents [B, 1 + Z]."""
         chosen, latents = self.classes_of(latents), latents[:, 1:]
         if torch.compiler.is_exporting():
-            # In an exported graph no shape may depend on values, so every part makes every image.
+            # Shapes in an exported graph cannot depend on values, so each part makes every image.
             images = self.parts[0](latents)
             for number, part in enumerate(self.parts):
                 images = torch.where((chosen == number)[:, None, None, None], part(latents), images)
@@ -101,7 +101,7 @@ class Mixture(nn.Module):
 
 
 def choose_class(latents: Tensor, spec: GeneratorSpec, name: str) -> Tensor:
-    """Return the latents [N, 1 + Z] changed so that they choose one class; raises UserError."""
+    """Return latents [N, 1 + Z] that choose one class, otherwise unchanged; raises UserError."""
     if not isinstance(spec, MixtureSpec):
         raise UserError(
             f"class {name!r}: this generator has no classes; "

@@ -50,7 +50,7 @@ class UpBlock(nn.Module):
 
 
 class ResNetGenerator(nn.Module):
-    """The generator: latents [B, latent_dim] to images [B, C, H, W] in [-1, 1].
+    """ResNet generator: latents [B, latent_dim] to images [B, C, H, W] in [-1, 1].
 
     Miyato et al. 2018, table 4. It has 4 x width channels up to 16 pixels and half as many after
     each further doubling, which keeps it near 3.5M parameters at width 64.
@@ -107,7 +107,7 @@ class DownBlock(nn.Module):
 
 
 class ResNetDiscriminator(Discriminator):
-    """The discriminator: blocks of 2 x width channels down to 8x8 pixels, and two more there.
+    """ResNet discriminator: blocks of 2 x width channels down to 8x8 pixels, then two more.
 
     Miyato et al. 2018, table 4.
     """

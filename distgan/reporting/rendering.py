@@ -1,4 +1,4 @@
-"""What the pages of one and of many runs share: templates to HTML, and images to data URIs."""
+"""Rendering for all report pages: templates to HTML, and images to data URIs."""
 
 import base64
 import io

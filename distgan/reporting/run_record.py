@@ -33,7 +33,7 @@ UNKNOWN = object()
 
 
 class Description(BaseModel):
-    """The generator and its dataset, as generator.json and the state of checkpoints have them."""
+    """A generator and its dataset, as stored in generator.json and in checkpoints."""
 
     generator: dict[str, Any] = {}
     dataset: str = ""
@@ -116,7 +116,7 @@ class RunRecord:
 
     @property
     def verdict_detail(self) -> str:
-        """The figures behind the verdict, from the last text that has them; or empty."""
+        """Figures of the last verdict that has any, otherwise empty."""
         for text in (self.status.reason, *(event.what for event in reversed(self.events))):
             _, found, rest = text.partition(f"{self.verdict} (")
             if self.verdict and found:

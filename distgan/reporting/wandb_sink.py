@@ -26,11 +26,11 @@ FINISH_TIMEOUT_SEC = 30
 CONNECT_TIMEOUT_SEC = 3.0
 
 Task = Callable[[Any, Any], None]
-"""Logs something; its arguments are the W&B run and the module wandb."""
+"""A call that logs; its arguments are the W&B run and the module wandb."""
 
 
 def new_run_id() -> str:
-    """Return an id for a new W&B run; a resumed run has that of its checkpoint."""
+    """Return an id for a new W&B run. A resumed run keeps the id in its checkpoint."""
     return secrets.token_hex(4)
 
 
@@ -89,7 +89,7 @@ class WandbSink:
         self.put(lambda run, wandb: run.summary.update(values))
 
     def alert(self, title: str, text: str) -> None:
-        """Send a warning to whoever watches the run."""
+        """Send an alert to the people who watch the run."""
         self.put(lambda run, wandb: run.alert(title, text, level=wandb.AlertLevel.WARN))
 
     def keep_generator(self, folder: Path, *, metadata: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class WandbSink:
         self.put(task)
 
     def close(self, *, has_failed: bool = False) -> None:
-        """Send what is queued; gives up, with a warning, if that takes too long."""
+        """Send all queued data; give up with a warning if that takes too long."""
         self.has_failed = has_failed
         self.queue.put(None)
         if not self.thread.is_alive():
@@ -123,11 +123,11 @@ class WandbSink:
 
     @property
     def sync_hint(self) -> str:
-        """How to send what the server does not have."""
+        """Advice on sending the data that the server has not received."""
         return f"send the rest with: wandb sync {self.folder}/wandb/*run-*-{self.run_id}"
 
     def work(self) -> None:
-        """Start the run, log and finish. Any failure ends the logging, and nothing else."""
+        """Start the run, log and finish. A failure ends only the logging."""
         try:
             run, wandb = self.start()
             try:
