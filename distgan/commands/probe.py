@@ -49,7 +49,7 @@ def report(trained: Probe, path: Path) -> None:
     card = trained.card
     if card.is_weak:
         show_warning(
-            "the probe is hardly better than guessing (the classes may look too much alike); "
+            "the probe is hardly better than guessing (the classes may look too similar); "
             "evaluation.extractor=auto will use random features instead"
         )
     say(

@@ -238,7 +238,8 @@ class Log(Section):
     )
     tensorboard: bool = setting(
         False,
-        "Write TensorBoard event files to the run folder; needs pip install 'distgan[tensorboard]'.",
+        "Write TensorBoard event files to the run folder; "
+        "needs pip install 'distgan[tensorboard]'.",
         identity=False,
     )
     report: bool = setting(

@@ -1,4 +1,4 @@
-"""Differentiable augmentation of the discriminator's input, reals and fakes alike.
+"""Differentiable augmentation of the discriminator's input, both reals and fakes.
 
 DiffAugment (Zhao et al. 2020). An image gets each kind of augmentation with the same probability.
 Its random numbers depend on its position in the run alone.

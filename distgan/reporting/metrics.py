@@ -34,7 +34,7 @@ class RunningMeans:
         self.counts[names] += 1
 
     def reduce(self, world: World) -> dict[str, float]:
-        """Return the means over steps and ranks, and start anew. Collective: one reduction."""
+        """Return the means over steps and ranks, and reset them. Collective: one reduction."""
         if not self.sums:
             return {}
         sums: dict[str, Tensor] = {}
