@@ -34,7 +34,10 @@ class Evaluation(Section):
         identity=False,
     )
     metrics: tuple[str, ...] | None = setting(
-        None, "Metrics to compute. If not set: all.", identity=False
+        None,
+        "Metrics to record, besides best_metric. If not set: all. "
+        "The verdict does not depend on this setting.",
+        identity=False,
     )
     best_metric: str = setting(
         "quality/frechet",
