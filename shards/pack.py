@@ -11,20 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shards.errors import ShardError, printable
-from shards.files import locked, readable_errors, sha256_of_file, sync_path, write_atomic
+from shards.files import locked, readable_errors, write_atomic
 from shards.format.compressed import DEFAULT_QUALITY, MAX_QUALITY, CompressedLayout
 from shards.format.index import (
     INDEX_FILE,
@@ -34,27 +28,23 @@ from shards.format.index import (
     SPANS_FILE,
     WORK_FOLDER,
     ShardIndex,
-    ShardRecord,
     read_index,
 )
 from shards.format.raw import TRAILER, RawLayout, npy_of_labels, npy_of_spans
-from shards.pack_workers import Chunk, Packing, Rejected, Written, pwrite_all, run
-from shards.processes import num_usable_cores
+from shards.pack_shards import (
+    FinishedShard,
+    Progress,
+    combine_sha256,
+    source_sha256,
+    write_shards,
+)
+from shards.pack_workers import Packing
 from shards.sources.registry import open_source
 from shards.sources.source import Source
 
 BadImages = Literal["fail", "skip"]
 Labels = Literal["keep", "ignore"]
 Encoding = Literal["raw", "jpeg", "png"]
-Progress = Callable[[int, int], None]
-
-
-class FinishedShard(NamedTuple):
-    """A shard that has its final name, and the spans [n, 2] of its image files, if it has any."""
-
-    record: ShardRecord
-    rejected: list[Rejected]
-    spans: NDArray[np.int64]
 
 
 def pack(
@@ -90,7 +80,8 @@ def pack(
         progress: Called with the number of images done and in total. The first call counts what
             an interrupted pack had done.
 
-    If `out` already holds the dataset, it is returned as it is. Raises ShardError for an unusable
+    If `out` already holds the dataset, and the files of the source are as they were when it was
+    packed, it is returned as it is. Raises ShardError for an unusable
     source, folder or setting; finished shards remain.
     """
     _check_settings(size, channels, shard_size_mb, workers, bad_images, labels)
@@ -101,7 +92,7 @@ def pack(
     out = Path(out).expanduser()
     work, name = out / WORK_FOLDER, printable(out)
     with readable_errors(out, doing="cannot pack into"):
-        index = _read_finished(out, packing, bad_images)
+        index = _read_finished(out, packing, bad_images, workers)
         if index is not None:
             # It may remain from a pack that died after writing the index.
             shutil.rmtree(work, ignore_errors=True)
@@ -111,10 +102,10 @@ def pack(
         busy = f"another pack is writing to {name}: wait for it, or give another folder"
         with locked(work / "lock", busy=busy):
             # The previous holder of the lock may have finished the dataset.
-            index = _read_finished(out, packing, bad_images)
+            index = _read_finished(out, packing, bad_images, workers)
             if index is None:
                 _claim(work, packing, name)
-                shards = _write_shards(packing, out, workers, bad_images, progress)
+                shards = write_shards(packing, out, workers, bad_images, progress)
                 index = _write_index(packing, out, shards)
             shutil.rmtree(work, ignore_errors=True)
     return index
@@ -172,10 +163,13 @@ def _plan(
     return Packing(source, raw, samples_per_shard, compressed)
 
 
-def _read_finished(out: Path, packing: Packing, bad_images: str) -> ShardIndex | None:
+def _read_finished(
+    out: Path, packing: Packing, bad_images: str, workers: int | None
+) -> ShardIndex | None:
     """Return the index of the finished dataset in `out`, or None if there is none.
 
-    Raises ShardError if it is another dataset.
+    Raises ShardError if it is another dataset, or if files of the source were changed since. They
+    are read to find out, because the time of a change does not survive a copy of the source.
     """
     if not (out / INDEX_FILE).exists():
         return None
@@ -183,6 +177,12 @@ def _read_finished(out: Path, packing: Packing, bad_images: str) -> ShardIndex |
     if index.plan != packing.plan:
         raise ShardError(
             f"{name} holds another dataset (of other images or settings): give a new folder"
+        )
+    recorded = index.source_sha256  # absent in datasets of earlier versions
+    if recorded is not None and recorded != source_sha256(packing, workers):
+        raise ShardError(
+            f"{name} was packed before files of the source were changed: give a new folder, or "
+            f"delete {name} to pack it again"
         )
     count = index.num_rejected
     if count and bad_images == "fail":
@@ -209,95 +209,6 @@ def _claim(work: Path, packing: Packing, name: str) -> None:
         )
     for leftover in work.glob("*.tmp"):
         leftover.unlink()
-
-
-def _write_shards(
-    packing: Packing, out: Path, workers: int | None, bad_images: str, progress: Progress
-) -> list[FinishedShard]:
-    """Write every shard that is not finished yet."""
-    finished = {shard: _read_record(out, shard) for shard in range(packing.num_shards)}
-    for shard in finished.values():
-        _check_rejected(shard.rejected if shard else [], bad_images)
-    pending = [number for number, shard in finished.items() if shard is None]
-    num_items = len(packing.source)
-    num_done = num_items - sum(len(packing.slots(number)) for number in pending)
-    progress(num_done, num_items)
-    if workers is None:  # no more than there is work for
-        num_chunks = sum(len(packing.chunks(number)) for number in pending)
-        workers = max(1, min(num_usable_cores(), num_chunks // 2))
-        workers = 1 if packing.source.in_memory else workers
-    with closing(run(packing, _chunks(packing, out, pending), workers=workers)) as results:
-        for number, chunks in groupby(results, key=lambda result: result[0].shard):
-            done: list[tuple[Chunk, Written]] = []
-            for chunk, written in chunks:
-                _check_rejected(written.rejected, bad_images)
-                done.append((chunk, written))
-                num_done += len(chunk.slots)
-                progress(num_done, num_items)
-            finished[number] = _finish_shard(packing, out, number, done)
-    return [shard for shard in finished.values() if shard is not None]
-
-
-def _chunks(packing: Packing, out: Path, shards: list[int]) -> Iterator[Chunk]:
-    """Yield the chunks of shards, and create the file of each shard before its first chunk."""
-    for shard in shards:
-        file = _temporary(out, shard)
-        file.touch(exist_ok=False)
-        yield from packing.chunks(shard, str(file))
-
-
-def _check_rejected(rejected: list[Rejected], bad_images: str) -> None:
-    if rejected and bad_images == "fail":
-        raise ShardError(
-            f"broken image {rejected[0].name} ({rejected[0].reason}): go on without such images "
-            "with --bad-images skip, or repair it and pack into a new folder"
-        )
-
-
-def _finish_shard(
-    packing: Packing, out: Path, shard: int, chunks: list[tuple[Chunk, Written]]
-) -> FinishedShard:
-    """Close the gaps between chunks, end the tar, rename it and record it, durably in this order."""
-    temporary, end, spans = _temporary(out, shard), 0, []
-    handle = os.open(temporary, os.O_RDWR)
-    try:
-        for chunk, written in chunks:
-            if chunk.offset != end:
-                pwrite_all(handle, os.pread(handle, written.num_bytes, chunk.offset), end)
-            spans.append(written.spans + np.array([end, 0]))
-            end += written.num_bytes
-        os.ftruncate(handle, end)
-        pwrite_all(handle, TRAILER, end)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    record = ShardRecord(
-        file=f"{shard:06d}.tar",
-        num_samples=sum(len(chunk.slots) - len(written.rejected) for chunk, written in chunks),
-        num_bytes=temporary.stat().st_size,
-        sha256=sha256_of_file(temporary),
-    )
-    os.replace(temporary, out / record.file)
-    sync_path(out)
-    rejected = [image for _, written in chunks for image in written.rejected]
-    finished = FinishedShard(record, rejected, np.concatenate(spans))
-    fields = [asdict(record), rejected, finished.spans.tolist()]
-    write_atomic(_record_file(out, shard), json.dumps(fields))
-    return finished
-
-
-def _read_record(out: Path, shard: int) -> FinishedShard | None:
-    """Return a finished shard if its bytes still are what its record says, otherwise None."""
-    try:
-        fields, rejected, spans = json.loads(_record_file(out, shard).read_bytes())
-        record = ShardRecord(**fields)
-        file = out / f"{shard:06d}.tar"
-        if file.stat().st_size != record.num_bytes or sha256_of_file(file) != record.sha256:
-            return None
-        images = [Rejected(*image) for image in rejected]
-        return FinishedShard(record, images, np.array(spans, np.int64).reshape(-1, 2))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
 
 
 def _write_index(packing: Packing, out: Path, shards: list[FinishedShard]) -> ShardIndex:
@@ -335,6 +246,9 @@ def _write_index(packing: Packing, out: Path, shards: list[FinishedShard]) -> Sh
         encoding=RAW if compressed is None else compressed.encoding,
         quality=None if compressed is None else compressed.quality,
         spans_sha256=spans_sha256,
+        source_sha256=(
+            None if source.in_memory else combine_sha256(shard.content_sha256 for shard in shards)
+        ),
     )
     write_atomic(out / INDEX_FILE, index.to_json())
     return index
@@ -344,13 +258,3 @@ def _write_side_file(path: Path, data: bytes) -> str:
     """Write a file beside the tars and return its sha256."""
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
-
-
-def _temporary(out: Path, shard: int) -> Path:
-    # With the process id: a worker of a killed pack may live a moment longer, and must not write
-    # into the file of the pack that resumes.
-    return out / WORK_FOLDER / f"{shard:06d}.{os.getpid()}.tmp"
-
-
-def _record_file(out: Path, shard: int) -> Path:
-    return out / WORK_FOLDER / f"{shard:06d}.json"

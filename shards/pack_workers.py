@@ -14,11 +14,11 @@ import signal
 import threading
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from shards.sources.source import Source
 _CHUNKS_AHEAD = 16  # in flight per worker
 _MAX_CHUNK_IMAGES = 128
 _MAX_CHUNK_BYTES = 2**24
+Result = TypeVar("Result")
 _STORED_ORDER_KEY = order_key("stored order", 0)
 
 
@@ -61,6 +62,7 @@ class Written(NamedTuple):
     num_bytes: int
     spans: NDArray[np.int64]  # [n, 2], counted from the chunk's offset; empty for raw pixels
     rejected: list[Rejected]
+    digests: bytes  # see Packing.digests
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,16 @@ class Packing:
         """Return the items of slots, in a fixed permutation that mixes sorted sources."""
         return sample_ids(slots, num_samples=len(self.source), key=_STORED_ORDER_KEY)
 
+    def stamp(self, shard: int) -> str:
+        """Return what changes once any file of a shard's items was written or replaced."""
+        items = self.items(np.array(self.slots(shard), np.int64))
+        return hashlib.sha256(self.source.stamps(items).astype("<i8").tobytes()).hexdigest()
+
+    def digests(self, chunk: Chunk) -> bytes:
+        """Return the sha256 digests of the files of a chunk, one after another."""
+        items = self.items(np.array(chunk.slots, np.int64)).tolist()
+        return b"".join(self._read(item)[1] for item in items)
+
     def write(self, chunk: Chunk) -> Written:
         """Decode the images of a chunk and write their samples, except for broken images."""
         slots = np.array(chunk.slots, np.int64)
@@ -116,7 +128,7 @@ class Packing:
         if self.compressed is None:
             rows = self.raw.blank(slots, labels)
             pixels = self.raw.pixels(rows)
-        rejected = self._decode_into(pixels, chunk.slots, items)
+        rejected, digests = self._decode_into(pixels, chunk.slots, items)
         kept = np.delete(np.arange(len(slots)), [image.slot - chunk.slots[0] for image in rejected])
         spans = np.empty((0, 2), np.int64)
         if self.compressed is None:
@@ -133,53 +145,65 @@ class Packing:
             pwrite_all(handle, data, chunk.offset)
         finally:
             os.close(handle)
-        return Written(len(data), spans, rejected)
+        return Written(len(data), spans, rejected, digests)
 
     def _decode_into(
         self, pixels: NDArray[np.uint8], slots: range, items: NDArray[np.int64]
-    ) -> list[Rejected]:
-        """Decode items into `pixels` [n, C, H, W] and return those that are broken."""
+    ) -> tuple[list[Rejected], bytes]:
+        """Decode items into `pixels` [n, C, H, W]; return those that are broken, and digests."""
         channels, size, _ = self.raw.image_shape
-        rejected = []
+        rejected, digests = [], []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's about odd but readable content
             for row, item in enumerate(items.tolist()):
-                name = self.source.names[item]
+                data, digest = self._read(item)
+                digests.append(digest)
                 try:
-                    pixels[row] = decode_image(self.source.read(item), size=size, channels=channels)
+                    if isinstance(data, BadImage):
+                        raise data
+                    pixels[row] = decode_image(data, size=size, channels=channels)
                 except BadImage as error:
-                    rejected.append(Rejected(slots[row], name, str(error)))
-                except OSError as error:
-                    raise ShardError(
-                        f"cannot read {name} ({error.strerror}): resolve that and pack again"
-                    ) from error
-        return rejected
+                    rejected.append(Rejected(slots[row], self.source.names[item], str(error)))
+        return rejected, b"".join(digests)
+
+    def _read(self, item: int) -> tuple[bytes | NDArray[np.uint8] | BadImage, bytes]:
+        """Return an item's data, or why it is broken, and the sha256 digest of its file."""
+        try:
+            data = self.source.read(item)
+        except BadImage as error:
+            return error, hashlib.sha256(str(error).encode()).digest()
+        except OSError as error:
+            raise ShardError(
+                f"cannot read {self.source.names[item]} ({error.strerror}): "
+                "resolve that and pack again"
+            ) from error
+        return data, hashlib.sha256(data).digest() if isinstance(data, bytes) else b""
 
 
 def run(
-    packing: Packing, chunks: Iterable[Chunk], *, workers: int
-) -> Generator[tuple[Chunk, Written]]:
-    """Write all chunks and yield each in turn. With one worker, work in this process.
+    task: Callable[[Chunk], Result], chunks: Iterable[Chunk], *, workers: int
+) -> Generator[tuple[Chunk, Result]]:
+    """Yield each chunk with the result of `task`, in order. One worker means this process.
 
     Close the generator: that ends the processes.
     """
     if workers == 1:
         for chunk in chunks:
-            yield chunk, packing.write(chunk)
+            yield chunk, task(chunk)
         return
     pool = ProcessPoolExecutor(
-        workers, mp_context=SPAWN, initializer=_start_worker, initargs=(packing,)
+        workers, mp_context=SPAWN, initializer=_start_worker, initargs=(task,)
     )
-    ahead: deque[tuple[Chunk, Future[Written]]] = deque()
+    ahead: deque[tuple[Chunk, Future[Result]]] = deque()
     try:
         for chunk in chunks:
-            ahead.append((chunk, pool.submit(_write_in_worker, chunk)))
+            ahead.append((chunk, pool.submit(_run_in_worker, chunk)))
             if len(ahead) == workers * _CHUNKS_AHEAD:
-                first, written = ahead.popleft()
-                yield first, written.result()
+                first, future = ahead.popleft()
+                yield first, future.result()
         while ahead:
-            first, written = ahead.popleft()
-            yield first, written.result()
+            first, future = ahead.popleft()
+            yield first, future.result()
     except BrokenProcessPool as error:
         raise ShardError(
             "a worker process died (out of memory?): pack again, with fewer --workers"
@@ -199,17 +223,17 @@ def pwrite_all(handle: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-# Set once in each worker process: a pool has no other way to keep what all tasks share.
-_packing_of_worker: Packing
+# Set once in each worker process: a pool has no other way to keep what all chunks share.
+_task_of_worker: Callable[[Chunk], Any]
 
 
-def _start_worker(packing: Packing) -> None:
-    global _packing_of_worker
-    _packing_of_worker = packing
+def _start_worker(task: Callable[[Chunk], Any]) -> None:
+    global _task_of_worker
+    _task_of_worker = task
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     # Otherwise an orphan would wait on the pool's queue without end.
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def _write_in_worker(chunk: Chunk) -> Written:
-    return _packing_of_worker.write(chunk)
+def _run_in_worker(chunk: Chunk) -> Any:
+    return _task_of_worker(chunk)

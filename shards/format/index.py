@@ -51,6 +51,7 @@ class ShardIndex:
     encoding: str = RAW  # or a key of EXTENSION_OF
     quality: int | None = None  # of JPEG
     spans_sha256: str | None = None  # of PNG and JPEG
+    source_sha256: str | None = None  # of the files that were packed; None if it was no files
 
     @cached_property
     def fingerprint(self) -> str:
@@ -110,6 +111,8 @@ class ShardIndex:
         del fields["path"]
         if not self.is_compressed:
             del fields["quality"], fields["spans_sha256"]
+        if self.source_sha256 is None:
+            del fields["source_sha256"]
         header = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
         return json.dumps(header | fields, indent=1).encode()
 
@@ -192,6 +195,7 @@ def _parse(folder: Path, fields: dict[str, Any]) -> ShardIndex:
         encoding=encoding,
         quality=quality,
         spans_sha256=None if encoding == RAW else _sha256(fields["spans_sha256"]),
+        source_sha256=_sha256(fields["source_sha256"]) if "source_sha256" in fields else None,
     )
     _check_classes(index, fields)
     _check_shards(index)

@@ -6,14 +6,19 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shards.errors import ShardError, printable
 from shards.sources.source import (
     Entry,
     Skipped,
     Source,
+    check_unchanged,
     is_hidden,
     is_image_name,
     list_images,
+    stamp_of,
 )
 from shards.sources.tars import is_tar_name
 from shards.sources.webdataset_tars import open_webdataset
@@ -25,10 +30,17 @@ class FolderSource(Source):
 
     folder: str
     files: list[str]  # paths relative to the folder, as the system spells them
+    file_stamps: NDArray[np.int64]
+
+    def stamps(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.file_stamps[items]
 
     def _read(self, item: int) -> bytes:
         with open(os.path.join(self.folder, self.files[item]), "rb") as file:
-            return file.read()
+            data = file.read()
+            status = os.fstat(file.fileno())
+        check_unchanged(self.names[item], status, int(self.file_stamps[item]))
+        return data
 
 
 def open_folder(folder: Path, *, with_labels: bool) -> Source:
@@ -45,7 +57,12 @@ def open_folder(folder: Path, *, with_labels: bool) -> Source:
     if tars:
         return open_webdataset([folder / path for path in tars], with_labels=with_labels)
     items, places = list_images(entries, skipped=skipped, with_labels=with_labels)
-    return FolderSource(**vars(items), folder=str(folder), files=places)
+    return FolderSource(
+        **vars(items),
+        folder=str(folder),
+        files=[path for path, _ in places],
+        file_stamps=np.array([stamp for _, stamp in places], np.int64),
+    )
 
 
 def _walk(top: str) -> tuple[list[Entry], list[Skipped]]:
@@ -68,7 +85,8 @@ def _walk(top: str) -> tuple[list[Entry], list[Skipped]]:
                 if entry.is_dir():
                     (links if entry.is_symlink() else folders).append(path)
                 elif entry.is_file():
-                    entries.append(Entry(path, entry.stat().st_size, path))
+                    status = entry.stat()
+                    entries.append(Entry(path, status.st_size, (path, stamp_of(status))))
                 elif is_image_name(path):
                     kind = "broken link" if entry.is_symlink() else "not a regular file"
                     skipped.append(Skipped(printable(path), kind))

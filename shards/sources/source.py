@@ -63,14 +63,34 @@ class Source(Items, ABC):
     def read(self, item: int) -> bytes | NDArray[np.uint8]:
         """Return what `decode_image` takes.
 
-        Raises BadImage for a file that is far too large, and OSError if it cannot be read.
+        Raises BadImage for a file that is far too large, ShardError if it has changed since it was
+        listed, and OSError if it cannot be read.
         """
         if self.sizes[item] > MAX_ENCODED_BYTES:
             raise BadImage(f"{self.sizes[item]:,} bytes, above the limit of {MAX_ENCODED_BYTES:,}")
         return self._read(item)
 
+    def stamps(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the stamps [n] (see `stamp_of`) that the files of items [n] had when listed."""
+        return np.zeros(len(items), np.int64)
+
     @abstractmethod
     def _read(self, item: int) -> bytes | NDArray[np.uint8]: ...
+
+
+def stamp_of(status: os.stat_result) -> int:
+    """Return a number that differs once a file was written, replaced or restored.
+
+    A file that is overwritten with as many bytes keeps its size, and a tool may reset the time of
+    modification. No tool can reset the time of the last change, which the kernel keeps.
+    """
+    return hash((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+
+
+def check_unchanged(name: str, status: os.stat_result, stamp: int) -> None:
+    """Raise ShardError if a file is no longer the one that was listed."""
+    if stamp_of(status) != stamp:
+        raise ShardError(f"{name} was changed while it was packed: pack again")
 
 
 def list_images(

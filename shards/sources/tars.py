@@ -12,13 +12,20 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ShardError, printable
-from shards.sources.source import Entry, Skipped, Source, is_image_name
+from shards.sources.source import (
+    Entry,
+    Skipped,
+    Source,
+    check_unchanged,
+    is_image_name,
+    stamp_of,
+)
 
 _UNPACK_COMMANDS = {
     b"\x1f\x8b": "gunzip -k",
@@ -35,9 +42,13 @@ class TarSource(Source):
     """Images that are byte ranges of tar files."""
 
     paths: tuple[Path, ...]
+    path_stamps: NDArray[np.int64]
     path_of_item: NDArray[np.int32]
     offsets: NDArray[np.int64]
     _handles: dict[int, int] = field(default_factory=dict)
+
+    def stamps(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.path_stamps[self.path_of_item[items]]
 
     def _read(self, item: int) -> bytes:
         path_number = int(self.path_of_item[item])
@@ -45,7 +56,11 @@ class TarSource(Source):
             if len(self._handles) == _MAX_OPEN_FILES:
                 self._close()
             self._handles[path_number] = os.open(self.paths[path_number], os.O_RDONLY)
-        return os.pread(self._handles[path_number], int(self.sizes[item]), int(self.offsets[item]))
+        handle = self._handles[path_number]
+        data = os.pread(handle, int(self.sizes[item]), int(self.offsets[item]))
+        stamp = int(self.path_stamps[path_number])
+        check_unchanged(printable(self.paths[path_number]), os.fstat(handle), stamp)
+        return data
 
     def _close(self) -> None:
         while self._handles:
@@ -58,13 +73,22 @@ class TarSource(Source):
         self._close()
 
 
+class ScannedTar(NamedTuple):
+    """The regular files of a tar, placed by offset, and the images that cannot be read."""
+
+    path: Path
+    entries: list[Entry]
+    skipped: list[Skipped]
+    stamp: int
+
+
 def is_tar_name(path: str) -> bool:
     """Return whether a file is called like a tar, compressed or not."""
     return _TAR_NAME.search(path) is not None
 
 
-def scan_tar(path: Path) -> tuple[list[Entry], list[Skipped]]:
-    """List the regular files of a tar, placed by offset, and the images that cannot be read.
+def scan_tar(path: Path) -> ScannedTar:
+    """List the members of a tar.
 
     A hard link counts as the file to which it links. Concatenated archives are all read. Raises
     ShardError for a compressed or damaged tar; `tarfile` itself stops silently at a broken header.
@@ -73,7 +97,7 @@ def scan_tar(path: Path) -> tuple[list[Entry], list[Skipped]]:
     by_name: dict[str, Entry] = {}
     with open(path, "rb") as file:
         _refuse_compressed(path, file.read(6))
-        num_bytes = os.fstat(file.fileno()).st_size
+        status = os.fstat(file.fileno())
         try:
             for member in _members(file):
                 entry = by_name.get(member.linkname) if member.islnk() else _entry(member)
@@ -81,7 +105,7 @@ def scan_tar(path: Path) -> tuple[list[Entry], list[Skipped]]:
                     entry = entry._replace(path=member.name)
                     entries.append(entry)
                     by_name[member.name] = entry
-                    if entry.place + entry.size > num_bytes:
+                    if entry.place + entry.size > status.st_size:
                         raise tarfile.ReadError(f"it ends inside {member.name}")
                 elif is_image_name(member.name):
                     skipped.append(Skipped(printable(member.name), _kind(member)))
@@ -90,7 +114,7 @@ def scan_tar(path: Path) -> tuple[list[Entry], list[Skipped]]:
                 f"{printable(path)} is not a whole tar ({printable(error)}): "
                 "copy or download it again"
             ) from error
-    return entries, skipped
+    return ScannedTar(path, entries, skipped, stamp_of(status))
 
 
 def _entry(member: tarfile.TarInfo) -> Entry | None:

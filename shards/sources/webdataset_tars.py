@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,12 +18,13 @@ from shards.sources.source import (
     Entry,
     Skipped,
     Source,
+    check_unchanged,
     digest_of,
     extension_of,
     is_hidden,
     list_images,
 )
-from shards.sources.tars import TarSource, scan_tar
+from shards.sources.tars import ScannedTar, TarSource, scan_tar
 
 _IMAGE_FIELDS = EXTENSIONS | {".npy"}
 _JSON_LABELS = ("cls", "label", "labels", "class", "class_id", "class_name", "category", "target")
@@ -39,13 +41,14 @@ class _Sample(NamedTuple):
 
 def open_tar(path: Path, *, with_labels: bool) -> Source:
     """Open a tar of image files, or of samples if it holds `.cls` or `.npy` members."""
-    entries, skipped = scan_tar(path)
-    if any(entry.path.endswith((".cls", ".npy")) for entry in entries):
-        return _open_samples([path], [(entries, skipped)], with_labels=with_labels)
-    items, offsets = list_images(entries, skipped=skipped, with_labels=with_labels)
+    tar = scan_tar(path)
+    if any(entry.path.endswith((".cls", ".npy")) for entry in tar.entries):
+        return _open_samples([tar], with_labels=with_labels)
+    items, offsets = list_images(tar.entries, skipped=tar.skipped, with_labels=with_labels)
     return TarSource(
         **vars(items),
         paths=(path,),
+        path_stamps=np.array([tar.stamp], np.int64),
         path_of_item=np.zeros(len(offsets), np.int32),
         offsets=np.array(offsets, np.int64),
     )
@@ -53,22 +56,17 @@ def open_tar(path: Path, *, with_labels: bool) -> Source:
 
 def open_webdataset(paths: Iterable[Path], *, with_labels: bool) -> Source:
     """Open tars of samples: the image is chosen by extension, the label is in `.cls`."""
-    paths = list(paths)
-    return _open_samples(paths, [scan_tar(path) for path in paths], with_labels=with_labels)
+    return _open_samples([scan_tar(path) for path in paths], with_labels=with_labels)
 
 
-def _open_samples(
-    paths: list[Path],
-    scanned: list[tuple[list[Entry], list[Skipped]]],
-    *,
-    with_labels: bool,
-) -> Source:
+def _open_samples(tars: list[ScannedTar], *, with_labels: bool) -> Source:
     samples: list[_Sample] = []
     left_out: list[Skipped] = []
     others = Counter[str]()
-    for path_number, (path, (entries, skipped)) in enumerate(zip(paths, scanned, strict=True)):
+    for path_number, (path, entries, skipped, stamp) in enumerate(tars):
         left_out += [Skipped(_where(path, name), reason) for name, reason in skipped]
         with open(path, "rb") as file:
+            check_unchanged(printable(path), os.fstat(file.fileno()), stamp)
             for fields in _group(path, entries, others):
                 label = fields.pop("cls", None)
                 image = _image_of(path, fields, left_out, others)
@@ -80,7 +78,7 @@ def _open_samples(
                 elif with_labels and "json" in fields:
                     _refuse_json_label(file, path, fields["json"])
                 samples.append(_Sample(path_number, image, number))
-    names = [_where(paths[sample.path_number], sample.image.path) for sample in samples]
+    names = [_where(tars[sample.path_number].path, sample.image.path) for sample in samples]
     sizes = [sample.image.size for sample in samples]
     labels, class_names = _classes(names, [sample.label for sample in samples])
     return TarSource(
@@ -91,7 +89,8 @@ def _open_samples(
         digest=digest_of(names, sizes, labels),
         skipped=left_out,
         other_files=others,
-        paths=tuple(paths),
+        paths=tuple(tar.path for tar in tars),
+        path_stamps=np.array([tar.stamp for tar in tars], np.int64),
         path_of_item=np.array([sample.path_number for sample in samples], np.int32),
         offsets=np.array([sample.image.place for sample in samples], np.int64),
     )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shards.errors import ShardError, printable
 from shards.images import BadImage
-from shards.sources.source import Entry, Source, list_images
+from shards.sources.source import Entry, Source, check_unchanged, list_images, stamp_of
 
 
 @dataclass(kw_only=True)
@@ -18,32 +22,46 @@ class ZipSource(Source):
     """The images of a zip file."""
 
     path: Path
+    stamp: int
     members: Sequence[int]  # numbers in the zip's directory: two members may have one name
+    _file: BinaryIO | None = None
     _zip: zipfile.ZipFile | None = None
 
+    def stamps(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.full(len(items), self.stamp, np.int64)
+
     def _read(self, item: int) -> bytes:
-        if self._zip is None:
-            self._zip = zipfile.ZipFile(self.path)
+        if self._file is None or self._zip is None:
+            self._file = open(self.path, "rb")  # noqa: SIM115
+            self._check_unchanged(self._file)
+            self._zip = zipfile.ZipFile(self._file)
         try:
-            return self._zip.read(self._zip.infolist()[self.members[item]])
+            data = self._zip.read(self._zip.infolist()[self.members[item]])
         except OSError:
             raise
         except Exception as error:  # as many types as there are compressors
+            self._check_unchanged(self._file)
             raise BadImage(f"cannot be unzipped: {printable(error)}") from error
+        self._check_unchanged(self._file)
+        return data
+
+    def _check_unchanged(self, file: BinaryIO) -> None:
+        check_unchanged(printable(self.path), os.fstat(file.fileno()), self.stamp)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_zip": None}
+        return self.__dict__ | {"_file": None, "_zip": None}
 
     def __del__(self) -> None:
-        if self._zip is not None:
-            self._zip.close()
+        for opened in (self._zip, self._file):
+            if opened is not None:
+                opened.close()
 
 
 def open_zip(path: Path, *, with_labels: bool) -> Source:
     """Open a zip of image files."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            members, stamp = archive.infolist(), stamp_of(os.fstat(file.fileno()))
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
         raise ShardError(
             f"{printable(path)} is a damaged zip ({error}): copy or download it again"
@@ -58,4 +76,4 @@ def open_zip(path: Path, *, with_labels: bool) -> Source:
         if not member.is_dir()
     ]
     items, places = list_images(entries, with_labels=with_labels)
-    return ZipSource(**vars(items), path=path, members=places)
+    return ZipSource(**vars(items), path=path, stamp=stamp, members=places)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,12 @@ from shards.pack import pack
 from shards.reader import ShardReader
 from shards.sources.registry import open_source
 from shards.verify import verify
+from tests.shards.test_sources import WRITERS, png
 
 MakeImages = Callable[..., Path]
 
 ROOT = Path(__file__).parents[2]
+WRITER_OF = {"folder": "folder", "tar": "images.tar", "zip": "images.zip"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -208,6 +212,97 @@ def test_a_broken_image_stops_the_pack(make_images: MakeImages, tmp_path: Path) 
         pack(images, out, size=32, shard_size_mb=1)
     again = pack(images, tmp_path / "again", size=32, shard_size_mb=1, bad_images="skip", workers=2)
     assert contents(again.path) == contents(out)
+
+
+def overwrite(path: Path) -> None:
+    """Replace an image by another of the same length, as the user's next export would."""
+    data = path.read_bytes()
+    image = Image.open(path)
+    flipped = io.BytesIO()
+    Image.fromarray(255 - np.asarray(image)).save(flipped, "PNG")
+    other = flipped.getvalue()
+    assert len(other) <= len(data) + 200
+    status = path.stat()
+    path.write_bytes(other[: len(data)].ljust(len(data), b"\0"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # not even the time tells
+
+
+def test_images_overwritten_after_a_kill_are_packed_again(
+    make_images: MakeImages, tmp_path: Path
+) -> None:
+    """A resumed pack mixes no old pixels with new ones, even if names, sizes and times are equal."""
+    images, out = make_images(300, size=32), tmp_path / "out"
+
+    def stop(done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(images, out, size=32, shard_size_mb=1, workers=1, progress=stop)
+    assert (out / "000000.tar").exists()
+    for path in images.rglob("*.png"):
+        overwrite(path)
+    pack(images, out, size=32, shard_size_mb=1, workers=1)
+    pack(images, tmp_path / "whole", size=32, shard_size_mb=1, workers=1)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_a_changed_source_is_not_taken_for_the_packed_one(
+    make_images: MakeImages, tmp_path: Path, kind: str
+) -> None:
+    """A finished dataset is returned for the same files, also copied, and refused once one differs."""
+    images, out = make_images(20), tmp_path / "out"
+    source = images
+
+    def store() -> None:
+        if kind == "tar":
+            subprocess.run(["tar", "cf", str(source), "-C", str(images), "a", "b"], check=True)
+        elif kind == "zip":
+            with zipfile.ZipFile(source, "w") as archive:
+                for path in sorted(images.rglob("*.png")):
+                    archive.write(path, path.relative_to(images))
+
+    if kind != "folder":
+        source = tmp_path / f"images.{kind}"
+    store()
+    index = pack(source, out, size=16)
+    assert read_index(out).source_sha256 is not None
+    if kind == "folder":
+        source = Path(shutil.copytree(images, tmp_path / "copy"))
+    else:
+        store()
+    assert pack(source, out, size=16) == index
+    overwrite((source if kind == "folder" else images) / "a" / "0004.png")
+    store()
+    before = contents(out)
+    with pytest.raises(ShardError, match="before files of the source were changed"):
+        pack(source, out, size=16)
+    assert contents(out) == before
+
+
+def test_a_dataset_without_a_record_of_its_source_is_still_returned(
+    make_images: MakeImages, tmp_path: Path
+) -> None:
+    """Indices of earlier versions lack `source_sha256`."""
+    images, out = make_images(20), tmp_path / "out"
+    index = pack(images, out, size=16)
+    fields = json.loads((out / "index.json").read_text())
+    del fields["source_sha256"]
+    (out / "index.json").write_text(json.dumps(fields))
+    assert pack(images, out, size=16).fingerprint == index.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_a_file_changed_while_packing_ends_the_pack(tmp_path: Path, kind: str) -> None:
+    """What is truncated between listing and reading is no broken image to be skipped."""
+    files = {f"{number}.png": png(number) for number in range(4)}
+    path = WRITERS[WRITER_OF[kind]](tmp_path / WRITER_OF[kind], files)
+    source = open_source(path)
+    victim = path / "2.png" if kind == "folder" else path
+    os.truncate(victim, victim.stat().st_size - 20)
+    with pytest.raises(ShardError, match="was changed while it was packed"):
+        pack(source, tmp_path / "out", bad_images="skip", workers=1)
 
 
 def test_only_broken_images_are_no_dataset(tmp_path: Path) -> None:
