@@ -176,27 +176,20 @@ def sample(
     ] = False,
 ) -> None:
     """Generate images: a grid, single files, an interpolation or a video."""
-    from distgan.commands import sample as commands
+    from distgan.commands.sample import Selection, write_images
 
-    kinds = [bool(files), interpolate, bool(video), progress]
-    if sum(kinds) > 1:
-        raise UserError(
-            "--files, --interpolate, --video and --progress exclude one another; choose one"
+    selection = Selection(num, seed, truncation, class_name)
+    say(
+        write_images(
+            sources,
+            selection,
+            out=out,
+            files=files,
+            interpolates=interpolate,
+            video_file=video,
+            shows_progress=progress,
         )
-    if len(sources) > 1 and any(kinds):
-        raise UserError("only a grid can show several generators; give one of them")
-    selection = commands.Selection(num, seed, truncation, class_name)
-    if files:
-        say(f"wrote {commands.sample_files(sources[0], files, selection)} images to {files}")
-    elif interpolate:
-        say(f"wrote {commands.interpolate(sources[0], selection, out=out)}")
-    elif video:
-        say(f"wrote {commands.video(sources[0], selection, out=video)}")
-    elif progress:
-        path, kimg = commands.progress(sources[0], selection, out=out)
-        say(f"wrote {path}; columns: {', '.join(kimg)} kimg")
-    else:
-        say(f"wrote {commands.sample(sources, selection, out=out)}")
+    )
 
 
 @command
@@ -334,10 +327,7 @@ def bench(
     quick: Annotated[bool, Option(help="Fewer repeats, without torch.compile.")] = False,
     json: Annotated[Path | None, Option(help="JSON file to write the numbers to.")] = None,
 ) -> None:
-    """Measure how fast this machine packs, loads and trains.
-
-    Takes a few minutes, on generated images.
-    """
+    """Measure in a few minutes how fast this machine packs, loads and trains."""
     from distgan.commands.bench import bench as measure
     from distgan.config.load import load_config
     from distgan.run.folder import check_writable, write_json

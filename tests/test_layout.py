@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("distgan/**/*.py"), *ROOT.glob("shards/**/*.py")])
-MAX_LINES = 470
+MAX_LINES = 350
 LAYERS = [  # top to bottom; a module imports from its own layer and those below
     {"train", "cli", "api"},
     {"commands"},

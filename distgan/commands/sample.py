@@ -50,6 +50,36 @@ class Selection:
         )
 
 
+def write_images(
+    sources: Sequence[Path],
+    selection: Selection,
+    *,
+    out: Path,
+    files: Path | None,
+    interpolates: bool,
+    video_file: Path | None,
+    shows_progress: bool,
+) -> str:
+    """Write a grid of images, or what one of the options asks for; returns what was written."""
+    kinds = [bool(files), interpolates, bool(video_file), shows_progress]
+    if sum(kinds) > 1:
+        raise UserError(
+            "--files, --interpolate, --video and --progress exclude one another; choose one"
+        )
+    if len(sources) > 1 and any(kinds):
+        raise UserError("only a grid can show several generators; give one of them")
+    if files:
+        return f"wrote {sample_files(sources[0], files, selection)} images to {files}"
+    if interpolates:
+        return f"wrote {interpolate(sources[0], selection, out=out)}"
+    if video_file:
+        return f"wrote {video(sources[0], selection, out=video_file)}"
+    if shows_progress:
+        path, kimg = progress(sources[0], selection, out=out)
+        return f"wrote {path}; columns: {', '.join(kimg)} kimg"
+    return f"wrote {sample(sources, selection, out=out)}"
+
+
 def sample(sources: Sequence[Path], selection: Selection, *, out: Path) -> Path:
     """Write a grid of 64 images of one generator, or one row of 8 for each of several."""
     generators = [load_generator(source) for source in sources]

@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of (fingerprint, seed, position), without memory or state."""
+"""The order of samples: a pure function of fingerprint, seed and position."""
 
 from __future__ import annotations
 

@@ -168,7 +168,8 @@ def classes_of_folders(
     for path, parts in zip(paths, folders, strict=True):
         if len(parts) <= depth:
             raise ShardError(
-                f"{printable(path)} is in no class folder, but others are ({', '.join(class_names[:3])}): "
+                f"{printable(path)} is in no class folder, but others are "
+                f"({', '.join(class_names[:3])}): "
                 "move it into one, or pack without labels with --labels ignore"
             )
     label_of_class = {name: label for label, name in enumerate(class_names)}

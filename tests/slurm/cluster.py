@@ -1,10 +1,13 @@
-"""A real SLURM on one machine: munged, slurmctld and two slurmd. Each node has its own network namespace.
+"""A real SLURM on one machine: munged, slurmctld and two slurmd.
+
+Each node has its own network namespace.
 
           bridge dgbr 10.97.41.1: slurmctld, munged, this process
              │ veth                    │ veth
     node1 10.97.41.11: slurmd     node2 10.97.41.12: slurmd
 
-It changes nothing outside `folder` but the bridge, the namespaces and the freezer groups slurm_node*.
+It changes nothing outside `folder` but the bridge, the namespaces and the freezer groups
+slurm_node*.
 """
 
 import os
@@ -119,7 +122,7 @@ class Cluster:
         return self
 
     def up(self) -> None:
-        """Write the configuration, create the network, start the daemons and wait for both nodes."""
+        """Write the configuration, create the network and start the daemons of both nodes."""
         folder = self.folder
         for name in ("state", *(f"spool-{node}" for node in NODES)):
             (folder / name).mkdir(parents=True)

@@ -217,7 +217,7 @@ def test_a_job_resumes_after_its_time_limit(submit: Submit, cluster: Cluster, di
     job.until_images(600)
 
     def slowed_down() -> bool:
-        """Suspend one rank most of the time, too briefly to be lost, so that the run is not done."""
+        """Suspend one rank most of the time, so that the run takes longer."""
         for worker in cluster.workers("node2"):
             kill(worker, signal.SIGSTOP)
             time.sleep(5)

@@ -84,7 +84,7 @@ def register_autocast() -> list[torch.library.Library]:
 
 
 def register_fused_sgd() -> torch.library.Library:
-    """Let fake tensors take a step of fused SGD, which changes its arguments and returns nothing."""
+    """Let fake tensors take a step of fused SGD, which returns nothing."""
     meta = torch.library.Library("aten", "IMPL", "Meta")
     meta.impl("_fused_sgd_", lambda *args, **kwargs: None)
     return meta
