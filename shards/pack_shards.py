@@ -114,7 +114,7 @@ def _check_rejected(rejected: list[Rejected], bad_images: str) -> None:
 def _finish_shard(
     packing: Packing, out: Path, shard: int, chunks: list[tuple[Chunk, Written]]
 ) -> FinishedShard:
-    """Close the gaps between chunks, end the tar, rename it and record it, durably in this order."""
+    """Close the gaps between chunks, end the tar, rename it and record it, each durably."""
     temporary, end, spans = _temporary(out, shard), 0, []
     handle = os.open(temporary, os.O_RDWR)
     try:
