@@ -117,7 +117,7 @@ def test_page_that_cannot_be_written_does_not_fail_the_run(shards: Path, tmp_pat
     assert run_world(1, train_run, shards, tmp_path / "run", SETTINGS)[0]["state"] == "done"
     events = read_rows(tmp_path / "run" / "events.jsonl")
     (warning,) = [event["what"] for event in events if event["kind"] == "warning"]
-    assert warning.startswith("report.html was not written: ")
+    assert warning.startswith("could not write report.html: ")
     assert not list((tmp_path / "run").glob(".report*"))
 
 

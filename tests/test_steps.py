@@ -93,6 +93,7 @@ def test_replicas_that_differ_stop_all_ranks() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler's
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # on Python 3.13.0
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_compiled_networks_train_with_feature_distance(norm: str) -> None:
     """Logits and features come from one forward, after which nothing changes what it saved."""
