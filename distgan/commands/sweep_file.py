@@ -74,7 +74,7 @@ class Sweep(Section):
 
 @dataclass(frozen=True)
 class Run:
-    """One cell with one seed."""
+    """A cell with one of the seeds."""
 
     entry: Entry
     arguments: tuple[str, ...]  # of distgan/train.py

@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 
 class Metric(NamedTuple):
-    """One sentence about a metric, its unit, and which way is better ("" if neither is)."""
+    """A metric's meaning in a sentence, its unit, and which way is better ("" if neither is)."""
 
     meaning: str
     unit: str

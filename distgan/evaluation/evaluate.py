@@ -1,4 +1,4 @@
-"""One evaluation of generated images: all metrics, those of real images, and the protocol of both.
+"""Evaluation of generated images: all metrics, those of real images, and the protocol of both.
 
 fakes(start, stop) -> features on all ranks -> metrics against the prepared reference -> Result
 """

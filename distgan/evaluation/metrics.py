@@ -265,7 +265,7 @@ VERDICT_METRICS = (
     "diversity/effective_classes",
     "diversity/missing_classes",
 )
-"""What a verdict rests on; the last two only if there are classes."""
+"""The metrics that a verdict needs; the last two only if there are classes."""
 
 
 def compute(

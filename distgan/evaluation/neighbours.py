@@ -81,13 +81,13 @@ def fidelity(
     """
 
     def of_fakes(d: Tensor) -> Tensor:
-        """Whether a fake is within the radius of any real, and of how many with wide radii."""
+        """Return whether each fake is in the radius of a real, and in how many wide radii."""
         return torch.stack(
             [(d < real_radii).any(1).double(), (d < real_radii_wide).sum(1).double() / k_wide], 1
         )
 
     def of_reals(d: Tensor) -> Tensor:
-        """Whether a real is within the radius of any fake, and its distance to the nearest."""
+        """Return whether each real is in the radius of a fake, and its distance to the nearest."""
         return torch.stack([(d < fake_radii).any(1).double(), d.amin(1)], 1)
 
     inside, density = reduce_rows(fakes, reals, world, of_fakes).mean(0).tolist()
