@@ -75,12 +75,14 @@ class GAN:
     # ---------------------------------------------------------------------------------- training
 
     def set_optimizers(self, optim: Optim, *, lr_factor: float) -> None:
-        """Set learning rates (times the factor) and betas."""
+        """Set learning rates (times the factor), betas and epsilon."""
         for optimizer, lr in ((self.optimizer_g, optim.lr_g), (self.optimizer_d, optim.lr_d)):
             for group in optimizer.optimizer.param_groups:
                 group["lr"] = lr * lr_factor
                 if "betas" in group:
                     group["betas"] = tuple(optim.betas)
+                if "eps" in group:
+                    group["eps"] = optim.epsilon
 
     def freeze_discriminator(self, frozen: bool) -> None:
         """Choose whether a backward computes and reduces the discriminator's gradients."""

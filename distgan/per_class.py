@@ -28,9 +28,10 @@ from distgan.run.checkpointer import find_checkpoint
 from distgan.run.class_plan import ClassRun, plan_classes
 from distgan.run.files import read_rows, read_status
 from distgan.run.folder import FINISHED_STATES, RunFolder, explained
-from distgan.run.preflight import check_agreement
+from distgan.run.preflight import check_agreement, settings_for
 from distgan.run.reporter import NUM_SAMPLES
 from distgan.run.session import build_evaluator, open_session, recorded_outcome
+from distgan.runtime.distributed import launched_world_size
 from distgan.runtime.heartbeat import Heartbeat
 from distgan.runtime.provenance import provenance
 from distgan.runtime.signals import Interrupt
@@ -70,7 +71,8 @@ class PerClassTrainer:
         interrupt: Interrupt,
         command: list[str],
     ) -> None:
-        self.config, self.name, self.interrupt, self.command = config, name, interrupt, command
+        self.name, self.interrupt, self.command = name, interrupt, command
+        self.config = config = settings_for(config, launched_world_size())
         self.session = open_session(config, name=name, run_dir=run_dir)
         self.world, self.run_dir = self.session.world, self.session.run_dir
         self.classes = plan_classes(config, self.session.reader)

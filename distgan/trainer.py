@@ -21,10 +21,17 @@ from distgan.run.checkpointer import Checkpointer
 from distgan.run.collapse import Reaction, react, reason_to_stop
 from distgan.run.files import read_status
 from distgan.run.folder import FINISHED_STATES, RunFolder, explained
-from distgan.run.preflight import check_agreement, check_batch, check_image_size, start_table
+from distgan.run.preflight import (
+    check_agreement,
+    check_batch,
+    check_image_size,
+    settings_for,
+    start_table,
+)
 from distgan.run.reporter import Reporter
 from distgan.run.schedule import Schedule
 from distgan.run.session import build_evaluator, open_session, recorded_outcome
+from distgan.runtime.distributed import launched_world_size
 from distgan.runtime.heartbeat import Heartbeat
 from distgan.runtime.provenance import provenance
 from distgan.runtime.signals import Interrupt
@@ -45,7 +52,8 @@ class Trainer:
         command: list[str],
         open_folder: Callable[[Path], RunFolder] = RunFolder,
     ) -> None:
-        self.config, self.name, self.interrupt, self.command = config, name, interrupt, command
+        self.given, self.name, self.interrupt, self.command = config, name, interrupt, command
+        self.config = config = settings_for(config, launched_world_size())
         self.session = session = open_session(config, name=name, run_dir=run_dir)
         self.reader, self.world, self.device = session.reader, session.world, session.device
         self.heartbeat = Heartbeat(self.world)
@@ -96,7 +104,9 @@ class Trainer:
         """Write the files that describe the run, and show the start table."""
         session = self.session
         self.logger.start(
-            start_table(session, self.config, gan=self.gan, evaluator=self.evaluator),
+            start_table(
+                session, self.config, given=self.given, gan=self.gan, evaluator=self.evaluator
+            ),
             provenance=provenance(session.accelerator, self.command, os.environ),
             images_seen=self.state.images_seen,
             notes=self.notes,

@@ -27,7 +27,7 @@ from distgan.commands.bench_training import (
 from distgan.commands.timing import Rate, measure_rate
 from distgan.config.load import with_overrides
 from distgan.config.schema import Config
-from distgan.run.preflight import group_sizes
+from distgan.run.preflight import group_sizes, settings_for
 from distgan.runtime.accelerator import choose_precision, default_num_threads
 from distgan.text import format_number
 from shards.pack import Encoding, pack
@@ -94,7 +94,10 @@ def bench(config: Config, *, size: int, channels: int, quick: bool, progress: Pr
             remark = f"one thread, {index.num_bytes / 1e6:,.1f} MB"
             results.add(f"loader, {encoding}", "images/s", rate, remark)
         benchmark = TrainingBenchmark(
-            with_overrides(config, ["train.precision=launcher", "train.compile=never"]),
+            with_overrides(
+                settings_for(config, num_processes=1),
+                ["train.precision=launcher", "train.compile=never"],
+            ),
             (channels, size, size),
             precision=precision,
             repeats=repeats,

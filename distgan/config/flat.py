@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from distgan.config.scaling import scale_to_batch
 from distgan.config.schema import Config
 from distgan.config.section import Section
 
@@ -53,7 +54,11 @@ def identity_values(config: Config) -> dict[str, Any]:
 
 def identity_hash(config: Config, fingerprint: str) -> str:
     """Return eight hex digits of the identity settings and the dataset's fingerprint."""
-    text = json.dumps([identity_values(config), fingerprint], sort_keys=True)
+    values = identity_values(scale_to_batch(config))
+    for name, field in flat_fields():
+        if field.json_schema_extra["optional"] and values[name] == field.default:
+            del values[name]
+    text = json.dumps([values, fingerprint], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -5,9 +5,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 
-def setting(default: Any, sentence: str, *, identity: bool = True, **bounds: Any) -> Any:
-    """Return a pydantic field; `identity` is False if the setting does not change the weights."""
-    return Field(default, description=sentence, json_schema_extra={"identity": identity}, **bounds)
+def setting(
+    default: Any, sentence: str, *, identity: bool = True, optional: bool = False, **bounds: Any
+) -> Any:
+    """Return a pydantic field.
+
+    `identity` is False if the setting does not change the weights. An `optional` setting has no
+    part in the name of a run's folder while it has its default. Settings that were added later are
+    optional, so that older runs keep their folders.
+    """
+    extra: dict[str, Any] = {"identity": identity, "optional": optional}
+    return Field(default, description=sentence, json_schema_extra=extra, **bounds)
 
 
 class Section(BaseModel):

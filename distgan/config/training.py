@@ -77,6 +77,12 @@ class Optim(Section):
         "Decay rates of Adam's first and second moment. "
         "sgd and rmsprop use the first as momentum, rmsprop the second for its squared gradients.",
     )
+    epsilon: float = setting(
+        1e-8,
+        "Constant that adam, adamw and rmsprop add to the root of the second moment.",
+        optional=True,
+        ge=0.0,
+    )
     weight_decay: float = setting(
         0.0,
         "Weight decay: decoupled with adamw, added to the gradient with the other optimizers.",
@@ -90,6 +96,18 @@ class Optim(Section):
         "Fraction of the learning rates that is left at the end of a linear or cosine schedule.",
         ge=0.0,
         le=1.0,
+    )
+    reference_batch: int | None = setting(
+        None,
+        "Batch size that the learning rates, the betas and loss.penalty_interval are meant for. "
+        "If train.batch_size is another, they follow it.",
+        optional=True,
+        ge=1,
+    )
+    scaling: Literal["adam", "none"] = setting(
+        "adam",
+        "How settings follow the batch size: by the square-root rule for Adam, or not at all.",
+        optional=True,
     )
     lookahead_steps: int = setting(
         0,

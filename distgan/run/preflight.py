@@ -8,6 +8,7 @@ import torch
 
 from distgan.config.flat import changed_from_defaults, flat_values
 from distgan.config.load import with_overrides
+from distgan.config.scaling import adaptations, scale_to_batch, share_batch
 from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.evaluation.evaluator import Evaluator
@@ -36,6 +37,16 @@ def check_image_size(reader: ShardReader) -> None:
         num_doublings(reader.image_shape[1])
     except ValueError as error:
         raise UserError(f"{reader.files.source}: {error}; pack again with --size") from None
+
+
+def settings_for(config: Config, num_processes: int) -> Config:
+    """Return the settings with which this many processes train; raises UserError.
+
+    Processes that cannot share the batch of a preset get a larger one. Settings that follow the
+    batch size are derived from it.
+    """
+    group = math.lcm(*group_sizes(config).values())
+    return scale_to_batch(share_batch(config, num_processes, group=group))
 
 
 def check_batch(config: Config, world: World) -> None:
@@ -108,14 +119,18 @@ def check_agreement(session: Session, config: Config, evaluator: Evaluator) -> N
 
 
 def start_table(
-    session: Session, config: Config, *, gan: GAN, evaluator: Evaluator
+    session: Session, config: Config, *, given: Config, gan: GAN, evaluator: Evaluator
 ) -> list[tuple[str, Any]]:
-    """Return the rows to show before training: main facts, then settings that are not defaults."""
+    """Return the rows to show before training: main facts, then settings that are not defaults.
+
+    `given` are the settings before they were adapted to the processes and the batch size.
+    """
     reader, world, spec = session.reader, session.world, gan.spec
     size = f"{spec.image_size}x{spec.image_size}"
     channels = f"{spec.channels} channel{'s' if spec.channels > 1 else ''}"
     epochs = session.total_images / reader.num_samples
     processes = f"{world.size} process{'es' if world.size > 1 else ''}"
+    adapted = adaptations(given, config)
     rows = [
         ("run folder", str(session.run_dir)),
         ("data", f"{reader.num_samples:,} images, {size}, {channels}, {reader.files.source}"),
@@ -125,6 +140,7 @@ def start_table(
         ("compilation", f"{gan.compilation.mode}: {gan.compilation.reason}"),
         ("networks", network_sizes(gan)),
         ("batch", batch_division(config, world)),
+        *([("adapted", adapted)] if adapted else []),
         ("quality", f"in features of {evaluator.extractor_phrase}"),
         *changed_from_defaults(config).items(),
     ]

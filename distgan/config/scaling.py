@@ -1,0 +1,109 @@
+"""Settings that follow the batch size, so that many processes can share a larger batch.
+
+The settings of a preset belong to its `optim.reference_batch`. For a batch that is k times as large
+the rule for Adam (Malladi et al. 2022, definition 5) gives
+
+    learning rate * sqrt(k)      1 - beta2 times k      epsilon / sqrt(k)
+
+The first beta stays, because the presets train with little or no momentum. The penalties' interval
+is divided by k: it stays the same in images, and so does everything else that is counted in images.
+"""
+
+import math
+from typing import Any
+
+from distgan.config.schema import Config
+from distgan.errors import UserError
+
+LEAST_BETA2 = 0.5  # the rule approximates a slow average, which a smaller beta2 is not
+LARGEST_FACTOR = 16  # of the batch that is chosen for many processes, unless they need more
+
+
+def share_batch(config: Config, num_processes: int, *, group: int) -> Config:
+    """Enlarge the reference batch if these processes cannot share it.
+
+    `group` is the number of images that have to stay together on one process. Each process gets as
+    many images as the reference batch has, up to 16 times the reference batch in all. A batch size
+    other than the reference is kept.
+    """
+    train, reference = config.train, config.optim.reference_batch
+    parts = num_processes * train.accumulate * group
+    if reference is None or config.optim.scaling == "none":
+        return config
+    if train.batch_size != reference or reference % parts == 0:
+        return config
+    wanted = reference * min(num_processes, LARGEST_FACTOR)
+    return changed(config, {"train": {"batch_size": math.ceil(wanted / parts) * parts}})
+
+
+def scale_to_batch(config: Config) -> Config:
+    """Return the settings for `train.batch_size`, which do not refer to another batch any more.
+
+    Raises UserError if the batch is larger than the rule allows.
+    """
+    if config.optim.reference_batch is None:
+        return config
+    optim = {"reference_batch": None, "scaling": "adam"}
+    factor = config.train.batch_size / config.optim.reference_batch
+    if config.optim.scaling == "none" or factor == 1:
+        return changed(config, {"optim": optim})
+    interval = max(1, round(config.loss.penalty_interval / factor))
+    return changed(
+        config,
+        {"optim": optim | scaled_optim(config, factor), "loss": {"penalty_interval": interval}},
+    )
+
+
+def scaled_optim(config: Config, factor: float) -> dict[str, Any]:
+    """Return the optimizer's settings for a batch `factor` times as large as the reference."""
+    optim, batch_size = config.optim, config.train.batch_size
+    if optim.name == "sgd":
+        return {"lr_g": optim.lr_g * factor, "lr_d": optim.lr_d * factor}
+    beta2 = 1 - (1 - optim.betas[1]) * factor
+    if beta2 < LEAST_BETA2:
+        largest = round((1 - LEAST_BETA2) / (1 - optim.betas[1]), 6)
+        most = math.floor(largest * round(batch_size / factor))
+        raise UserError(
+            f"train.batch_size={batch_size} is {factor:g} times optim.reference_batch, and the rule "
+            f"for the learning rates holds up to {largest:.4g} times; use at most "
+            f"train.batch_size={most}, fewer processes, or optim.scaling=none"
+        )
+    root = math.sqrt(factor)
+    return {
+        "lr_g": optim.lr_g * root,
+        "lr_d": optim.lr_d * root,
+        "betas": (optim.betas[0], round(beta2, 6)),
+        "epsilon": optim.epsilon / root,
+    }
+
+
+def adaptations(before: Config, after: Config) -> str:
+    """Return `setting old -> new; ...` for all that was derived from the processes and the batch."""
+    names = [
+        ("train", "batch_size"),
+        ("optim", "lr_g"),
+        ("optim", "lr_d"),
+        ("optim", "betas"),
+        ("loss", "penalty_interval"),
+    ]
+    rows = []
+    for section, name in names:
+        old, new = (getattr(getattr(config, section), name) for config in (before, after))
+        if old != new:
+            rows.append(f"{section}.{name} {shown(old)} -> {shown(new)}")
+    return "; ".join(rows)
+
+
+def shown(value: Any) -> str:
+    """Return a number, or several, in few digits."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    return f"{value:.4g}"
+
+
+def changed(config: Config, values: dict[str, dict[str, Any]]) -> Config:
+    """Return the settings with new values in some sections."""
+    tree = config.model_dump()
+    for section, new in values.items():
+        tree[section] |= new
+    return Config.model_validate(tree)

@@ -1,0 +1,100 @@
+"""Settings that follow the batch size and the number of processes."""
+
+from pathlib import Path
+
+import pytest
+
+from distgan.config.flat import identity_hash
+from distgan.config.load import load_config
+from distgan.config.scaling import adaptations, scale_to_batch
+from distgan.errors import UserError
+from distgan.run.preflight import settings_for
+from tests.worlds import SMALL, rows, run_world, train_run
+
+STRONG = "cifar10-strong"
+
+
+def test_settings_follow_the_square_root_rule() -> None:
+    """8 times the batch: rates times the root of 8, 1 - beta2 times 8, penalties at every step."""
+    scaled = scale_to_batch(load_config(STRONG, ["train.batch_size=128"]))
+    assert scaled.optim.lr_g == scaled.optim.lr_d == pytest.approx(4e-4 * 8**0.5)
+    assert scaled.optim.betas == (0.0, pytest.approx(0.92))
+    assert scaled.optim.epsilon == pytest.approx(1e-8 / 8**0.5)
+    assert scaled.loss.penalty_interval == 1
+    assert scaled.train.ema_halflife_kimg == load_config(STRONG).train.ema_halflife_kimg
+    smaller = scale_to_batch(load_config(STRONG, ["train.batch_size=8"]))
+    assert (smaller.loss.penalty_interval, smaller.optim.betas[1]) == (16, pytest.approx(0.995))
+
+
+def test_derived_settings_are_not_derived_again() -> None:
+    """A run's config.toml holds what was derived, and means the same when it is read again."""
+    scaled = scale_to_batch(load_config(STRONG, ["train.batch_size=128"]))
+    assert scale_to_batch(scaled) == scaled
+
+
+@pytest.mark.parametrize("preset", ["digits", "cifar10", STRONG])
+def test_a_preset_at_its_own_batch_stays_the_same_run(preset: str) -> None:
+    """The reference batch changes neither a setting nor the name of the run's folder."""
+    config = load_config(preset)
+    without = config.model_copy(
+        update={"optim": config.optim.model_copy(update={"reference_batch": None})}
+    )
+    assert scale_to_batch(config) == without
+    assert adaptations(config, without) == ""
+    assert identity_hash(config, "data") == identity_hash(without, "data")
+
+
+def test_sgd_follows_the_batch_linearly() -> None:
+    """SGD's learning rates grow with the batch."""
+    config = load_config(STRONG, ["optim.name=sgd", "train.batch_size=64"])
+    assert scale_to_batch(config).optim.lr_g == pytest.approx(4 * 4e-4)
+
+
+def test_scaling_can_be_turned_off() -> None:
+    """With optim.scaling=none another batch keeps the learning rates."""
+    config = load_config(STRONG, ["train.batch_size=128", "optim.scaling=none"])
+    assert settings_for(config, 8).optim.lr_g == config.optim.lr_g
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "batch_size"), [(1, 16), (2, 16), (4, 16), (3, 48), (6, 96), (8, 128)]
+)
+def test_processes_get_a_batch_that_they_can_share(num_processes: int, batch_size: int) -> None:
+    """Groups of four images stay together; other processes get the reference batch each."""
+    assert settings_for(load_config(STRONG), num_processes).train.batch_size == batch_size
+
+
+def test_a_large_world_shares_at_most_16_times_the_batch() -> None:
+    """64 processes get 4 images each."""
+    assert settings_for(load_config(STRONG), 64).train.batch_size == 256
+
+
+def test_a_batch_that_was_chosen_is_kept() -> None:
+    """Only the preset's own batch is enlarged."""
+    config = load_config(STRONG, ["train.batch_size=24"])
+    assert settings_for(config, 8).train.batch_size == 24
+
+
+def test_a_batch_beyond_the_rule_is_refused() -> None:
+    """The error names the largest batch, and the ways to go on."""
+    config = load_config(STRONG, ["train.batch_size=4096"])
+    with pytest.raises(UserError, match=r"256 times .* 50 times; .*=800, .*optim.scaling=none"):
+        scale_to_batch(config)
+
+
+def test_a_run_on_three_processes_starts_and_resumes_with_a_larger_batch(
+    shards: Path, tmp_path: Path
+) -> None:
+    """Three processes cannot share 4 images in groups of 4: they train with 12."""
+    small = [setting for setting in SMALL if not setting.startswith("train.batch_size")]
+    overrides = [
+        *small, "train.batch_size=4", "optim.reference_batch=4", "networks.minibatch_stddev=4",
+        "loss.penalty_interval=1",
+    ]  # fmt: skip
+    for kimg in (0.012, 0.024):
+        results = run_world(
+            3, train_run, shards, tmp_path / "run", [*overrides, f"train.kimg={kimg}"]
+        )
+        assert {result["state"] for result in results} == {"done"}
+    assert [row["progress/images"] for row in rows(tmp_path / "run")] == [12, 24]
+    assert "batch_size = 12\n" in (tmp_path / "run/config.toml").read_text()
