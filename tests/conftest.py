@@ -1,6 +1,7 @@
-"""Fixtures for all tests: numbered images, packed once, and a small GAN."""
+"""Fixtures for all tests: numbered images, packed once, a finished run, and a small GAN."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from PIL import Image
 from distgan.gan import GAN
 from distgan.runtime.accelerator import reset_accelerator
 from shards.pack import pack
+from tests.reports import REPORT_SETTINGS
 from tests.small_gan import make_gan
+from tests.worlds import run_world, train_run
 
 NUM_IMAGES = 30
 
@@ -44,6 +47,20 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packed") / "shards"
     pack(str(root), out, size=32, channels=1, workers=1)
     return out
+
+
+@pytest.fixture(scope="session")
+def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a run with a report, samples and evaluations, to be read only."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    run_world(1, train_run, shards, folder, REPORT_SETTINGS)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """Copy the finished run, for a test that changes it."""
+    return Path(shutil.copytree(finished, tmp_path / "runs" / "first"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Sweeps: the runs of a file, training them even if one fails, the leaderboard, SLURM arrays."""
+"""Sweeps: the runs of a file, training them even if one fails, SLURM arrays."""
 
 import json
 import os
@@ -10,30 +10,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from PIL import Image
 
 from distgan.commands import sweep as command
 from distgan.commands.sweep_file import Sweep, cells, plan_runs, read_sweep
 from distgan.config.flat import toml_value
 from distgan.config.load import load_config
 from distgan.errors import UserError
-from distgan.reporting.leaderboard import (
-    Entry,
-    difference_note,
-    gather_cells,
-    to_table,
-    write_leaderboard,
-)
 from distgan.runtime.signals import Interrupt
 from shards.errors import ShardError
 from tests.test_commands import call
 from tests.worlds import SMALL
 
 ROOT = Path(__file__).parent.parent
+
+
 DISTGAN = [sys.executable, "-c", "from distgan.cli import app; app()"]
+
+
 FAKE_TRAINING = """
 import json, os, pathlib, sys
 assert "MASTER_ADDR" not in os.environ
@@ -46,6 +41,8 @@ if "train.batch_size=32" in sys.argv:
 status = {"state": "done", "verdict": "healthy", "images_seen": 1000, "time": ""}
 (folder / "status.json").write_text(json.dumps(status))
 """
+
+
 EVALUATE = """
 row = {"values": {"quality/frechet": 1.0}, "protocol": {"extractor": "random"}}
 (folder / "evaluations.jsonl").write_text(json.dumps(row))
@@ -61,9 +58,6 @@ def write(path: Path, text: str) -> Path:
 def sweep(tmp_path: Path, text: str) -> Sweep:
     """Return the sweep in a file with this text."""
     return read_sweep(write(tmp_path / "some.toml", text))
-
-
-# --- from the file to runs -----------------------------------------------------------------------
 
 
 def test_a_grid_is_every_combination_with_every_seed(tmp_path: Path) -> None:
@@ -167,9 +161,6 @@ def test_any_text_of_the_file_reaches_the_settings(tmp_path: Path) -> None:
     assert config.log.group == "2026-11-28"
 
 
-# --- running -------------------------------------------------------------------------------------
-
-
 def test_a_crash_does_not_end_the_sweep_and_finished_runs_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,91 +256,6 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert call("sweep", file, *small, "--folder", folder, "--board")[0] == 0
 
 
-# --- leaderboard ---------------------------------------------------------------------------------
-
-
-def write_run(folder: Path, frechet: float, **status: Any) -> Path:
-    """Write a run folder with one row, two evaluations (the last one counts) and samples."""
-    (folder / "samples").mkdir(parents=True)
-    state = {
-        "state": "done",
-        "verdict": "healthy (coverage 0.9)",
-        "images_seen": 2000,
-        "time": "",
-    } | status
-    (folder / "status.json").write_text(json.dumps(state))
-    row = {"progress/images": 2000, "time/train_sec": 4.0}
-    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    protocol = {"extractor": "random", "num_fakes": 100}
-    rows = [
-        {"values": {"quality/frechet": value}, "protocol": protocol} for value in (0.001, frechet)
-    ]
-    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    Image.new("RGB", (50, 50), "red").save(folder / "samples" / "000002.000.png")
-    return folder
-
-
-def test_the_leaderboard_has_the_numbers_of_the_runs(tmp_path: Path) -> None:
-    """Mean and standard deviation of the last evaluations, best first, without numbers last."""
-    entries = [
-        Entry("worse", {"optim.lr_g": 1}, 0, write_run(tmp_path / "a", 3.0)),
-        Entry(
-            "worse",
-            {"optim.lr_g": 1},
-            1,
-            write_run(tmp_path / "b", 5.0, state="collapsed", verdict="complete collapse"),
-        ),
-        Entry("better", {"optim.lr_g": 2}, 0, write_run(tmp_path / "c", 2.0)),
-        Entry("crashed", {"optim.lr_g": 3}, 0, tmp_path / "nothing"),
-    ]
-    cells = gather_cells(entries, rank_by="quality/frechet")
-    assert [cell.label for cell in cells] == ["better", "worse", "crashed"]
-    assert cells[1].mean["quality/frechet"] == 4.0
-    assert cells[1].spread["quality/frechet"] == pytest.approx(2**0.5)
-    head, rows = to_table(cells, rank_by="quality/frechet")
-    assert head == ["cell", "runs", "quality/frechet", "verdict", "images/s", "time (s)"]
-    assert rows[0] == ["better", "1/1", "2", "healthy", "500", "4"]
-    assert rows[1] == ["worse", "2/2", "4 ± 1.41", "1 healthy, 1 collapsed", "500 ± 0", "4 ± 0"]
-    assert rows[2] == ["crashed", "0/1", "–", "not started", "–", "–"]
-    files = write_leaderboard(cells, tmp_path / "board", rank_by="quality/frechet")
-    assert [path.name for path in files] == ["leaderboard.json", "leaderboard.md", "samples.png"]
-    assert "| worse | 2/2 | 4 ± 1.41 |" in files[1].read_text()
-    with Image.open(files[2]) as sheet:
-        assert sheet.convert("RGB").getpixel((100, 100)) == (255, 0, 0)
-        assert sheet.width > 2 * 264  # two cells have samples
-
-
-def test_metrics_that_should_be_high_are_sorted_from_high_to_low(tmp_path: Path) -> None:
-    """The cell with the larger coverage comes first."""
-    entries = [Entry(name, {}, 0, write_run(tmp_path / name, 1.0)) for name in ("low", "high")]
-    for entry, coverage in zip(entries, (0.1, 0.9), strict=True):
-        row = {"values": {"quality/coverage": coverage}, "protocol": {"num_fakes": 100}}
-        (entry.folder / "evaluations.jsonl").write_text(json.dumps(row) + "\n")
-    assert [cell.label for cell in gather_cells(entries, rank_by="quality/coverage")] == [
-        "high",
-        "low",
-    ]
-
-
-def test_runs_that_were_evaluated_differently_are_reported(tmp_path: Path) -> None:
-    """A note says in what the protocols differ."""
-    entries = [Entry(name, {}, 0, write_run(tmp_path / name, 1.0)) for name in ("a", "b")]
-    assert difference_note(gather_cells(entries, rank_by="quality/frechet")) == ""
-    row = {"values": {"quality/frechet": 1.0}, "protocol": {"extractor": "probe", "num_fakes": 100}}
-    (entries[1].folder / "evaluations.jsonl").write_text(json.dumps(row) + "\n")
-    assert "differ in extractor" in difference_note(
-        gather_cells(entries, rank_by="quality/frechet")
-    )
-
-
-def test_labels_have_no_effect_as_markup_in_the_leaderboard(tmp_path: Path) -> None:
-    """HTML, column separators and control characters in a label are shown as text."""
-    entries = [Entry("<img src=x>|\x1b[2J", {}, 0, write_run(tmp_path / "a", 1.0))]
-    cells = gather_cells(entries, rank_by="quality/frechet")
-    _, markdown, _ = write_leaderboard(cells, tmp_path / "board", rank_by="quality/frechet")
-    assert r"| &lt;img src=x&gt;\|\x1b[2J |" in markdown.read_text()
-
-
 def test_the_leaderboard_finds_runs_that_were_trained_with_overrides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,9 +277,6 @@ def test_the_leaderboard_finds_runs_that_were_trained_with_overrides(
     code, said = call(*arguments, "train.batch_size=8")
     assert (code, "results of 1 more run" in said) == (0, True), said
     assert len(json.loads((folder / "leaderboard.json").read_text())["cells"]) == 1
-
-
-# --- SLURM arrays --------------------------------------------------------------------------------
 
 
 def test_a_task_of_an_array_trains_its_run(shards: Path, tmp_path: Path) -> None:

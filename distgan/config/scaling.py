@@ -64,8 +64,8 @@ def scaled_optim(config: Config, factor: float) -> dict[str, Any]:
         largest = round((1 - LEAST_BETA2) / (1 - optim.betas[1]), 6)
         most = math.floor(largest * round(batch_size / factor))
         raise UserError(
-            f"train.batch_size={batch_size} is {factor:g} times optim.reference_batch, and the rule "
-            f"for the learning rates holds up to {largest:.4g} times; use at most "
+            f"train.batch_size={batch_size} is {factor:g} times optim.reference_batch, and the "
+            f"rule for the learning rates holds up to {largest:.4g} times; use at most "
             f"train.batch_size={most}, fewer processes, or optim.scaling=none"
         )
     root = math.sqrt(factor)
@@ -78,7 +78,7 @@ def scaled_optim(config: Config, factor: float) -> dict[str, Any]:
 
 
 def adaptations(before: Config, after: Config) -> str:
-    """Return `setting old -> new; ...` for all that was derived from the processes and the batch."""
+    """Return `setting old -> new; ...` for all that was derived from processes and batch."""
     names = [
         ("train", "batch_size"),
         ("optim", "lr_g"),

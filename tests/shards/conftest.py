@@ -1,4 +1,4 @@
-"""Small image folders, made afresh."""
+"""Small folders of images, and packed ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from shards.format.index import ShardIndex
 from shards.pack import pack
+from tests.shards.encodings import pack_all
 
 MakeImages = Callable[..., Path]
 
@@ -35,5 +36,11 @@ def make_images(tmp_path: Path) -> MakeImages:
 
 @pytest.fixture
 def packed(make_images: MakeImages, tmp_path: Path) -> ShardIndex:
-    """250 images of 32x32 in two classes, in two shards (4,096 bytes a sample and a label of 1,024)."""
+    """Pack 250 images of 32x32 in two classes and two shards (5,120 bytes per sample)."""
     return pack(make_images(250, size=32), tmp_path / "packed", size=32, shard_size_mb=1)
+
+
+@pytest.fixture(scope="session")
+def indices(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ShardIndex]:
+    """Pack the same images in every encoding, to be read only."""
+    return pack_all(tmp_path_factory.mktemp("encoded"))

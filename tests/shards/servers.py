@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that serves a folder and, where told so, does what servers and networks do."""
+"""A real HTTP server on loopback that serves a folder, with faults of servers and networks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ QUICK = RetryPolicy(tries=3, connect_sec=2, stall_sec=0.5, backoff_sec=0.01)
 
 
 class Server(ThreadingHTTPServer):
-    """`faults[file]` are the faults of the next requests for a file, `gets[file]` how often it was asked for."""
+    """A server of a folder.
+
+    `faults[file]` are the faults of the next requests for a file, `gets[file]` is their number.
+    """
 
     daemon_threads = True
 
@@ -96,7 +99,7 @@ def serving(folder: Path) -> Iterator[Server]:
 
 
 def pack_noise(out: Path, *, num_shards: int, size: int = 128) -> ShardIndex:
-    """Shards of a megabyte of noise in two classes: 20 samples of 3 x 128 x 128 each, the last one 19."""
+    """Pack noise in two classes: shards of 20 samples of 3 x 128 x 128, the last one of 19."""
     num_images = num_shards * 20 - 1
     images = np.random.default_rng(0).integers(0, 256, (num_images, size, size, 3), dtype=np.uint8)
     source = ArraySource(
@@ -115,7 +118,7 @@ def pack_noise(out: Path, *, num_shards: int, size: int = 128) -> ShardIndex:
 
 
 def read_all(url: str, cache: Path, ready: Barrier) -> None:
-    """Read every image at once with the others: the work of a process of its own, which imports little."""
+    """Read every image at the same time as others; the target of a process that imports little."""
     index, files = open_shards(url, cache=cache, retry=QUICK)
     reader = ShardReader(index, files=files)
     ready.wait()

@@ -36,9 +36,17 @@ def indexed(folder: Path, num_samples: int) -> Path:
             shard.truncate(layout.shard_bytes(num))
         records.append(ShardRecord(file, num, layout.shard_bytes(num), "0" * 64))
     index = ShardIndex(
-        path=folder, image_shape=layout.image_shape, num_samples=num_samples, class_names=None, class_counts=None,
-        labels_sha256=None, cls=False, num_rejected=0, shards=tuple(records), plan="0" * 64,
-    )  # fmt: skip
+        path=folder,
+        image_shape=layout.image_shape,
+        num_samples=num_samples,
+        class_names=None,
+        class_counts=None,
+        labels_sha256=None,
+        cls=False,
+        num_rejected=0,
+        shards=tuple(records),
+        plan="0" * 64,
+    )
     (folder / "index.json").write_bytes(index.to_json())
     assert json.loads(index.to_json())["num_samples"] == num_samples
     return folder

@@ -97,7 +97,7 @@ def test_orientation_is_applied(format: str, orientation: int) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_alpha_lies_on_white(channels: int) -> None:
-    """What is transparent is white, half-transparent black is grey, whatever colour hides beneath."""
+    """Transparent pixels are white, half-transparent black is grey, whatever their colour."""
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:, :4] = (255, 0, 0, 0)
     pixels[:, 4:] = (0, 0, 0, 128)

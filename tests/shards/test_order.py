@@ -58,7 +58,7 @@ def test_the_order_never_changes() -> None:
 
 @pytest.mark.parametrize("num_samples", [1000, 1797, 50_000, 2**16])
 def test_neighbours_are_unrelated(num_samples: int) -> None:
-    """Serial correlation is small and samples move a third of the dataset on average, as in a random permutation."""
+    """Serial correlation is small, and samples move by a third of the dataset on average."""
     bound = 5 / np.sqrt(num_samples)
     for number in range(3):
         ids = epoch(num_samples, number)

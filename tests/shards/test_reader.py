@@ -85,7 +85,7 @@ def test_the_global_order_is_the_same_for_any_world(packed: ShardIndex, world: i
 
 
 def test_resuming_is_one_integer(packed: ShardIndex) -> None:
-    """A stream that starts at another's position goes on as that one would, even with another batch size."""
+    """A stream that starts at another's position continues it, even with another batch size."""
     reader = ShardReader(packed)
     with BatchStream(reader, key=KEY, start=0, batch_size=12) as stream:
         for _ in range(30):

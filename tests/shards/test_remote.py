@@ -1,4 +1,4 @@
-"""Remote shards: whatever the network does, the right bytes or one clear line, and each fetched once a node."""
+"""Remote shards: the right bytes or one clear line, each file fetched once per node."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def cached(cache: Path) -> list[Path]:
 def test_remote_shards_are_the_local_ones(
     server: Server, noise: ShardIndex, tmp_path: Path
 ) -> None:
-    """Images, labels, classes and batches are those of the folder; each file is fetched once, also by the next run."""
+    """All data equal those of the folder; each file is fetched once, also by the next run."""
     local, everything = ShardReader(noise), np.arange(noise.num_samples)
     for _ in range(2):
         remote = open_reader(server.url + "/", tmp_path)
@@ -109,7 +109,7 @@ def test_faults_are_overcome(
 def test_faults_that_stay_are_one_line(
     server: Server, noise: ShardIndex, tmp_path: Path, fault: str
 ) -> None:
-    """In the end it is an error that names the file but no secret, and nothing half fetched is left."""
+    """The error names the file but no secret, and no partial file is left."""
     server.faults["000001.tar"] = [fault] * 99
     url = server.url.replace("://", "://user:hunter2@") + "?token=hunter2"
     reader = open_reader(url, tmp_path)
@@ -134,7 +134,7 @@ def test_a_dead_server_is_one_line(tmp_path: Path) -> None:
 
 
 def test_what_is_no_dataset_is_refused(server: Server, tmp_path: Path) -> None:
-    """No index, no index of ours, and places that no shell or other file system may be reached through."""
+    """No index, an index that is not ours, and addresses of shells and other file systems."""
     for url in (
         "pipe://cat",
         "http://",
@@ -222,7 +222,7 @@ def test_processes_of_a_node_fetch_once(server: Server, noise: ShardIndex, tmp_p
 
 
 def test_the_cache_keeps_its_bound(server: Server, noise: ShardIndex, tmp_path: Path) -> None:
-    """A dataset larger than the cache trains; no file beyond the bound lies there, parts included, at any time."""
+    """A dataset larger than the cache can be read; the cache never exceeds its bound."""
     bound = int(6.2 * noise.shards[0].num_bytes)
     reader = open_reader(server.url, tmp_path, order_settings=WINDOWS, max_bytes=bound)
     over, most = threading.Event(), []
@@ -300,7 +300,7 @@ def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_makes_room_then_says_so(tmp_path: Path) -> None:
-    """What the cache holds unused goes first; then it is an error, and nothing half fetched is left."""
+    """Unused files are removed first; otherwise it is an error, without partial files."""
     cache, tries = NodeCache(tmp_path), []
 
     def full(path: Path) -> None:

@@ -48,7 +48,7 @@ def bucket(packed: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
 
 
 def test_shards_in_a_bucket(bucket: str, packed: ShardIndex, tmp_path: Path) -> None:
-    """Images and labels are those of the folder; what is not there, or not the same, is one line."""
+    """Images and labels equal the folder's; a missing or changed file is an error of one line."""
     index, files = open_shards(bucket, cache=tmp_path / "cache", retry=QUICK)
     reader, everything = ShardReader(index, files=files), np.arange(250)
     assert np.array_equal(reader.gather(everything), ShardReader(packed).gather(everything))

@@ -10,7 +10,7 @@ from shards.sources.registry import open_source
 
 
 def test_each_channel_is_the_digit_of_its_place() -> None:
-    """Channel c of a stack is a digit whose label is digit c of the stack's class; every mode has about its share."""
+    """Channel c shows digit c of the stack's class; all modes are about equally frequent."""
     digits, stacks = open_source("digits"), open_source("stacked-digits")
     singles = {digits.read(item).tobytes(): int(digits.labels[item]) for item in range(len(digits))}
     for item in range(0, len(stacks), 997):

@@ -35,7 +35,7 @@ def test_whole_shards_have_no_problem(packed: ShardIndex) -> None:
 
 @pytest.mark.parametrize("offset", [0, 200, 520, 700, 3_900, 5_000, -1])
 def test_a_flipped_byte_is_found(packed: ShardIndex, offset: int) -> None:
-    """One changed byte, in a header, a pixel, a label, padding or the end, is found in the right shard."""
+    """One changed byte in a header, pixel, label, padding or the end is found in its shard."""
     path = packed.path / packed.shards[1].file
     offset %= packed.shards[1].num_bytes
     rewrite(path, offset, bytes([path.read_bytes()[offset] ^ 0x10]))

@@ -1,4 +1,4 @@
-"""The order of windows: exactly once, the same for every world, a function of the position alone, and frugal."""
+"""The order of windows: a function of the position, equal for every world, with few shards."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def windows(
 def test_each_sample_once_an_epoch(
     counts: list[int], share: int, lanes: int, window_shards: int, epoch: int
 ) -> None:
-    """Exactly once, whatever the shards, also where neither the batch nor the lanes divide the epoch."""
+    """Each sample comes exactly once, even if neither batch nor lanes divide the epoch."""
     order = windows(
         np.array(counts, np.int64),
         batch_size=share * lanes,
@@ -85,7 +85,7 @@ def test_the_order_never_changes() -> None:
 @pytest.mark.parametrize("world", [1, 2, 4, 3])
 @pytest.mark.parametrize("start", [0, 24 * 17, 1207 - 5])
 def test_a_rank_needs_what_it_is_told(world: int, start: int) -> None:
-    """Reading two epochs, no sample lies in a shard that was not asked for in time, nor are more held than stated."""
+    """In two epochs every shard is requested before it is read, and no more are held than said."""
     order, share = windows(), 24 // world
     shard_of_id = np.repeat(np.arange(len(COUNTS)), COUNTS)
     for rank in range(world):
@@ -103,7 +103,7 @@ def test_a_rank_needs_what_it_is_told(world: int, start: int) -> None:
 
 
 def test_lanes_spare_a_rank_the_others_shards() -> None:
-    """With as many lanes as ranks a rank reads about its share of the shards an epoch, and few at a time."""
+    """With as many lanes as ranks, a rank reads its part of the shards per epoch, few at a time."""
     order = windows(np.full(400, 30), batch_size=64, lanes=8, window_shards=4)
     positions = 64 * np.arange(400 * 30 // 64)[:, None] + np.arange(8)
     assert len(np.unique(order.ids(positions) // 30)) <= 400 // 8 + 2
@@ -117,7 +117,7 @@ def test_lanes_spare_a_rank_the_others_shards() -> None:
 
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_the_global_order_is_the_same_for_any_world(packed: ShardIndex, world: int) -> None:
-    """The ranks' slices, put side by side, are the batches of one process; a stream resumes at any of its positions."""
+    """The slices of all ranks form the batches of one process; a stream resumes anywhere."""
     reader = ShardReader(packed, order_settings=OrderSettings("windows", window_shards=1))
     whole = take(reader, 30)
     ranks = [take(reader, 30, rank=rank, world_size=world) for rank in range(world)]

@@ -64,8 +64,9 @@ SlurmdParameters=config_overrides
 PropagateResourceLimits=NONE
 NodeName=node1 NodeAddr={network}.11 CPUs=4 RealMemory=4000 State=UNKNOWN
 NodeName=node2 NodeAddr={network}.12 CPUs=4 RealMemory=4000 State=UNKNOWN
-PartitionName=spare Nodes=ALL Default=YES MaxTime=60 DefaultTime=30 PriorityTier=1 GraceTime=15 State=UP
-PartitionName=urgent Nodes=ALL MaxTime=60 DefaultTime=30 PriorityTier=9 PreemptMode=OFF State=UP
+PartitionName=DEFAULT Nodes=ALL MaxTime=60 DefaultTime=30 State=UP
+PartitionName=spare Default=YES PriorityTier=1 GraceTime=15
+PartitionName=urgent PriorityTier=9 PreemptMode=OFF
 """
 
 

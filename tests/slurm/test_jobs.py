@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,38 +70,31 @@ class Job:
         )
 
     @property
-    def status(self) -> dict[str, object]:
+    def status(self) -> dict[str, Any]:
         """status.json."""
         return json.loads((self.run / "status.json").read_text())
 
-    def until(self, state: str, timeout: float = 300) -> float:
-        """Wait for one of SLURM's states; a failure shows the log."""
+    def wait(self, true: Callable[[], object], what: str) -> float:
+        """Wait for a condition, and return for how many seconds; a failure shows the log."""
         try:
-            return wait_until(lambda: self.state == state, f"{self.number} to be {state}", timeout)
+            return wait_until(true, what)
         except AssertionError as error:
-            raise AssertionError(
-                f"{error}; it is {self.state}\n{self.log.read_text()[-4000:]}"
-            ) from None
+            log = self.log.read_text()[-4000:]
+            raise AssertionError(f"{error}; {self.state}, {self.images} images\n{log}") from None
 
-    def until_images(self, number: int, timeout: float = 300) -> float:
+    def until(self, state: str) -> float:
+        """Wait for one of SLURM's states."""
+        return self.wait(lambda: self.state == state, f"{self.number} to be {state}")
+
+    def until_images(self, number: int) -> float:
         """Wait until the run has seen so many images."""
-        try:
-            return wait_until(lambda: self.images >= number, f"{number} images", timeout)
-        except AssertionError as error:
-            raise AssertionError(
-                f"{error}; {self.state}, {self.images}\n{self.log.read_text()[-4000:]}"
-            ) from None
+        return self.wait(lambda: self.images >= number, f"{number} images")
 
-    def until_restart(self, count: int, timeout: float = 300) -> float:
+    def until_restart(self, count: int) -> float:
         """Wait until SLURM has restarted the job `count` times; returns for how many seconds."""
         began = time.monotonic()
-        try:
-            wait_until(lambda: self.restarts >= count, f"restart {count}", timeout)
-        except AssertionError as error:
-            raise AssertionError(
-                f"{error}; it is {self.state}\n{self.log.read_text()[-4000:]}"
-            ) from None
-        self.until("RUNNING", timeout)
+        self.wait(lambda: self.restarts >= count, f"restart {count}")
+        self.until("RUNNING")
         return time.monotonic() - began
 
     def survived(self, kind: str, digest: str, **seconds: float | None) -> None:
@@ -124,8 +118,9 @@ def submit(cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFact
     """Return a function that submits a job of two nodes with one process each."""
     runs = tmp_path_factory.mktemp("runs")
 
-    def submit(name: str, *options: str, **more: object) -> Job:
-        return Job(cluster, shards, runs / name, "--nodes=2", "--cpus-per-task=2", *options, **more)  # type: ignore[arg-type]
+    def submit(name: str, *options: str, **more: Any) -> Job:
+        nodes = ("--nodes=2", "--cpus-per-task=2")
+        return Job(cluster, shards, runs / name, *nodes, *options, **more)
 
     return submit
 
@@ -171,7 +166,7 @@ def test_a_cancelled_job_is_saved_and_not_requeued(
     )
     assert (job.status["state"], job.restarts) == ("preempted", 0)
     again = submit("cancelled")
-    resume = again.until_images(int(job.status["images_seen"]) + BATCH)  # type: ignore[call-overload]
+    resume = again.until_images(int(job.status["images_seen"]) + BATCH)
     assert (job.state, job.restarts) == ("CANCELLED", 0)
     again.survived("scancel, then submitted again", digest, detect_sec=detect, resume_sec=resume)
 
@@ -238,7 +233,7 @@ def test_a_job_resumes_after_kill_9_of_a_rank(
     began = time.monotonic()
     kill(cluster.workers("node2")[0], signal.SIGKILL)
     wait_until(lambda: job.status["state"] == "failed", "the run to fail")
-    detect, images = time.monotonic() - began, int(job.status["images_seen"])  # type: ignore[call-overload]
+    detect, images = time.monotonic() - began, int(job.status["images_seen"])
     assert job.status["reason"] == "lost rank 1 on node2: its process has ended (connection closed)"
     job.until_restart(1)
     resume = job.until_images(images + BATCH)
@@ -315,9 +310,14 @@ def test_a_job_survives_two_preemptions_and_a_dead_node(
     )
     for detect, resume in preemptions:
         record_fault(
-            "SLURM: preempted by another partition", survived=True, images_lost=0, images_repeated=0, images_again=0,
-            detect_sec=detect, resume_sec=resume,
-        )  # fmt: skip
+            "SLURM: preempted by another partition",
+            survived=True,
+            images_lost=0,
+            images_repeated=0,
+            images_again=0,
+            detect_sec=detect,
+            resume_sec=resume,
+        )
 
 
 def test_each_task_of_an_array_is_a_run_of_its_own(
@@ -325,9 +325,15 @@ def test_each_task_of_an_array_is_a_run_of_its_own(
 ) -> None:
     """`{task}` is replaced by the number of the task."""
     job = Job(
-        cluster, shards, tmp_path / "run-{task}", "--array=1-2", f"--output={tmp_path}/%a.log", "--cpus-per-task=2",
-        kimg=0.12, words=("train.seed={task}",),
-    )  # fmt: skip
+        cluster,
+        shards,
+        tmp_path / "run-{task}",
+        "--array=1-2",
+        f"--output={tmp_path}/%a.log",
+        "--cpus-per-task=2",
+        kimg=0.12,
+        words=("train.seed={task}",),
+    )
     folders = [tmp_path / f"run-{task}" for task in (1, 2)]
 
     def done(folder: Path) -> bool:
