@@ -22,7 +22,7 @@ app = typer.Typer(
     help="Pack images; sample, evaluate, report, export and compare trained DCGANs.\n\n"
     "Train with: accelerate launch distgan/train.py",
 )
-RESUMABLE = ("pack", "sweep")
+RESUMABLE = ("pack", "probe", "sweep")
 
 Overrides = Annotated[
     list[str] | None,
@@ -133,15 +133,18 @@ def probe(
     shards: Annotated[str, Argument(help="Packed shards with class labels.")],
     flip: Annotated[bool, Option(help="Mirror images at random; not for digits.")] = False,
     seed: Annotated[int, Option(help="Seed of the training.", min=0)] = 0,
+    minutes: Annotated[
+        float | None,
+        Option(help="Most minutes to train. Default: until more does not help.", min=0),
+    ] = None,
 ) -> None:
-    """Train a classifier of the images, for better evaluations.
+    """Train a classifier of the images, for better evaluations that name missing classes.
 
-    Evaluations of generators of the same images then use its features,
-    and its predictions show which classes are missing.
+    Repeat the command to resume an interrupted training.
     """
     from distgan.commands.probe import probe as train_probe
 
-    train_probe(shards, flip=flip, seed=seed)
+    train_probe(shards, flip=flip, seed=seed, minutes=minutes)
 
 
 @command
@@ -332,10 +335,6 @@ def bench(
     from distgan.config.load import load_config
     from distgan.run.folder import check_writable, write_json
 
-    if size not in (32, 64, 128) or channels not in (1, 3):
-        raise UserError(
-            f"--size {size} --channels {channels}: the size is 32, 64 or 128, the channels 1 or 3"
-        )
     config = load_config(preset, overrides or ())
     if json is not None:
         check_writable(json)

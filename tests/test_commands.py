@@ -91,7 +91,7 @@ def test_run_checkpoint_and_file_give_the_same_samples(shards: Path, tmp_path: P
 def test_probe_and_evaluate(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The evaluation finds the probe; real images are near, noise is far; JSON has all numbers."""
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("distgan.evaluation.probe_training.ROUNDS_KIMG", (2.0,))
+    monkeypatch.setattr("distgan.evaluation.probe_schedule.MOST_IMAGES", 2000)
     digits = tmp_path / "digits"
     assert call("pack", "digits", digits)[0] == 0
     code, said = call("probe", digits)

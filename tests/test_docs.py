@@ -94,7 +94,7 @@ def test_commands_of_the_guide_work_in_order(
     photographs(tmp_path / "photographs", num=30)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("distgan.evaluation.probe_training.ROUNDS_KIMG", (1.0,))
+    monkeypatch.setattr("distgan.evaluation.probe_schedule.MOST_IMAGES", 1000)
     done = []
     for line in commands_of(DOCS / "guide.md"):
         words = shlex.split(line, comments=True)

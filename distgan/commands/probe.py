@@ -9,37 +9,49 @@ from distgan.config.schema import Data
 from distgan.data import open_dataset
 from distgan.evaluation.probe import Probe, probe_path
 from distgan.evaluation.probe_training import train_probe
-from distgan.reporting.console import fraction_progress, say, show_warning
+from distgan.reporting.console import accuracy_progress, say, show_warning
 from distgan.run.folder import check_writable
 from distgan.runtime.accelerator import choose_precision
+from shards.files import locked
 from shards.reader import ShardReader
 
 
-def probe(shards: str, *, flip: bool, seed: int) -> None:
-    """Train a probe on packed shards and save it in the cache for runs and evaluations."""
+def probe(shards: str, *, flip: bool, seed: int, minutes: float | None) -> None:
+    """Train a probe on packed shards and save it in the cache for runs and evaluations.
+
+    An interrupted training is kept beside the probe's file until an equal command resumes it.
+    """
     _, reader = open_dataset(Data(shards=shards))
     path = probe_path(reader.index.fingerprint)
     check_writable(path)
-    trained = train_on(reader, flip=flip, seed=seed)
-    trained.save(path)
+    state_file = path.with_suffix(".partial")
+    busy = f"another process is training the probe of {reader.files.source}; wait for it or stop it"
+    with locked(path.with_suffix(".lock"), busy=busy):
+        trained = train_on(reader, flip=flip, seed=seed, minutes=minutes, state_file=state_file)
+        trained.save(path)
+        state_file.unlink(missing_ok=True)
     report(trained, path)
 
 
-def train_on(reader: ShardReader, *, flip: bool, seed: int) -> Probe:
+def train_on(
+    reader: ShardReader, *, flip: bool, seed: int, minutes: float | None, state_file: Path
+) -> Probe:
     """Train a probe on all images of a dataset, on a GPU if there is one."""
     on_cpu = not torch.cuda.is_available()
     precision, _ = choose_precision("auto", "no", on_cpu=on_cpu)
     labels = torch.from_numpy(reader.labels(np.arange(reader.num_samples)))
-    with fraction_progress("training the probe") as progress:
+    with accuracy_progress("training the probe") as progress:
         return train_probe(
             lambda ids: torch.from_numpy(reader.gather(ids.numpy())),
             labels,
             class_names=reader.index.class_names or (),
             dataset_fingerprint=reader.index.fingerprint,
             flip=flip,
+            minutes=minutes,
             seed=seed,
             device=torch.device("cpu" if on_cpu else "cuda"),
             precision=torch.bfloat16 if precision == "bf16" else torch.float32,
+            state_file=state_file,
             progress=progress,
         )
 

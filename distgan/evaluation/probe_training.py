@@ -1,33 +1,33 @@
-"""Training of a probe on labelled images."""
+"""Training of a probe on labelled images, which can be interrupted and resumed."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import io
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distgan.errors import UserError
 from distgan.evaluation.extractors import fit_images
-from distgan.evaluation.probe import Probe, ProbeCard, ProbeNet
+from distgan.evaluation.probe import Probe, ProbeCard
+from distgan.evaluation.probe_loop import LabelledImages, ProbeLoop, Recipe
+from distgan.evaluation.probe_schedule import ProbeSchedule
 from distgan.images import to_uint8
+from distgan.text import first_line
+from shards.files import write_atomic
 
-ROUNDS_KIMG = (60.0, 300.0)  # the second only if the first does not reach GOOD_ACCURACY
-GOOD_ACCURACY = 0.98
 FEWEST_IMAGES = 20
 MOST_HELD_OUT = 5000
+MOST_CHECKED = 2000  # held-out images that measure the accuracy during the training
 MOST_PIXELS = 32  # larger images are shrunk to this height and width
+SECONDS_BETWEEN_SAVES = 5.0
 
-Progress = Callable[[float, float], None]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a probe is trained."""
-
-    flip: bool
-    seed: int
-    precision: torch.dtype
-    progress: Progress | None
+Progress = Callable[[float, float | None, float], None]
 
 
 def train_probe(
@@ -38,44 +38,130 @@ def train_probe(
     dataset_fingerprint: str,
     flip: bool = False,
     kimg: float | None = None,
+    minutes: float | None = None,
     max_images: int = 60_000,
     width: int = 32,
     seed: int = 0,
     device: torch.device | None = None,
     precision: torch.dtype = torch.float32,
+    state_file: Path | None = None,
     progress: Progress | None = None,
 ) -> Probe:
     """Train a classifier of `images(indices [n]) -> uint8 [n, C, H, W]` with `labels` int64 [N].
 
-    A tenth of the images, at most 5,000, is held out to measure the accuracy. Training takes `kimg`
-    thousand images; None means 60, and again 300 from the start if the accuracy is below 0.98.
-    `flip` mirrors images at random, which suits photographs but not digits. `progress(fraction of
-    the training done, accuracy on the last batch)` is called every few steps. Raises UserError for
-    fewer than two classes or 20 images.
+    A tenth of the images, at most 5,000, is held out to measure the accuracy. Training ends when
+    that accuracy is 0.98 or no longer improves, at the latest after `kimg` thousand images (210 if
+    it is None) or `minutes`. `flip` mirrors images at random, which suits photographs but not
+    digits.
+
+    Every few seconds the training is saved to `state_file`, from which an equal call resumes it.
+    Only with `minutes` does an interruption change the result. `progress(fraction done, held-out
+    accuracy so far or None, most seconds left)` is called after each step.
+
+    Raises UserError for fewer than two classes or 20 images.
     """
     check_labels(labels, class_names)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:max_images]
     device = device or torch.device("cpu")
-    pixels, classes = load_pixels(images, order).to(device), labels[order].to(device)
+    loaded = LabelledImages(load_pixels(images, order).to(device), labels[order].to(device))
     num_held_out = min(len(order) // 10, MOST_HELD_OUT)
-    held_out, train = slice(num_held_out), slice(num_held_out, None)
+    held_out, train = loaded[:num_held_out], loaded[num_held_out:]
     card = ProbeCard(
         dataset_fingerprint,
         class_names,
         accuracy=0.0,
-        channels=pixels.shape[1],
-        size=pixels.shape[2],
+        channels=loaded.pixels.shape[1],
+        size=loaded.pixels.shape[2],
         width=width,
-        num_train=len(order) - num_held_out,
+        num_train=len(train),
         num_held_out=num_held_out,
     )
-    recipe = Recipe(flip, seed, precision, progress)
-    for round_kimg in ROUNDS_KIMG if kimg is None else (kimg,):
-        network = fit_probe(pixels[train], classes[train], card, recipe, kimg=round_kimg)
-        accuracy = accuracy_of(Probe(network, card), pixels[held_out], classes[held_out])
-        if accuracy >= GOOD_ACCURACY:
-            break
-    return Probe(network, replace(card, accuracy=accuracy))
+    schedule = ProbeSchedule.of_length(kimg)
+    loop = ProbeLoop(train, card, Recipe(flip, seed, precision), schedule)
+    identity = {"card": repr(card), "flip": flip, "seed": seed, "longest": schedule.longest}
+    state = TrainingState(state_file, identity)
+    clock = Clock(minutes, seconds_before=state.restore(loop))
+    run_loop(loop, held_out[:MOST_CHECKED], clock=clock, state=state, progress=progress)
+    probe = Probe(loop.averaged, card)
+    return Probe(loop.averaged, replace(card, accuracy=accuracy_of(probe, held_out)))
+
+
+class Clock:
+    """The time that a training has taken, over all its starts, and its limit."""
+
+    def __init__(self, minutes: float | None, *, seconds_before: float) -> None:
+        self.limit = math.inf if minutes is None else 60 * minutes
+        self.start = time.monotonic() - seconds_before
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+
+class TrainingState:
+    """The file in which an unfinished training is saved."""
+
+    def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
+        self.path, self.identity = path, identity
+        self.last_save = time.monotonic()
+
+    def restore(self, loop: ProbeLoop) -> float:
+        """Continue a saved training of equal settings, and return the seconds that it has taken.
+
+        A file that cannot be read, or of other settings, will be replaced.
+        """
+        if self.path is None or not self.path.exists():
+            return 0.0
+        try:
+            state = torch.load(self.path, map_location=loop.device, weights_only=True)
+            if state["identity"] != self.identity:
+                raise ValueError("it has other settings")
+            loop.load_state_dict(state["loop"])
+            return float(state["seconds"])
+        except Exception as error:  # a damaged file raises errors of many kinds
+            logging.getLogger(__name__).warning(
+                "the interrupted training in %s cannot be resumed (%s); training starts again",
+                self.path,
+                first_line(error),
+            )
+            return 0.0
+
+    def save_sometimes(self, loop: ProbeLoop, clock: Clock) -> None:
+        """Save the training, unless it was saved a few seconds ago."""
+        if self.path is None or time.monotonic() - self.last_save < SECONDS_BETWEEN_SAVES:
+            return
+        state = {"identity": self.identity, "seconds": clock.seconds, "loop": loop.state_dict()}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.path, buffer.getvalue(), sync=False)
+        self.last_save = time.monotonic()
+
+
+def run_loop(
+    loop: ProbeLoop,
+    held_out: LabelledImages,
+    *,
+    clock: Clock,
+    state: TrainingState,
+    progress: Progress | None,
+) -> None:
+    """Train until the schedule or the clock ends it."""
+    fraction, first = 0.0, (clock.seconds, loop.schedule.images)
+    while not loop.schedule.is_complete and clock.seconds < clock.limit:
+        loop.step()
+        schedule = loop.schedule
+        if schedule.needs_check:
+            loop.check(held_out)
+        seconds = clock.seconds
+        if seconds * (1 + schedule.images_if_cooling_now / schedule.images) > clock.limit:
+            schedule.cool_down()
+        state.save_sometimes(loop, clock)
+        if progress is not None:
+            rate = (schedule.images - first[1]) / max(seconds - first[0], 1e-9)
+            left = min((schedule.end - schedule.images) / rate, clock.limit - seconds)
+            of_images, of_time = schedule.images / schedule.end, seconds / clock.limit
+            fraction = min(1.0, max(fraction, of_images, of_time))
+            progress(fraction, schedule.accuracy, max(0.0, left))
 
 
 def check_labels(labels: Tensor, class_names: tuple[str, ...]) -> None:
@@ -98,70 +184,12 @@ def load_pixels(images: Callable[[Tensor], Tensor], order: Tensor) -> Tensor:
     return torch.cat([to_uint8(part) for part in parts])
 
 
-def fit_probe(
-    pixels: Tensor, classes: Tensor, card: ProbeCard, recipe: Recipe, *, kimg: float
-) -> ProbeNet:
-    """Train with AdamW and a one-cycle learning rate on uint8 `pixels` [n, C, S, S]."""
-    device, draw = pixels.device, torch.Generator().manual_seed(recipe.seed)
-    network = build_network(card, seed=recipe.seed).to(device)
-    batch = min(128, len(pixels))
-    num_steps = max(10, round(1000 * kimg / batch))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 4e-3, total_steps=num_steps, pct_start=0.25
-    )
-    batches = endless_batches(len(pixels), batch, draw)
-    for step, chosen in zip(range(num_steps), batches, strict=False):
-        chosen = chosen.to(device)
-        inputs = augment(pixels[chosen], draw, flip=recipe.flip).float() / 127.5 - 1
-        is_mixed = recipe.precision != torch.float32
-        with torch.autocast(device.type, recipe.precision, enabled=is_mixed):
-            _, logits = network(inputs.contiguous(memory_format=torch.channels_last))
-        loss = nn.functional.cross_entropy(logits.float(), classes[chosen], label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if recipe.progress is not None and (step % 20 == 0 or step == num_steps - 1):
-            accuracy = (logits.argmax(1) == classes[chosen]).float().mean()
-            recipe.progress((step + 1) / num_steps, float(accuracy))
-    return network
-
-
-def build_network(card: ProbeCard, *, seed: int) -> ProbeNet:
-    """Return an untrained network without changing the global random state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = ProbeNet(card.channels, card.width, len(card.class_names))
-    return network.to(memory_format=torch.channels_last)
-
-
-def accuracy_of(probe: Probe, images: Tensor, labels: Tensor) -> float:
-    """Return the fraction of uint8 images [n, C, H, W] that are classified as labelled."""
+def accuracy_of(probe: Probe, held_out: LabelledImages) -> float:
+    """Return the fraction of images that are classified as labelled."""
     num_correct = 0
-    for part, truth in zip(images.split(500), labels.split(500), strict=True):
-        logits = probe(part).logits
+    for start in range(0, len(held_out), 500):
+        part = held_out[start : start + 500]
+        logits = probe(part.pixels).logits
         assert logits is not None
-        num_correct += int((logits.argmax(1) == truth).sum())
-    return num_correct / len(labels)
-
-
-def endless_batches(num: int, batch: int, draw: torch.Generator) -> Iterator[Tensor]:
-    """Yield batches of indices in shuffled passes, forever; incomplete batches are dropped."""
-    while True:
-        yield from torch.randperm(num, generator=draw).split(batch)[: num // batch]
-
-
-def augment(pixels: Tensor, draw: torch.Generator, *, flip: bool) -> Tensor:
-    """Shift the batch by up to an eighth of its size, repeating edge pixels.
-
-    With `flip`, also mirror each image with probability 1/2.
-    """
-    reach = pixels.shape[-1] // 8
-    padded = nn.functional.pad(pixels.float(), (reach,) * 4, mode="replicate").to(pixels.dtype)
-    down, right = torch.randint(2 * reach + 1, (2,), generator=draw).tolist()
-    shifted = padded[:, :, down : down + pixels.shape[2], right : right + pixels.shape[3]]
-    if not flip:
-        return shifted
-    mirrored = (torch.rand(len(pixels), generator=draw) < 0.5).to(pixels.device)
-    return torch.where(mirrored[:, None, None, None], shifted.flip(3), shifted)
+        num_correct += int((logits.argmax(1) == part.classes).sum())
+    return num_correct / len(held_out)

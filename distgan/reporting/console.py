@@ -138,10 +138,11 @@ class ProgressBar:
 
 
 @contextmanager
-def open_bar(what: str) -> Iterator[ProgressBar]:
+def open_bar(what: str, last: ProgressColumn) -> Iterator[ProgressBar]:
     """Yield a progress bar that disappears if there is an error."""
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-    bar = ProgressBar(*columns, text=what)
+    bar = ProgressBar(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), last, text=what
+    )
     bar.start()
     try:
         yield bar
@@ -156,7 +157,7 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Yield `show(done, total)` for a number of images; shows their rate, too."""
     started = time.monotonic()
     already: int | None = None  # done by an earlier, interrupted command
-    with open_bar(what) as bar:
+    with open_bar(what, TimeRemainingColumn()) as bar:
 
         def show(done: int, total: int) -> None:
             nonlocal already
@@ -170,12 +171,14 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def fraction_progress(what: str) -> Iterator[Callable[[float, float], None]]:
-    """Yield `show(fraction done, accuracy)` for the training of a classifier."""
-    with open_bar(what) as bar:
+def accuracy_progress(what: str) -> Iterator[Callable[[float, float | None, float], None]]:
+    """Yield `show(fraction done, accuracy or None, most seconds left)` for a classifier."""
+    with open_bar(what, TextColumn("{task.percentage:>3.0f}%")) as bar:
 
-        def show(fraction: float, accuracy: float) -> None:
-            text = f"{what}: accuracy {accuracy:.1%}"
+        def show(fraction: float, accuracy: float | None, seconds_left: float) -> None:
+            left = f"at most {format_clock(seconds_left)} left"
+            correct = "" if accuracy is None else f", {accuracy:.1%} of held-out images correct"
+            text = f"{what}{correct}, {left}"
             bar.update(fraction, total=1.0, text=text, line=f"{text}, {fraction:.0%} done")
 
         yield show
