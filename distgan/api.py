@@ -35,7 +35,7 @@ def train(config: Config, *, run_dir: str | os.PathLike[str] | None = None) -> T
         config = distgan.load_config("digits", ["train.kimg=3"])
         result = distgan.train(config, run_dir="runs/digits")
 
-    Writes the same run folder as `distgan/train.py`. If it contains an unfinished run with equal
+    Writes the same run folder as `distgan train`. If it contains an unfinished run with equal
     settings, that run is resumed. Without a `run_dir` the folder is derived from the settings and
     the data. Ctrl-C or SIGTERM saves a checkpoint and returns with the outcome `preempted`.
 

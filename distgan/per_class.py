@@ -48,9 +48,9 @@ class ClassFolder(RunFolder):
         super().__init__(path)
         self.whole, self.name, self.images_before = whole, name, images_before
 
-    def write_status(self, state: str, reason: str, *, images_seen: int, verdict: str = "") -> None:
+    def write_status(self, state: str, reason: str, *, images_seen: int, **more: Any) -> None:
         """Write status.json of both. When a class is done, the whole run is still `running`."""
-        super().write_status(state, reason, images_seen=images_seen, verdict=verdict)
+        super().write_status(state, reason, images_seen=images_seen, **more)
         sentence, images = f"class {self.name}: {reason}", self.images_before + images_seen
         whole_state = "running" if state == "done" else state
         self.whole.write_status(whole_state, sentence, images_seen=images)

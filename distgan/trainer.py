@@ -228,12 +228,13 @@ class Trainer:
             outcome, reason = "collapsed", collapse
         elif interrupted:
             outcome, reason = "preempted", self.interruption()
+        reporter = self.reporter
         self.logger.time_table(
-            self.reporter.maintenance_sec, total_sec=self.reporter.total_seconds()
+            reporter.maintenance_sec,
+            total_sec=reporter.seconds_since_start,
+            num_images=images_seen - reporter.first_image,
         )
-        self.logger.close(
-            outcome, reason, images_seen=images_seen, seconds=self.state.train_seconds
-        )
+        self.logger.close(outcome, reason, images_seen=images_seen, seconds=reporter.seconds_of_run)
         return outcome
 
     def interruption(self) -> str:

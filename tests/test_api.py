@@ -89,11 +89,14 @@ def test_one_class_can_be_sampled(mixture: Path) -> None:
         generator.sample(1, class_name="red")
 
 
-def test_truncation_changes_images(mixture: Path) -> None:
-    """Truncated latents stay in their range, and a wide range changes nothing."""
+def test_truncation_moves_latents_toward_one_of_their_class(mixture: Path) -> None:
+    """Not at all at 1, to the same latent at 0; other fractions are refused."""
     generator = distgan.load_generator(mixture)
-    assert generator.latents(9, truncation=0.5)[:, 1:].abs().max() <= 0.5
-    torch.testing.assert_close(generator.latents(9, truncation=30.0), generator.latents(9))
+    torch.testing.assert_close(generator.latents(9, truncation=1.0), generator.latents(9))
+    together = generator.latents(9, truncation=0.0, class_name="black")
+    torch.testing.assert_close(together, together[:1].expand(9, -1))
+    with pytest.raises(distgan.UserError, match="give 0"):
+        generator.sample(1, truncation=1.5)
 
 
 def test_missing_generator_is_a_user_error(tmp_path: Path) -> None:

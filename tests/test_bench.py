@@ -7,7 +7,7 @@ import torch
 import typer
 from torch.utils.flop_counter import FlopCounterMode
 
-from distgan.cli import bench as bench_command
+from distgan.cli.training import bench as bench_command
 from distgan.commands.bench import Results, bench, process_counts, write_images
 from distgan.commands.bench_training import (
     TrainingBenchmark,

@@ -68,6 +68,16 @@ def test_mistakes_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_version_names_what_matters() -> None:
+    """distgan's own, Python's and torch's."""
+    code, said = call("--version")
+    assert (code, said.startswith("distgan "), torch.__version__.split("+")[0] in said) == (
+        0,
+        True,
+        True,
+    )
+
+
 def test_run_checkpoint_and_file_give_the_same_samples(shards: Path, tmp_path: Path) -> None:
     """All three are one generator, sample i does not depend on their number, a grid is written."""
     run = tmp_path / "run"

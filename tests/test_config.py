@@ -66,6 +66,23 @@ def test_the_folder_of_the_data_is_taken_literally(text: str) -> None:
     assert tomllib.loads(f"x = {toml_value(text)}") == {"x": text}
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("--batch-size", "train.batch_size=..."),
+        ("--lr=1e-4", "optim.lr_g=... and optim.lr_d=..."),
+        ("--epochs", "train.epochs=..."),
+        ("--run_dirr", "did you mean --run-dir?"),
+        ("--resume", "repeat the command to resume"),
+    ],
+)
+def test_options_of_other_programs_are_answered_with_the_setting(word: str, expected: str) -> None:
+    """`--batch-size 64` is train.batch_size=64 here."""
+    with pytest.raises(UserError) as error:
+        load_config(None, [word, "64"])
+    assert expected in str(error.value)
+
+
 def test_an_override_is_one_value(tmp_path: Path) -> None:
     """A text that happens to be TOML of several lines is a text."""
     assert load_config(None, ["log.group='a'\nb = 1"]).log.group == "'a'\nb = 1"

@@ -53,7 +53,7 @@ def test_prose_is_wrapped(page: Path) -> None:
 def test_ci_types_the_commands_of_the_readme() -> None:
     """Installing and training, and installing what the tests need."""
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
-    start = "pip install -e . && accelerate launch distgan/train.py"
+    start = "pip install -e . && distgan train"
     assert f"    {start}\n" in readme
     assert start.replace("install", "install --quiet") in ci
     assert "    pip install -e '.[dev]' && pytest\n" in readme
@@ -100,14 +100,8 @@ def test_commands_of_the_guide_work_in_order(
         words = shlex.split(line, comments=True)
         if line.startswith(NEEDS_NETWORK):
             continue
-        if words[:3] == ["accelerate", "launch", "distgan/train.py"]:
-            command = [
-                sys.executable,
-                str(ROOT / "distgan" / "train.py"),
-                *words[3:],
-                *SMALL,
-                "train.epochs=2",
-            ]
+        if words[1] == "train":
+            command = [sys.executable, "-m", "distgan", *words[1:], *SMALL, "train.epochs=2"]
             run = subprocess.run(
                 command, capture_output=True, text=True, timeout=120, env=os.environ
             )
@@ -120,7 +114,7 @@ def test_commands_of_the_guide_work_in_order(
         "pack",
         "info",
         "verify",
-        "launch",
+        "train",
         "probe",
         "evaluate",
         "report",

@@ -1,4 +1,4 @@
-"""distgan/train.py as a process, started in the ways people start it."""
+"""`distgan train` and distgan/train.py as processes, started in the ways people start it."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from tests.worlds import SMALL, free_port, rows, run_world, train_run
 
 ROOT = Path(__file__).parent.parent
 TRAIN_SCRIPT = str(ROOT / "distgan" / "train.py")
+DISTGAN_TRAIN = [sys.executable, "-m", "distgan", "train"]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
@@ -71,13 +72,24 @@ def test_a_folder_with_an_unusual_name_is_data(shards: Path, tmp_path: Path) -> 
     shutil.copytree(shards, data)
     arguments = ["--data", str(data), "--run-dir", "run", *SMALL, "log.group=\U0001f98a '\""]
     for kimg in ("0.012", "0.024"):
-        command = [sys.executable, TRAIN_SCRIPT, *arguments, f"train.kimg={kimg}"]
+        command = [*DISTGAN_TRAIN, *arguments, f"train.kimg={kimg}"]
         code, output = finish(start(command, tmp_path))
-        assert code == 0, output
+        assert (code, "warning" in output.lower()) == (0, False), output
     config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
     assert config["data"]["shards"] == str(data)
     assert config["log"]["group"] == "\U0001f98a '\""
     assert [row["progress/images"] for row in rows(tmp_path / "run")] == [12, 24]
+
+
+def test_ctrl_c_saves_and_says_how_to_continue(shards: Path, tmp_path: Path) -> None:
+    """Exit code 75 of a single process, with one last line and no traceback."""
+    arguments = ["--data", str(shards), "--run-dir", "run", *SMALL, "train.kimg=60"]
+    process = start([*DISTGAN_TRAIN, *arguments], tmp_path)
+    wait_for_metrics(process, tmp_path / "run")
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert (code, "Traceback" in output) == (75, False), output
+    assert "Repeat the command to continue." in output.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -188,7 +200,7 @@ def test_launchers_that_start_other_worlds_than_asked_for_are_refused(
 def test_a_dry_run_shows_the_settings_and_writes_nothing(tmp_path: Path) -> None:
     """It lists the settings that differ from the defaults."""
     arguments = ["--preset", "cifar10", "--dry-run", "train.seed=7"]
-    code, output = finish(start([sys.executable, TRAIN_SCRIPT, *arguments], tmp_path))
+    code, output = finish(start([*DISTGAN_TRAIN, *arguments], tmp_path))
     assert code == 0
     assert "train.seed: 7" in output
     assert "train.epochs: 20" in output

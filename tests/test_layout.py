@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("distgan/**/*.py"), *ROOT.glob("shards/**/*.py")])
 MAX_LINES = 350
 LAYERS = [  # top to bottom; a module imports from its own layer and those below
-    {"train", "cli", "api"},
+    {"__main__", "train", "cli", "api"},
     {"commands"},
     {"trainer", "per_class"},
     {"steps", "gan", "data", "run", "reporting"},
@@ -89,7 +89,7 @@ def test_imports_within_shards_have_no_cycle() -> None:
 def test_no_file_shadows_an_installed_module() -> None:
     """`python distgan/train.py` puts distgan/ first on the path, before installed modules."""
     for path in ROOT.glob("distgan/*"):
-        if path.name not in ("__init__.py", "__pycache__") and (
+        if path.name not in ("__init__.py", "__main__.py", "__pycache__") and (
             path.suffix == ".py" or path.is_dir()
         ):
             assert find_spec(path.stem) is None, path.name

@@ -83,20 +83,24 @@ def test_grid_shows_the_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "reason", "line"),
     [
-        ("done", "verdict: learning", "20 kimg in 92 s; verdict: learning; next: distgan sample x"),
+        (
+            "done",
+            "Verdict: learning",
+            "Done: 20 kimg in 92 s. Verdict: learning. Next: distgan sample x",
+        ),
         (
             "preempted",
             "interrupted by SIGTERM, saved 0.2 s later",
-            "interrupted by SIGTERM, saved 0.2 s later, at 20 kimg; repeat the command to continue",
+            "Interrupted and saved at 20 kimg. Repeat the command to continue.",
         ),
-        ("collapsed", "diverged", "diverged, at 20 kimg"),
-        ("failed", "rank 1 is lost", "rank 1 is lost; at 20 kimg, in x"),
+        ("collapsed", "diverged", "Collapsed at 20 kimg: diverged."),
+        ("failed", "rank 1 is lost", "Failed at 20 kimg: rank 1 is lost. Run folder: x"),
     ],
 )
-def test_last_line_of_a_run_begins_with_its_outcome(state: str, reason: str, line: str) -> None:
-    """It says how the run ended, at how many images, and what to do next."""
+def test_last_line_of_a_run_says_how_it_ended(state: str, reason: str, line: str) -> None:
+    """It has the outcome, the number of images, and what to do next."""
     text = outcome_line(state, reason, Path("x"), images_seen=20_000, seconds=92.0)
-    assert text == f"{state}: {line}"
+    assert text == line
 
 
 def test_losses_are_plotted(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from PIL import Image
 from distgan.commands.sample import FRAMES_PER_LEG, NUM_KEYS
 from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import build_generator
+from distgan.networks.ema import recalibrate_batch_norm
+from distgan.networks.generator import Generator
 from distgan.networks.generator_file import load_generator, save_generator
 from distgan.networks.latents import slerp, truncate, walk
 from distgan.networks.mixture import mixture_spec
@@ -26,20 +28,32 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_truncation_bounds_and_keeps_order() -> None:
-    """No value exceeds the threshold, larger stays larger, a wide threshold changes nothing."""
-    latents = torch.linspace(-6, 6, 101)[None]
-    cut = truncate(latents, 0.7)
-    assert cut.abs().max() <= 0.7
-    assert (cut.diff() >= 0).all()
-    torch.testing.assert_close(truncate(latents, 30.0), latents, rtol=0, atol=1e-4)
+def test_truncated_latents_keep_their_length_and_approach_the_center() -> None:
+    """The networks were trained on latents of that length; shorter ones have other colors."""
+    center, *latents = torch.randn(33, 100, generator=torch.Generator().manual_seed(0))
+    latents = torch.stack(latents)
+    distances = []
+    for fraction in (1.0, 0.7, 0.4, 0.0):
+        cut = truncate(latents, center, fraction)
+        assert (cut.norm(dim=1) / latents.norm(dim=1)).sub(1).abs().max() < 0.35
+        distances.append((cut - center).norm(dim=1).mean())
+    assert distances == sorted(distances, reverse=True)
+    torch.testing.assert_close(truncate(latents, center, 1.0), latents)
 
 
-def test_truncated_latents_are_truncated_normal() -> None:
-    """Mean and variance are those of a normal distribution truncated at 1: 0 and 0.2911."""
-    cut = truncate(torch.randn(200_000, generator=torch.Generator().manual_seed(0)), 1.0)
-    assert abs(float(cut.mean())) < 0.005
-    assert abs(float(cut.var()) - 0.2911) < 0.005
+def test_truncation_keeps_mean_color_and_contrast_and_reduces_variety() -> None:
+    """Of a random generator with batch norm statistics of its own latents."""
+    torch.manual_seed(0)
+    spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=3, width=8, latent_dim=64)
+    network = build_generator(spec)
+    recalibrate_batch_norm(network, torch.randn(512, 64))
+    generator = Generator(network, spec)
+    plain, cut = (generator.sample(256, truncation=each).float() for each in (None, 0.4))
+    contrast = [images.flatten(2).std(2).mean() for images in (plain, cut)]
+    variety = [images.std(0).mean() for images in (plain, cut)]
+    assert (plain.mean((0, 2, 3)) - cut.mean((0, 2, 3))).abs().max() < 6
+    assert contrast[1] > contrast[0] * 0.9
+    assert variety[1] < variety[0] * 0.8
 
 
 def test_slerp_keeps_the_length() -> None:

@@ -18,6 +18,7 @@ from distgan.config.schema import Config
 from distgan.errors import UserError
 
 PRESETS = files("distgan.config") / "presets"
+OPTIONS = ("--preset", "--data", "--run-dir", "--dry-run")  # the others are settings
 
 
 def load_config(
@@ -79,6 +80,8 @@ def read_preset(preset: str) -> dict[str, Any]:
 def parse_override(override: str) -> dict[str, Any]:
     """Return `section.field=value` as nested tables. A value that is not TOML is a string."""
     name, equals, text = override.partition("=")
+    if name.startswith("-"):
+        raise UserError(explain_option(name))
     if not equals or "." not in name:
         raise UserError(
             f"cannot read {override!r}; "
@@ -144,6 +147,28 @@ def explain_unknown(name: str) -> str:
     if guesses := [*same_field, *similar]:
         return f"unknown setting {name!r}; did you mean {guesses[0]}?"
     return f"unknown setting {name!r}; settings: {', '.join(names_in(section) or names)}"
+
+
+def explain_option(option: str) -> str:
+    """Return the line about an unknown option, such as --batch-size for train.batch_size."""
+    field = option.strip("-").replace("-", "_")
+    names = [name for name in names_in() if field and is_meant(field, name.rpartition(".")[2])]
+    if names:
+        typed = " and ".join(f"{name}=..." for name in names)
+        return f"no option {option}; settings are written without dashes: {typed}"
+    if field in ("resume", "continue"):
+        return f"no option {option}; repeat the command to resume a run"
+    if similar := difflib.get_close_matches(option, OPTIONS, n=1):
+        return f"no option {option}; did you mean {similar[0]}?"
+    return (
+        f"no option {option}; the options are {', '.join(OPTIONS)}, and settings are written "
+        "section.field=value, as in train.batch_size=64"
+    )
+
+
+def is_meant(word: str, field: str) -> bool:
+    """Return whether a word is a setting's name, or that without its network, as in lr_d."""
+    return word == field or f"{word}_d" == field or f"{word}_g" == field
 
 
 def names_in(section: str = "") -> list[str]:

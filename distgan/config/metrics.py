@@ -74,12 +74,17 @@ TRAINING_METRICS = {
         "fraction",
     ),
     "time/images_per_sec": Metric(
-        "Real images consumed per second by all processes, pauses for samples and evaluations "
-        "included.",
+        "Speed: real images consumed per second by all processes since the previous report, pauses "
+        "for samples, evaluations and checkpoints included.",
         "images/s",
     ),
+    "time/step_images_per_sec": Metric(
+        "Speed of the steps alone: as `time/images_per_sec`, without these pauses.", "images/s"
+    ),
     "time/data_wait_frac": Metric("Part of the time that training waited for images.", "fraction"),
-    "time/train_sec": Metric("Time in the training loop, over all starts of the run.", "s"),
+    "time/train_sec": Metric(
+        "Time in the training loop, pauses included, over all starts of the run.", "s"
+    ),
     "memory/peak_gb": Metric("Peak memory: of the GPU if there is one, else of the process.", "GB"),
 }
 """The columns of metrics.jsonl. In W&B, the part of the name before the slash is a panel."""

@@ -5,10 +5,20 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from distgan.errors import UserError
 from distgan.images import to_uint8
 from distgan.networks.base import GeneratorSpec
-from distgan.networks.latents import generate, sample_latents, truncate
-from distgan.networks.mixture import MixtureSpec, choose_class, join_class, split_class
+from distgan.networks.latents import generate, sample_latents, truncate, typical_latent
+from distgan.networks.mixture import (
+    Mixture,
+    MixtureSpec,
+    choose_class,
+    join_class,
+    split_class,
+)
+from distgan.runtime.randomness import normal
+
+NUM_CANDIDATES = 256  # latents among which the most typical one is chosen for truncation
 
 
 class Generator:
@@ -24,6 +34,7 @@ class Generator:
     def __init__(self, network: nn.Module, spec: GeneratorSpec) -> None:
         self.network = network.eval().requires_grad_(False)
         self.spec = spec
+        self.centers: dict[str | None, Tensor] = {}  # typical latent of each class; None: of all
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -55,9 +66,10 @@ class Generator:
     ) -> Tensor:
         """Return `n` images as uint8 [n, C, H, W] on the generator's device.
 
-        Image i of a seed is the same however many are drawn. `truncation` cuts latents off at that
-        absolute value: 1.5, say, gives more typical images of fewer kinds. `class_name` restricts a
-        generator with classes to one of them; raises UserError for a name that is not in `classes`.
+        Image i of a seed is the same however many are drawn. `truncation` in [0, 1] moves latents
+        toward the most typical one, which all are at 0: 0.5, say, gives more typical, less varied
+        images. `class_name` restricts a generator with classes to one of them. Raises UserError
+        for a name that is not in `classes`.
         """
         return self.images(self.latents(n, seed, truncation=truncation, class_name=class_name))
 
@@ -75,9 +87,31 @@ class Generator:
         if class_name is not None:
             latents = choose_class(latents, self.spec, class_name)
         if truncation is not None:
-            class_values, others = split_class(latents, self.spec)
-            latents = join_class(class_values, truncate(others, truncation))
+            latents = self.truncate(latents, truncation)
         return latents
+
+    def truncate(self, latents: Tensor, fraction: float) -> Tensor:
+        """Move latents [N, Z] toward the most typical one of their class; see `sample`."""
+        if not 0 <= fraction <= 1:
+            raise UserError(f"truncation {fraction:g}: give 0 (all alike) to 1 (none)")
+        class_values, others = split_class(latents, self.spec)
+        if isinstance(self.network, Mixture):
+            numbers = self.network.classes_of(latents.to(self.device)).tolist()
+            centers = torch.stack([self.center(self.classes[number]) for number in numbers])
+        else:
+            centers = self.center(None)
+        return join_class(class_values, truncate(others, centers, fraction))
+
+    def center(self, name: str | None) -> Tensor:
+        """Return the most typical latent [Z] of a class, or of a generator without classes."""
+        if name not in self.centers:
+            numbers = torch.arange(NUM_CANDIDATES)
+            latents = normal((self.spec.latent_dim,), numbers, seed=0, purpose="truncation")
+            if name is not None:
+                latents = choose_class(latents, self.spec, name)
+            typical = typical_latent(self.network, latents.to(self.device)).cpu()
+            self.centers[name] = split_class(typical, self.spec)[1]
+        return self.centers[name]
 
     def images(self, latents: Tensor) -> Tensor:
         """Return uint8 images [N, C, H, W] for latents [N, Z]."""

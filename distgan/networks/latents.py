@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity
 
 from distgan.networks.base import GeneratorSpec
 from distgan.runtime.randomness import normal
@@ -25,16 +25,20 @@ def generate(generator: nn.Module, latents: Tensor, *, batch_size: int = 256) ->
     return torch.cat([generator(batch).float() for batch in latents.split(batch_size)])
 
 
-def truncate(latents: Tensor, threshold: float) -> Tensor:
-    """Return latents distributed as N(0, 1) truncated to [-threshold, threshold].
+def typical_latent(generator: nn.Module, latents: Tensor) -> Tensor:
+    """Return the latent of [N, Z] whose image, reduced to 8x8 pixels, is nearest to their mean."""
+    images = adaptive_avg_pool2d(generate(generator, latents), 8).flatten(1)
+    return latents[(images - images.mean(0)).square().sum(1).argmin()]
 
-    This trades variety for more typical images (Brock et al. 2019, section 3.1). Each value keeps
-    its quantile in the truncated distribution, so that every image stays similar to itself.
+
+def truncate(latents: Tensor, centers: Tensor, fraction: float) -> Tensor:
+    """Return latents [N, Z] moved toward centers [N, Z] or [Z], to a fraction of the way from them.
+
+    This trades variety for more typical images (Karras et al. 2019, appendix B). The lengths stay
+    those of N(0, 1). Truncating each value instead (Brock et al. 2019, section 3.1) shortens the
+    latents, for which batch norm's statistics are wrong: contrast is lost and colors shift.
     """
-    values, edge = latents.double(), torch.tensor(threshold, dtype=torch.float64)
-    low, high = torch.special.ndtr(-edge), torch.special.ndtr(edge)
-    cut = torch.special.ndtri(low + torch.special.ndtr(values) * (high - low))
-    return cut.clamp(-threshold, threshold).to(latents.dtype)
+    return slerp(centers.expand_as(latents), latents, torch.tensor([fraction]))[:, 0]
 
 
 def slerp(starts: Tensor, ends: Tensor, fractions: Tensor) -> Tensor:

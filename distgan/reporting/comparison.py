@@ -164,7 +164,7 @@ def comparison_drawings(runs: Sequence[RunRecord], distance: str) -> list[Drawin
         chart("Generator loss", "loss", comparable, "loss/g"),
         chart("Discriminator accuracy", "fraction of generated images", "Classified as generated.",
               "accuracy/d_fake", limits=FRACTION),
-        chart("Throughput", "images/s", "Pauses for samples and evaluations included.",
+        chart("Speed", "images/s", "Pauses for samples, evaluations and checkpoints included.",
               "time/images_per_sec"),
     ]  # fmt: skip
     return [draw(each) for each in charts if not each.is_empty]

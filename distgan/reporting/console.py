@@ -210,20 +210,20 @@ class TrainingConsole:
         """Show a row of metrics."""
         images, kimg = row["progress/images"], f"{row['progress/kimg']:,.1f} kimg"
         loss = f"loss D {row['loss/d']:.2f} G {row['loss/g']:.2f}"
-        rate = f"{row.get('time/images_per_sec', 0.0):,.0f} images/s"
+        speed = self.speed(row)
+        rate = f"{speed:,.0f} images/s"
         wait = f"data wait {row['time/data_wait_frac']:.0%}"
-        left = f"{self.time_left(row)} left"
+        left = f"{format_clock((self.total_images - images) / speed) if speed else '-'} left"
         line = "  ".join([kimg, f"epoch {row['progress/epoch']:.1f}", loss, rate, wait, left])
         text = "  ".join([kimg, loss, rate, left]) if self.bar.is_narrow else line
         self.bar.update(images, total=self.total_images, text=text, line=line)
 
-    def time_left(self, row: dict[str, Any]) -> str:
-        """Return the remaining time at the mean speed so far, pauses included."""
+    def speed(self, row: dict[str, Any]) -> float:
+        """Return the images per second since the first report, pauses included."""
         images, now = row["progress/images"], time.monotonic()
         self.first = self.first or (now, images)
         done, seconds = images - self.first[1], now - self.first[0]
-        rate = done / seconds if done and seconds else row.get("time/images_per_sec", 0.0)
-        return format_clock((self.total_images - images) / rate) if rate else "-"
+        return done / seconds if done and seconds else row.get("time/images_per_sec", 0.0)
 
     def say(self, text: str, *, style: str = "") -> None:
         """Print a message above the bar."""

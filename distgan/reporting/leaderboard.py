@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import BaseModel
 
 from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES
-from distgan.run.files import read_json, read_rows, read_status
+from distgan.run.files import read_json, read_rows, read_status, training_seconds
 from distgan.text import NO_VALUE, format_number, markdown_cell
 from shards.files import write_atomic
 
@@ -74,10 +74,10 @@ def read_run(entry: Entry) -> dict[str, Any]:
     evaluations = read_rows(entry.folder / "evaluations.jsonl")
     evaluation = evaluations[-1] if evaluations else {}
     values = dict(evaluation.get("values", {}))
-    if rows and (seconds := rows[-1].get("time/train_sec")):
+    status = read_status(entry.folder)
+    if rows and (seconds := training_seconds(status, rows)):
         values["time/train_sec"] = seconds
         values["time/images_per_sec"] = rows[-1]["progress/images"] / seconds
-    status = read_status(entry.folder)
     return {
         "seed": entry.seed,
         "folder": str(entry.folder),

@@ -86,7 +86,7 @@ def facts(record: RunRecord) -> list[tuple[str, str, str]]:
         (
             "Training time",
             format_duration(record.train_sec),
-            f"{speed}, pauses for samples and evaluations included" if speed else "",
+            f"{speed}, pauses for samples, evaluations and checkpoints included" if speed else "",
         ),
         (
             "Hardware",

@@ -214,12 +214,18 @@ class RunLogger:
     # ---------------------------------------------------------------------------------------- end
 
     @on_rank_zero
-    def time_table(self, maintenance_sec: dict[str, float], *, total_sec: float) -> None:
-        """Print how many seconds went into training, samples, evaluations and checkpoints."""
-        training = total_sec - sum(maintenance_sec.values())
-        parts = {"training": training} | maintenance_sec
-        listed = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
-        self.say(f"time: {total_sec:,.1f} s ({listed})")
+    def time_table(
+        self, maintenance_sec: dict[str, float], *, total_sec: float, num_images: int
+    ) -> None:
+        """Print the time of this start, its parts, and the speed with and without pauses."""
+        step_sec = total_sec - sum(maintenance_sec.values())
+        parts = {"steps": step_sec} | maintenance_sec
+        listed = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in parts.items())
+        speed, step_speed = num_images / max(total_sec, 1e-9), num_images / max(step_sec, 1e-9)
+        self.say(
+            f"time of this start: {total_sec:,.1f} s ({listed}); {speed:,.0f} images/s, "
+            f"{step_speed:,.0f} in the steps alone"
+        )
 
     @on_rank_zero
     def record_failure(self, reason: str, *, images_seen: int) -> None:
@@ -237,13 +243,17 @@ class RunLogger:
         """Record the outcome, then write the plot and the report, then wait for W&B.
 
         The order matters: a preempted job may be killed before all of it is done. `seconds` is the
-        training time to print.
+        time of training over all starts.
         """
         assert self.folder is not None
         try:
             self.folder.add_event(state, reason, images_seen=images_seen)
             self.folder.write_status(
-                state, reason, images_seen=images_seen, verdict=self.last_verdict
+                state,
+                reason,
+                images_seen=images_seen,
+                verdict=self.last_verdict,
+                seconds=seconds,
             )
             self.plot()
         except RunFailed as error:
@@ -259,7 +269,7 @@ class RunLogger:
         folder, self.folder = self.folder, None
         folder.close()
         if state == "done":
-            reason = f"verdict: {self.last_verdict}"
+            reason = f"Verdict: {self.last_verdict}"
         console.say(
             outcome_line(state, reason, folder.path, images_seen=images_seen, seconds=seconds)
         )
@@ -311,11 +321,11 @@ def outcome_line(
     """Return the last line of a run: how it ended, and what to do next."""
     kimg = format_kimg(images_seen)
     if state == "failed":
-        return f"failed: {reason}; at {kimg}, in {folder}"
+        return f"Failed at {kimg}: {reason}. Run folder: {folder}"
     if state == "preempted":
-        return f"preempted: {reason}, at {kimg}; repeat the command to continue"
-    report = f"; open {folder / 'report.html'}" if (folder / "report.html").exists() else ""
+        return f"Interrupted and saved at {kimg}. Repeat the command to continue."
+    report = f" Open {folder / 'report.html'}." if (folder / "report.html").exists() else ""
     if state == "collapsed":
-        return f"collapsed: {reason}, at {kimg}{report}"
+        return f"Collapsed at {kimg}: {reason}.{report}"
     time = "" if seconds is None else f" in {format_duration(seconds)}"
-    return f"{state}: {kimg}{time}; {reason}{report}; next: distgan sample {folder}"
+    return f"Done: {kimg}{time}. {reason}.{report} Next: distgan sample {folder}"

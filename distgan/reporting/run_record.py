@@ -25,6 +25,7 @@ from distgan.run.files import (
     read_models,
     read_rows,
     read_toml,
+    training_seconds,
 )
 from distgan.text import is_number
 
@@ -77,12 +78,12 @@ class RunRecord:
 
     @property
     def train_sec(self) -> float:
-        """Time spent in the training loop."""
-        return float(self.last("time/train_sec") or 0.0)
+        """Time in the training loop, pauses included, over all starts."""
+        return training_seconds(self.status, self.rows)
 
     @property
     def images_per_sec(self) -> float:
-        """Images per second of the whole run, with pauses for samples and evaluations; or NaN."""
+        """Images per second of the whole run, pauses included; NaN if unknown."""
         return (self.last("progress/images") or 0) / self.train_sec if self.train_sec else math.nan
 
     @cached_property
@@ -184,12 +185,16 @@ class RunRecord:
         """The command line that trains this run, or empty."""
         if not self.provenance.command:
             return ""
-        world, launcher = self.provenance.world, ["accelerate", "launch"]
-        if world.processes != 1:
-            config_file = "launch/cpu.yaml" if world.device == "cpu" else "launch/one_node.yaml"
-            launcher += ["--config_file", config_file, "--num_processes", str(world.processes)]
-        typed = shlex.join([*launcher, "distgan/train.py", *self.provenance.command[1:]])
-        return f"ACCELERATE_USE_CPU=true {typed}" if "launch/cpu.yaml" in launcher else typed
+        world, [_, *arguments] = self.provenance.world, self.provenance.command
+        if arguments[:1] == ["train"]:  # typed as `distgan train`
+            del arguments[0]
+        if world.processes == 1:
+            return shlex.join(["distgan", "train", *arguments])
+        config_file = "launch/cpu.yaml" if world.device == "cpu" else "launch/one_node.yaml"
+        launcher = ["accelerate", "launch", "--config_file", config_file]
+        launcher += ["--num_processes", str(world.processes)]
+        typed = shlex.join([*launcher, "distgan/train.py", *arguments])
+        return f"ACCELERATE_USE_CPU=true {typed}" if world.device == "cpu" else typed
 
 
 def read_record(path: Path) -> RunRecord:

@@ -26,6 +26,7 @@ class Status(BaseModel):
     reason: str = ""
     verdict: str = ""
     images_seen: int = 0
+    seconds: float | None = None  # of training, over all starts and with pauses; None: not ended
     time: str = ""
 
 
@@ -84,6 +85,13 @@ def read_status(folder: Path) -> Status:
     """Return the contents of status.json; the state is `not started` if there is none."""
     path = folder / "status.json"
     return read_json(path, Status) if path.exists() else Status(state="not started")
+
+
+def training_seconds(status: Status, rows: list[dict[str, Any]]) -> float:
+    """Return the time of training until its end, or until the last row of metrics; 0 if unknown."""
+    if status.seconds is not None:
+        return status.seconds
+    return float(rows[-1].get("time/train_sec") or 0.0) if rows else 0.0
 
 
 def read_json(path: Path, model: type[Model], *, warn: Warn = ignore) -> Model:

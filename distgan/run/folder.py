@@ -116,16 +116,26 @@ class RunFolder:
         """Release the lock."""
         self.lock.close()
 
-    def write_status(self, state: str, reason: str, *, images_seen: int, verdict: str = "") -> None:
+    def write_status(
+        self,
+        state: str,
+        reason: str,
+        *,
+        images_seen: int,
+        verdict: str = "",
+        seconds: float | None = None,
+    ) -> None:
         """Write status.json, the contract for scripts.
 
-        `state` is running, done, preempted, collapsed or failed, `reason` one line.
+        `state` is running, done, preempted, collapsed or failed, `reason` one line, `seconds` the
+        time of training if the run has ended.
         """
         status = {
             "state": state,
             "reason": reason,
             "verdict": verdict,
             "images_seen": images_seen,
+            "seconds": None if seconds is None else round(seconds, 3),
             "pid": os.getpid(),
             "host": platform.node(),
             "time": timestamp(),

@@ -42,7 +42,8 @@ class Reporter:
         self.gan, self.evaluator, self.state = gan, evaluator, state
         self.means = RunningMeans()
         self.last_report, self.images_at_report = time.monotonic(), state.images_seen
-        self.began = time.monotonic()
+        self.first_image = state.images_seen  # of this start
+        self.began, self.pauses_at_report = self.last_report, 0.0
         self.maintenance_sec = dict.fromkeys(("samples", "evaluations", "checkpoints"), 0.0)
 
     @contextmanager
@@ -52,9 +53,15 @@ class Reporter:
         yield
         self.maintenance_sec[kind] += time.monotonic() - began
 
-    def total_seconds(self) -> float:
-        """Return the seconds since this process began to train."""
+    @property
+    def seconds_since_start(self) -> float:
+        """Seconds since this process began to train, pauses included."""
         return time.monotonic() - self.began
+
+    @property
+    def seconds_of_run(self) -> float:
+        """Seconds of training over all starts of the run, pauses included."""
+        return self.state.train_seconds + time.monotonic() - self.last_report
 
     def add(self, result: StepResult) -> None:
         """Add the statistics of one step, without waiting for the device."""
@@ -75,15 +82,19 @@ class Reporter:
         now = time.monotonic()
         seconds, self.last_report = now - self.last_report, now
         state.train_seconds += seconds
+        pauses = sum(self.maintenance_sec.values())
+        pause_sec, self.pauses_at_report = pauses - self.pauses_at_report, pauses
         if not statistics:
             return
+        images = state.images_seen - self.images_at_report
         row = {
             "progress/kimg": state.images_seen / 1000,
             "progress/images": state.images_seen,
             "progress/epoch": state.images_seen / self.session.reader.num_samples,
             **statistics,
             **relative_losses(statistics, config),
-            "time/images_per_sec": (state.images_seen - self.images_at_report) / seconds,
+            "time/images_per_sec": images / seconds,
+            "time/step_images_per_sec": images / max(seconds - pause_sec, 1e-9),
             "time/data_wait_frac": batches.wait_seconds / seconds,
             "time/train_sec": state.train_seconds,
             "memory/peak_gb": peak_memory_gb(self.session.device),

@@ -40,3 +40,6 @@ class Interrupt:
         """Ignore the signals from now on: all work is saved, and the exit code must say so."""
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+
+INTERRUPT = Interrupt()  # of the command line; it does nothing until it is installed

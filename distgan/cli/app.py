@@ -1,0 +1,66 @@
+"""The Typer application, how commands are registered, and parameters that several have."""
+
+import platform
+from collections.abc import Callable
+from functools import wraps
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from distgan.errors import UserError
+from distgan.reporting.console import say, show_error
+from shards.errors import ShardError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    help="Pack images; train DCGANs; sample, evaluate, report, export and compare them.\n\n"
+    "Train with several processes: accelerate launch distgan/train.py",
+)
+RESUMABLE = ("pack", "probe", "sweep")
+
+Overrides = Annotated[
+    list[str] | None,
+    Argument(metavar="SETTING", help="Settings to change: section.field=value."),
+]
+Shards = Annotated[Path, Argument(help="Folder of packed shards.")]
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, Option("--version", help="Show the versions and exit.")] = False,
+) -> None:
+    """Handle the options that come before a command."""
+    if version:
+        say(versions())
+        raise typer.Exit
+
+
+def versions() -> str:
+    """Return the versions of distgan, Python and torch."""
+    python = f"Python {platform.python_version()}"
+    return f"distgan {metadata.version('distgan')}, {python}, torch {metadata.version('torch')}"
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command. A user's mistake prints one line and exits with code 2."""
+
+    @app.command()
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (UserError, ShardError) as error:
+            show_error(str(error))
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            resume = "; repeat the command to resume" if function.__name__ in RESUMABLE else ""
+            show_error(f"stopped{resume}")
+            raise typer.Exit(75) from None
+
+    return guarded

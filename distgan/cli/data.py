@@ -1,0 +1,107 @@
+"""Commands about images: `pack`, `verify`, `info` and `probe`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from typer import Argument, Option
+
+from distgan.cli.app import Shards, command
+from distgan.reporting.console import counting_progress, say, show_error, show_table
+
+
+@command
+def pack(
+    source: Annotated[
+        str,
+        Argument(
+            help="Folder, .tar or .zip of images, folder of WebDataset tars, or one of "
+            "digits, cifar10, mnist, stacked-mnist, stacked-digits."
+        ),
+    ],
+    out: Annotated[Path, Argument(help="Folder to write the shards to.")],
+    size: Annotated[
+        int | None, Option(help="Pixels per side. Default: 64 for your images.")
+    ] = None,
+    channels: Annotated[int | None, Option(help="1 (gray) or 3 (color).")] = None,
+    shard_size_mb: Annotated[int, Option(help="Megabytes of raw pixels per shard.")] = 32,
+    encoding: Annotated[
+        Literal["raw", "jpeg", "png"],
+        Option(help="raw trains fastest; png and jpeg need less disk space."),
+    ] = "raw",
+    quality: Annotated[int | None, Option(help="JPEG quality, 1 to 100. Default: 95.")] = None,
+    workers: Annotated[int | None, Option(help="Processes. Default: one per core.")] = None,
+    bad_images: Annotated[
+        Literal["fail", "skip"],
+        Option(help="At a broken image: stop, or skip and list it in rejected.jsonl."),
+    ] = "fail",
+    labels: Annotated[
+        Literal["keep", "ignore"],
+        Option(help="keep: every image needs a label, or none has one; ignore: pack no labels."),
+    ] = "keep",
+    cls: Annotated[bool, Option(help="Write class numbers, for other readers.")] = True,
+    split: Annotated[Literal["train", "test"], Option(help="Split of cifar10 or mnist.")] = "train",
+    root: Annotated[
+        Path | None,
+        Option(help="Folder with the files of cifar10 or mnist. Default: download them."),
+    ] = None,
+) -> None:
+    """Pack images into WebDataset shards.
+
+    Images are cropped to squares and resized to the training size.
+    Repeat the command to resume an interrupted pack.
+    """
+    from distgan.commands.info import describe
+    from shards.pack import pack as pack_shards
+
+    with counting_progress("packing") as progress:
+        index = pack_shards(
+            source, out, size=size, channels=channels, shard_size_mb=shard_size_mb,
+            encoding=encoding, quality=quality, workers=workers, bad_images=bad_images,
+            labels=labels, cls=cls, split=split, root=root, progress=progress,
+        )  # fmt: skip
+    show_table(f"packed {out}", describe(index))
+
+
+@command
+def verify(shards: Shards) -> None:
+    """Check shards for damage.
+
+    Prints what is damaged and exits with code 1.
+    """
+    from shards.verify import verify as verify_shards
+
+    problems = verify_shards(shards)
+    for problem in problems:
+        show_error(str(problem))
+    if problems:
+        raise typer.Exit(1)
+    say(f"{shards}: all shards are intact")
+
+
+@command
+def info(shards: Shards) -> None:
+    """Show the images, classes, encoding and fingerprint of shards."""
+    from distgan.commands.info import describe
+    from shards.format.index import read_index
+
+    show_table(str(shards), describe(read_index(shards)))
+
+
+@command
+def probe(
+    shards: Annotated[str, Argument(help="Packed shards with class labels.")],
+    flip: Annotated[bool, Option(help="Mirror images at random; not for digits.")] = False,
+    seed: Annotated[int, Option(help="Seed of the training.", min=0)] = 0,
+    minutes: Annotated[
+        float | None,
+        Option(help="Most minutes to train. Default: until more does not help.", min=0),
+    ] = None,
+) -> None:
+    """Train a classifier of the images, for better evaluations that name missing classes.
+
+    Repeat the command to resume an interrupted training.
+    """
+    from distgan.commands.probe import probe as train_probe
+
+    train_probe(shards, flip=flip, seed=seed, minutes=minutes)

@@ -1,0 +1,146 @@
+"""Commands about trained generators: `sample`, `evaluate`, `report` and `export`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Argument, Option
+
+from distgan.cli.app import command
+from distgan.errors import UserError
+from distgan.reporting.console import say
+
+
+@command
+def sample(
+    sources: Annotated[
+        list[Path],
+        Argument(
+            help="Run folder, checkpoint folder or generator.safetensors. "
+            "If there are several, the grid has one row for each."
+        ),
+    ],
+    num: Annotated[
+        int | None,
+        Option(help="Number of images. Default: 64; 16 for --video, 8 for --progress.", min=1),
+    ] = None,
+    seed: Annotated[int, Option(help="Seed of the latents.", min=0)] = 0,
+    truncation: Annotated[
+        float | None,
+        Option(help="0 to 1. Below 1: more typical, less varied images.", min=0.0, max=1.0),
+    ] = None,
+    class_name: Annotated[
+        str | None, Option("--class", help="Class to sample, if networks.per_class=true.")
+    ] = None,
+    out: Annotated[Path, Option(help="PNG file to write.")] = Path("samples.png"),
+    files: Annotated[Path | None, Option(help="Folder for one PNG file per image.")] = None,
+    interpolate: Annotated[
+        bool, Option("--interpolate", help="Rows that morph one image into another.")
+    ] = False,
+    video: Annotated[Path | None, Option(help=".gif or .mp4 of morphing images.")] = None,
+    progress: Annotated[
+        bool, Option("--progress", help="The same latents in each checkpoint of a run.")
+    ] = False,
+) -> None:
+    """Generate images: a grid, single files, an interpolation or a video."""
+    from distgan.commands.sample import Selection, write_images
+
+    selection = Selection(num, seed, truncation, class_name)
+    say(
+        write_images(
+            sources,
+            selection,
+            out=out,
+            files=files,
+            interpolates=interpolate,
+            video_file=video,
+            shows_progress=progress,
+        )
+    )
+
+
+@command
+def evaluate(
+    inputs: Annotated[
+        list[Path],
+        Argument(
+            help="Run folders, checkpoints, generator files, folders of images, or packed shards."
+        ),
+    ],
+    data: Annotated[str, Option(help="Packed shards of the real images.")],
+    num: Annotated[
+        int,
+        Option(help="Generated images; without --reference at most half the real ones.", min=12),
+    ] = 10_000,
+    reference: Annotated[
+        int | None, Option(help="Real images to compare with. Default: as --num.", min=12)
+    ] = None,
+    extractor: Annotated[
+        str, Option(help="Features: auto, random, probe, inception, or the file of a probe.")
+    ] = "auto",
+    inception_weights: Annotated[
+        Path | None, Option(help="File of Inception weights. Default: download them.")
+    ] = None,
+    metrics: Annotated[
+        str | None, Option(help="Metrics to compute, separated by commas. Default: all.")
+    ] = None,
+    seed: Annotated[int, Option(help="Seed of the latents.", min=0)] = 0,
+    json: Annotated[Path | None, Option(help="JSON file to write the numbers to.")] = None,
+) -> None:
+    """Compare generated with real images: metrics and a verdict."""
+    from distgan.commands.evaluate import evaluate_inputs, show_scores
+    from distgan.config.schema import Evaluation
+
+    settings = Evaluation(
+        num_samples=num,
+        extractor=extractor,
+        inception_weights=None if inception_weights is None else str(inception_weights),
+        metrics=None if metrics is None else tuple(metrics.split(",")),
+    )
+    show_scores(
+        evaluate_inputs(
+            inputs, data, settings=settings, seed=seed, num_reference=reference, json_file=json
+        )
+    )
+
+
+@command
+def report(
+    folder: Annotated[Path, Argument(help="Run folder, or a folder of runs.")],
+    out: Annotated[
+        Path | None, Option(help="HTML file to write. Default: report.html in the folder.")
+    ] = None,
+    live: Annotated[
+        bool, Option("--live", help="Serve a page that follows a run, on this machine only.")
+    ] = False,
+    port: Annotated[
+        int, Option(help="Port of the live page. Default: any free one.", min=0, max=65535)
+    ] = 0,
+) -> None:
+    """Write an HTML report of a run, or a comparison of several runs."""
+    from distgan.commands.report import report as write_report
+    from distgan.commands.report import serve, show_report
+
+    if live and out is not None:
+        raise UserError("--live writes no file; leave out --out")
+    if live:
+        serve(folder, port=port, announce=lambda url: say(f"{folder}: {url} (Ctrl-C to stop)"))
+    else:
+        show_report(write_report(folder, out=out))
+
+
+@command
+def export(
+    run: Annotated[Path, Argument(help="Run folder, checkpoint folder or generator.safetensors.")],
+    out: Annotated[Path, Option(help="Folder to write.")],
+    format: Annotated[
+        Literal["safetensors", "onnx"], Option(help="File format of the weights.")
+    ] = "safetensors",
+    license: Annotated[
+        str, Option(help="Hugging Face name of the model's license, such as mit.")
+    ] = "unknown",
+) -> None:
+    """Export a generator for use without distgan, with a model card."""
+    from distgan.commands.export import export as write_export
+
+    for sentence in write_export(run, out, format=format, license=license):
+        say(sentence)

@@ -1,0 +1,149 @@
+"""Commands that train: `train`, `sweep` and `bench`."""
+
+import os
+import sys
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from distgan.cli.app import Overrides, app, command
+from distgan.config.flat import changed_from_defaults
+from distgan.config.load import load_config, preset_names
+from distgan.config.schema import Config
+from distgan.errors import RunFailed, UserError
+from distgan.reporting.console import say, show_columns, show_error, show_table
+from distgan.runtime.signals import INTERRUPT
+from shards.errors import ShardError
+
+EXIT_CODES = {"done": 0, "preempted": 75, "collapsed": 76}
+SETTINGS = {"ignore_unknown_options": True}  # `load_config` explains them, as in --lr 1e-4
+
+
+def train(
+    overrides: Overrides = None,
+    preset: Annotated[
+        str | None, Option(help=f"{', '.join(preset_names())}, or a .toml file.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        Option(help="Packed shards: a folder or a URL. Default: handwritten digits."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        Option(help="Folder of the run. Default: one in runs/, chosen by settings and data."),
+    ] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Show the settings and stop.")] = False,
+) -> None:
+    """Train a DCGAN. Repeat the command to resume an interrupted run."""
+    if preset is None and data is None:
+        preset = "digits"
+    rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
+    try:
+        config = load_config(preset, overrides or (), data=data or None)
+        if dry_run:
+            if rank == "0":
+                changes = changed_from_defaults(config)
+                show_table("settings that differ from the defaults", list(changes.items()))
+            return
+        state = run(config, name=Path(preset).stem if preset else "run", run_dir=run_dir)
+    except (UserError, ShardError) as error:
+        if local_rank == "0":  # one process per node, since files may differ between nodes
+            show_error(str(error))
+        raise SystemExit(2) from None
+    except RunFailed as error:
+        if rank == "0" or error.must_report:
+            show_error(str(error))
+        raise SystemExit(1) from None
+    INTERRUPT.ignore()
+    raise SystemExit(EXIT_CODES[state])
+
+
+@app.command(context_settings=SETTINGS)
+@wraps(train)
+def train_in_this_process(*args: Any, **kwargs: Any) -> None:
+    INTERRUPT.install()
+    train(*args, **kwargs)
+
+
+def run(config: Config, *, name: str, run_dir: Path | None) -> str:
+    """Train until the run is done, preempted or collapsed, and return which it is."""
+    from distgan.per_class import PerClassTrainer
+    from distgan.runtime.distributed import leave_world
+    from distgan.trainer import Trainer
+
+    kind = PerClassTrainer if config.networks.per_class else Trainer
+    trainer = kind(config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv)
+    state = trainer.run()
+    leave_world()
+    return state
+
+
+@command
+def sweep(
+    file: Annotated[Path, Argument(help="TOML file of the sweep; see docs/sweep.md.")],
+    overrides: Overrides = None,
+    folder: Annotated[
+        Path | None, Option(help="Folder of the runs. Default: runs/ and the file's name.")
+    ] = None,
+    show_list: Annotated[
+        bool, Option("--list", help="List the runs with their numbers and states, and stop.")
+    ] = False,
+    index: Annotated[
+        int | None,
+        Option(help="Train only the run with this number.", min=0, envvar="SLURM_ARRAY_TASK_ID"),
+    ] = None,
+    show_arguments: Annotated[
+        bool, Option("--words", help="Print that run's arguments for distgan/train.py, and stop.")
+    ] = False,
+    board: Annotated[
+        bool, Option("--board", help="Write the leaderboard of the runs so far, and stop.")
+    ] = False,
+) -> None:
+    """Train many runs with different settings and rank them.
+
+    Repeat the command to resume an interrupted sweep.
+    """
+    from distgan.commands import sweep as commands
+
+    plan = commands.plan_sweep(file, overrides or (), folder=folder, index=index, board=board)
+    if show_arguments:
+        typer.echo("\n".join(commands.arguments_of_run(plan)))
+    elif show_list:
+        commands.list_runs(plan)
+    elif board:
+        raise typer.Exit(0 if commands.write_board(plan) else 2)
+    else:
+        raise typer.Exit(commands.train_runs(plan))
+
+
+@command
+def bench(
+    overrides: Overrides = None,
+    preset: Annotated[str | None, Option(help="Name of a preset, or a .toml file.")] = None,
+    size: Annotated[int, Option(help="Height and width of the images: 32, 64 or 128.")] = 64,
+    channels: Annotated[int, Option(help="1 (gray) or 3 (color).")] = 3,
+    quick: Annotated[bool, Option(help="Fewer repeats, without torch.compile.")] = False,
+    json: Annotated[Path | None, Option(help="JSON file to write the numbers to.")] = None,
+) -> None:
+    """Measure in a few minutes how fast this machine packs, loads and trains."""
+    from distgan.commands.bench import bench as measure
+    from distgan.run.folder import check_writable, write_json
+
+    if size not in (32, 64, 128) or channels not in (1, 3):
+        raise UserError(
+            f"--size {size} --channels {channels}: the size is 32, 64 or 128, the channels 1 or 3"
+        )
+    config = load_config(preset, overrides or ())
+    if json is not None:
+        check_writable(json)
+    results = measure(
+        config, size=size, channels=channels, quick=quick, progress=lambda what: say(f"{what} ...")
+    )
+    show_columns(["", "median (least to most)", ""], [list(row) for row in results.rows])
+    say(", ".join(f"{name} {value}" for name, value in results.machine.items()))
+    if json is not None:
+        write_json(json, {"machine": results.machine, "measured": results.values})
+        say(f"wrote {json}")
