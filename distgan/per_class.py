@@ -7,6 +7,7 @@ RUN/generator.safetensors      a mixture of the classes' generators, evaluated o
 
 import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ class PerClassTrainer:
         run_dir: Path | None,
         interrupt: Interrupt,
         command: list[str],
+        dry: bool = False,
     ) -> None:
         self.name, self.interrupt, self.command = name, interrupt, command
         self.config = config = settings_for(config, launched_world_size())
@@ -115,6 +117,11 @@ class PerClassTrainer:
             )
         with explained(folder.path):
             write_atomic(folder.path / "config.toml", to_toml(self.config))
+        show_table("distgan, one GAN per class", self.plan())
+        return folder
+
+    def plan(self) -> list[tuple[str, str]]:
+        """Return rows about the run and its classes."""
         images = sum(each.num_samples for each in self.classes)
         kimg = sum(each.total_images for each in self.classes) / 1000
         rows = [
@@ -129,8 +136,13 @@ class PerClassTrainer:
             ("data", f"{images:,} images, {self.session.reader.files.source}"),
             ("length", f"{kimg:,g} kimg, divided among {len(self.classes)} classes"),
         ]
-        show_table("distgan, one GAN per class", [*facts, *rows])
-        return folder
+        return [*facts, *rows]
+
+    def dry_run(self) -> None:
+        """Print the plan, and what a dry run of the first class prints."""
+        if self.world.is_main:
+            show_table("distgan, one GAN per class", self.plan())
+        self.trainer(self.classes[0], dry=True).dry_run()
 
     def images_by_class(self) -> dict[int, int]:
         """Return the images seen by each class in its newest checkpoint.
@@ -154,7 +166,7 @@ class PerClassTrainer:
                 continue
             images_before = sum(trained.values()) - trained[each.number]
             try:
-                trainer = self.trainer(each, images_before=images_before)
+                trainer = self.class_trainer(each, images_before=images_before)
             except UserError as error:
                 if self.folder is not None:
                     reason, images = f"class {each.name}: {error}", sum(trained.values())
@@ -168,13 +180,24 @@ class PerClassTrainer:
                 return outcome
         return "done"
 
-    def trainer(self, each: ClassRun, *, images_before: int = 0) -> Trainer:
-        """Return the trainer of one class."""
+    def class_trainer(self, each: ClassRun, *, images_before: int) -> Trainer:
+        """Return the trainer of one class, which passes its status on to the whole run."""
 
         def open_folder(path: Path) -> RunFolder:
             if self.folder is None:
                 return RunFolder(path)
             return ClassFolder(path, whole=self.folder, name=each.name, images_before=images_before)
+
+        return self.trainer(each, open_folder=open_folder)
+
+    def trainer(
+        self,
+        each: ClassRun,
+        *,
+        open_folder: Callable[[Path], RunFolder] = RunFolder,
+        dry: bool = False,
+    ) -> Trainer:
+        """Return the trainer of one class."""
 
         return Trainer(
             self.config_of(each),
@@ -183,6 +206,7 @@ class PerClassTrainer:
             interrupt=self.interrupt,
             command=self.command,
             open_folder=open_folder,
+            dry=dry,
         )
 
     def config_of(self, each: ClassRun) -> Config:

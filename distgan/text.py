@@ -30,6 +30,11 @@ def format_kimg(images: float) -> str:
     return f"{format_number(images / 1000)} kimg"
 
 
+def format_bytes(num_bytes: float) -> str:
+    """Return a size such as `96 MB` or `1.8 GB`."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.0f} MB"
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration such as `92 s`, `14.5 min` or `3.2 h`."""
     if seconds >= 2 * 3600:

@@ -9,18 +9,21 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from distgan.config.load import with_overrides
 from distgan.config.schema import Config
 from distgan.data import TrainingBatches
 from distgan.gan import build_gan, generator_spec
 from distgan.networks.generator_file import save_generator
+from distgan.reporting.console import show_table
 from distgan.reporting.metrics import RunningMeans
 from distgan.reporting.run_logger import RunLogger
 from distgan.run.checkpointer import Checkpointer
 from distgan.run.collapse import Reaction, react, reason_to_stop
 from distgan.run.files import read_status
 from distgan.run.folder import FINISHED_STATES, RunFolder, explained
+from distgan.run.forecast import StepClock, describe_disk, describe_duration
 from distgan.run.preflight import (
     check_agreement,
     check_batch,
@@ -35,7 +38,7 @@ from distgan.runtime.distributed import launched_world_size
 from distgan.runtime.heartbeat import Heartbeat
 from distgan.runtime.provenance import provenance
 from distgan.runtime.signals import Interrupt
-from distgan.steps import train_step
+from distgan.steps import StepResult, train_step
 from distgan.text import format_kimg
 
 
@@ -51,7 +54,9 @@ class Trainer:
         interrupt: Interrupt,
         command: list[str],
         open_folder: Callable[[Path], RunFolder] = RunFolder,
+        dry: bool = False,
     ) -> None:
+        """Build or resume a run. Without a folder, if it is `dry`, only `dry_run` is possible."""
         self.given, self.name, self.interrupt, self.command = config, name, interrupt, command
         self.config = config = settings_for(config, launched_world_size())
         self.session = session = open_session(config, name=name, run_dir=run_dir)
@@ -59,9 +64,12 @@ class Trainer:
         self.heartbeat = Heartbeat(self.world)
         check_image_size(self.reader)
         check_batch(config, self.world)
-        self.folder = self.world.run_on_main(lambda: open_folder(session.run_dir))
         self.evaluator = build_evaluator(session, config)
         check_agreement(session, config, self.evaluator)
+        # Only now, so that a run that is refused leaves no folder.
+        self.folder: RunFolder | None = None
+        if not dry:
+            self.folder = self.world.run_on_main(lambda: open_folder(session.run_dir))
         spec = generator_spec(config.networks, self.reader.image_shape)
         self.gan = build_gan(session.accelerator, spec, config, total_images=session.total_images)
         self.checkpointer = Checkpointer(session, config, gan=self.gan, evaluator=self.evaluator)
@@ -104,22 +112,55 @@ class Trainer:
         """Write the files that describe the run, and show the start table."""
         session = self.session
         self.logger.start(
-            start_table(
-                session, self.config, given=self.given, gan=self.gan, evaluator=self.evaluator
-            ),
+            self.start_table(),
             provenance=provenance(session.accelerator, self.command, os.environ),
             images_seen=self.state.images_seen,
             notes=self.notes,
         )
+
+    def start_table(self) -> list[tuple[str, Any]]:
+        """Return the rows that describe the run."""
+        return start_table(
+            self.session, self.config, given=self.given, gan=self.gan, evaluator=self.evaluator
+        )
+
+    def dry_run(self) -> None:
+        """Print the start table and, from a second of steps, what time and disk the run will take.
+
+        The networks are trained, and nothing is written.
+        """
+        rows = self.start_table()
+        images_seen, speed = self.state.images_seen, self.measure_speed()
+        self.state.images_seen = images_seen
+        rows += self.forecast(self.schedule(), speed=speed)
+        if self.world.is_main:
+            show_table("distgan, dry run", rows)
+        self.heartbeat.close()
+
+    def measure_speed(self) -> float:
+        """Return the images per second of steps alone. Collective; trains the networks."""
+        clock, speed = StepClock(self.device), None
+        images_per_step = self.config.train.batch_size * self.config.train.d_steps
+        with self.open_batches() as self.batches:
+            while speed is None:
+                self.train_step()
+                speed = self.world.broadcast_from_main(lambda: clock.tick(images_per_step))
+        return speed
+
+    def forecast(self, schedule: Schedule, *, speed: float) -> list[tuple[str, str]]:
+        """Return rows about the time and the disk that the run will take."""
+        images_seen = self.state.images_seen
+        return [
+            ("time", describe_duration(schedule, images_seen=images_seen, speed=speed)),
+            ("disk", describe_disk(self.gan, self.config, schedule)),
+        ]
 
     # --------------------------------------------------------------------------------------- loop
 
     def train(self) -> str:
         """Alternate between what is due and one step until the run ends; return its outcome."""
         state, total = self.state, self.session.total_images
-        schedule = Schedule(
-            self.config, total_images=total, images_per_epoch=self.reader.num_samples
-        )
+        schedule, clock = self.schedule(), StepClock(self.device)
         before = state.images_seen or -1
         self.reporter = Reporter(
             self.logger,
@@ -129,14 +170,7 @@ class Trainer:
             evaluator=self.evaluator,
             state=state,
         )
-        with TrainingBatches(
-            self.reader,
-            self.config,
-            start=state.images_seen,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            device=self.device,
-        ) as self.batches:
+        with self.open_batches() as self.batches:
             while True:
                 is_complete = state.images_seen >= total
                 stopping = self.heartbeat.should_stop(self.interrupt.raised)
@@ -155,10 +189,31 @@ class Trainer:
                 if ending:
                     break
                 before = state.images_seen
-                self.train_step()
+                self.reporter.add(self.train_step())
+                if speed := clock.tick(state.images_seen - before):
+                    self.logger.forecast(self.forecast(schedule, speed=speed))
         return self.finish(interrupted=interrupted, collapse=collapse)
 
-    def train_step(self) -> None:
+    def schedule(self) -> Schedule:
+        """Return when metrics, samples, evaluations and checkpoints are due."""
+        return Schedule(
+            self.config,
+            total_images=self.session.total_images,
+            images_per_epoch=self.reader.num_samples,
+        )
+
+    def open_batches(self) -> TrainingBatches:
+        """Open this rank's batches, beginning with the next image of the run."""
+        return TrainingBatches(
+            self.reader,
+            self.config,
+            start=self.state.images_seen,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            device=self.device,
+        )
+
+    def train_step(self) -> StepResult:
         """Train both networks for one step, and count the images seen."""
         state, train = self.state, self.config.train
         result = train_step(
@@ -169,8 +224,8 @@ class Trainer:
             progress=state.images_seen / self.session.total_images,
             lr_factor=self.config.collapse.lr_factor**state.rollbacks,
         )
-        self.reporter.add(result)
         state.images_seen += train.batch_size * train.d_steps
+        return result
 
     def handle_collapse(self) -> str | None:
         """Apply `collapse.action` to the verdict; return why the run must end, or None."""
@@ -215,7 +270,7 @@ class Trainer:
     def finish(self, *, interrupted: bool, collapse: str | None) -> str:
         """Write the generator, record the outcome and close; return the outcome."""
         images_seen = self.state.images_seen
-        if self.world.is_main:
+        if self.folder is not None:
             facts = {
                 "images_seen": images_seen,
                 "dataset": self.session.fingerprint,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -173,6 +174,20 @@ def test_mistakes_are_found_before_anything_starts(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("place", ["photographs", "photographs.zip"])
+def test_images_that_are_not_packed_are_recognised(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error says how to pack them, for a folder and for an archive."""
+    (tmp_path / "photographs" / "cats").mkdir(parents=True)
+    (tmp_path / "photographs" / "cats" / "1.JPG").touch()
+    (tmp_path / "photographs.zip").touch()
+    with pytest.raises(SystemExit) as ended:
+        train(data=str(tmp_path / place))
+    assert ended.value.code == 2
+    assert f"distgan pack {tmp_path / place} SHARDS" in capsys.readouterr().err
+
+
 def test_a_batch_that_cannot_be_split_names_one_that_can(shards: Path, tmp_path: Path) -> None:
     """12 images over 2 processes x 5 micro-batches: 10 or 20 would do."""
     with pytest.raises(
@@ -197,11 +212,13 @@ def test_launchers_that_start_other_worlds_than_asked_for_are_refused(
     assert (code, "srun started 4 tasks" in output) == (2, True)
 
 
-def test_a_dry_run_shows_the_settings_and_writes_nothing(tmp_path: Path) -> None:
-    """It lists the settings that differ from the defaults."""
+def test_a_dry_run_says_what_the_run_will_take_and_writes_nothing(tmp_path: Path) -> None:
+    """It lists the settings that differ from the defaults, and measures a second of steps."""
     arguments = ["--preset", "cifar10", "--dry-run", "train.seed=7"]
     code, output = finish(start([*DISTGAN_TRAIN, *arguments], tmp_path))
     assert code == 0
     assert "train.seed: 7" in output
+    assert "disk: about" in output
+    assert re.search(r"time: about .* for the steps, at [\d,]+ images/s; besides, 10 eval", output)
     assert "train.epochs: 20" in output
     assert list(tmp_path.iterdir()) == []

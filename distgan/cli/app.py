@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from distgan.config.model import IMAGE_SIZES
 from distgan.errors import UserError
 from distgan.reporting.console import say, show_error
 from shards.errors import ShardError
@@ -39,6 +40,12 @@ def options(
     if version:
         say(versions())
         raise typer.Exit
+
+
+def check_size(size: int) -> None:
+    """Raise UserError if there are no networks for images of this size."""
+    if size not in IMAGE_SIZES:
+        raise UserError(f"--size {size}: there are networks for {', '.join(map(str, IMAGE_SIZES))}")
 
 
 def versions() -> str:

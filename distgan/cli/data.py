@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from distgan.cli.app import Shards, command
+from distgan.cli.app import Shards, check_size, command
 from distgan.reporting.console import counting_progress, say, show_error, show_table
 
 
@@ -21,7 +21,7 @@ def pack(
     ],
     out: Annotated[Path, Argument(help="Folder to write the shards to.")],
     size: Annotated[
-        int | None, Option(help="Pixels per side. Default: 64 for your images.")
+        int | None, Option(help="Pixels per side: 32, 64 or 128. Default: 64 for your images.")
     ] = None,
     channels: Annotated[int | None, Option(help="1 (gray) or 3 (color).")] = None,
     shard_size_mb: Annotated[int, Option(help="Megabytes of raw pixels per shard.")] = 32,
@@ -54,6 +54,8 @@ def pack(
     from distgan.commands.info import describe
     from shards.pack import pack as pack_shards
 
+    if size is not None:
+        check_size(size)
     with counting_progress("packing") as progress:
         index = pack_shards(
             source, out, size=size, channels=channels, shard_size_mb=shard_size_mb,

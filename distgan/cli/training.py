@@ -10,11 +10,10 @@ import typer
 from typer import Argument, Option
 
 from distgan.cli.app import Overrides, app, command
-from distgan.config.flat import changed_from_defaults
 from distgan.config.load import load_config, preset_names
 from distgan.config.schema import Config
 from distgan.errors import RunFailed, UserError
-from distgan.reporting.console import say, show_columns, show_error, show_table
+from distgan.reporting.console import say, show_columns, show_error
 from distgan.runtime.signals import INTERRUPT
 from shards.errors import ShardError
 
@@ -43,12 +42,8 @@ def train(
     rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
     try:
         config = load_config(preset, overrides or (), data=data or None)
-        if dry_run:
-            if rank == "0":
-                changes = changed_from_defaults(config)
-                show_table("settings that differ from the defaults", list(changes.items()))
-            return
-        state = run(config, name=Path(preset).stem if preset else "run", run_dir=run_dir)
+        name = Path(preset).stem if preset else "run"
+        state = run(config, name=name, run_dir=run_dir, dry=dry_run)
     except (UserError, ShardError) as error:
         if local_rank == "0":  # one process per node, since files may differ between nodes
             show_error(str(error))
@@ -68,15 +63,24 @@ def train_in_this_process(*args: Any, **kwargs: Any) -> None:
     train(*args, **kwargs)
 
 
-def run(config: Config, *, name: str, run_dir: Path | None) -> str:
-    """Train until the run is done, preempted or collapsed, and return which it is."""
+def run(config: Config, *, name: str, run_dir: Path | None, dry: bool) -> str:
+    """Train until the run is done, preempted or collapsed, and return which it is.
+
+    A `dry` run only measures a second of training, and is `done`.
+    """
     from distgan.per_class import PerClassTrainer
     from distgan.runtime.distributed import leave_world
     from distgan.trainer import Trainer
 
     kind = PerClassTrainer if config.networks.per_class else Trainer
-    trainer = kind(config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv)
-    state = trainer.run()
+    trainer = kind(
+        config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv, dry=dry
+    )
+    state = "done"
+    if dry:
+        trainer.dry_run()
+    else:
+        state = trainer.run()
     leave_world()
     return state
 
@@ -132,10 +136,6 @@ def bench(
     from distgan.commands.bench import bench as measure
     from distgan.run.folder import check_writable, write_json
 
-    if size not in (32, 64, 128) or channels not in (1, 3):
-        raise UserError(
-            f"--size {size} --channels {channels}: the size is 32, 64 or 128, the channels 1 or 3"
-        )
     config = load_config(preset, overrides or ())
     if json is not None:
         check_writable(json)

@@ -26,6 +26,7 @@ from distgan.commands.bench_training import (
 )
 from distgan.commands.timing import Rate, measure_rate
 from distgan.config.load import with_overrides
+from distgan.config.model import IMAGE_SIZES
 from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.run.preflight import group_sizes, settings_for
@@ -72,7 +73,7 @@ def bench(config: Config, *, size: int, channels: int, quick: bool, progress: Pr
 
     `quick` repeats less and does not compile. Raises UserError for an unusual shape.
     """
-    if size not in (32, 64, 128) or channels not in (1, 3):
+    if size not in IMAGE_SIZES or channels not in (1, 3):
         raise UserError(
             f"--size {size} --channels {channels}: the size is 32, 64 or 128, the channels 1 or 3"
         )

@@ -19,6 +19,7 @@ from distgan.commands.timing import Rate, measure_rate
 from distgan.config.schema import Config
 from distgan.data import MicroBatch, TrainingBatches
 from distgan.gan import GAN, build_gan, generator_spec
+from distgan.run.forecast import synchronize
 from distgan.runtime.accelerator import build_accelerator, reset_accelerator
 from distgan.runtime.flops import FlopCounter
 from distgan.runtime.provenance import hardware, peak_memory_gb
@@ -249,9 +250,3 @@ def copy_gb_per_sec(device: torch.device) -> float:
         return 2 * COPY_BYTES
 
     return measure_rate(copy, repeats=5).most / 1e9
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -6,6 +6,8 @@ from pydantic import model_validator
 
 from distgan.config.section import Section, setting
 
+IMAGE_SIZES = (32, 64, 128)  # pixels per side for which there are networks
+
 
 class Networks(Section):
     """Architecture of the generator and the discriminator."""

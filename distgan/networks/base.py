@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from distgan.config.model import IMAGE_SIZES
 from distgan.config.schema import Networks
-
-IMAGE_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,12 @@ class RunLogger:
         (self.console or console).say(text, style=style)
 
     @on_rank_zero
+    def forecast(self, rows: list[tuple[str, str]]) -> None:
+        """Print how long the run will take and how much disk it needs."""
+        for name, text in rows:
+            self.say(f"{name}: {text}")
+
+    @on_rank_zero
     def event(
         self, kind: str, sentence: str, *, images_seen: int, style: str = "", **figures: Any
     ) -> None:

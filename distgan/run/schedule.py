@@ -57,6 +57,11 @@ class Schedule:
             checkpoint=evaluation or (ending and has_trained) or passed("checkpoint"),
         )
 
+    def num_due(self, name: str, *, after: int) -> int:
+        """Return how many times `name` is due after that many images, for a forecast."""
+        interval = self.intervals[name]
+        return max(1, math.ceil(self.total_images / interval) - math.floor(after / interval))
+
 
 def is_multiple_passed(interval: float, before: int, now: int) -> bool:
     """Return whether a multiple of the interval is in (before, now]."""

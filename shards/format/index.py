@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from shards.errors import ShardError, printable
 from shards.format.compressed import EXTENSION_OF, MAX_QUALITY, CompressedLayout
 from shards.format.raw import BLOCK, NPY_HEADER_BYTES, TRAILER, RawLayout
+from shards.images import EXTENSIONS
 
 INDEX_FILE = "index.json"
 LABELS_FILE = "labels.npy"
@@ -135,14 +138,32 @@ def read_index(path: str | Path) -> ShardIndex:
             raise ShardError(
                 f"{name} holds an unfinished pack: run the same `distgan pack` again"
             ) from None
+        if _holds_images(folder):
+            raise ShardError(_unpacked(name)) from None
         raise ShardError(
             f"{name} holds no index.json: name a folder that `distgan pack SOURCE {name}` made"
         ) from None
     except OSError as error:
+        if folder.is_file():
+            raise ShardError(_unpacked(name)) from None
         raise ShardError(
             f"cannot read {name}/{INDEX_FILE}: {error.strerror}; give the folder of the shards"
         ) from None
     return parse_index(text, folder, place=name)
+
+
+def _holds_images(folder: Path) -> bool:
+    """Return whether image files are among the first files in a folder and its subfolders."""
+    files = (name for _, _, names in os.walk(folder) for name in names)
+    return any(Path(name).suffix.lower() in EXTENSIONS for name in islice(files, 10_000))
+
+
+def _unpacked(name: str) -> str:
+    """Return the message about images that were given in place of packed shards."""
+    return (
+        f"{name} holds images that are not packed: pack them once with `distgan pack {name} SHARDS`"
+        ", and give the folder SHARDS instead"
+    )
 
 
 def parse_index(text: bytes, folder: Path, *, place: str) -> ShardIndex:

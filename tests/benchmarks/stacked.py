@@ -16,6 +16,7 @@ from typing import Any
 from distgan.evaluation.probe import probe_path
 from distgan.run.files import read_rows
 from shards.format.index import read_index
+from shards.pack import pack
 from tests.benchmarks.common import command_line, distgan, train
 
 NUM_SAMPLES = 26_000
@@ -68,9 +69,9 @@ def pack_and_probe(digits: str, folder: Path, *, root: Path | None) -> tuple[Pat
     Returns the stacked shards and the classifier's file.
     """
     # scikit-learn's digits were scanned at 8 pixels, so 16 are enough and four times as fast.
-    size = ("--size", 16) if digits == "digits" else ()
+    size = 16 if digits == "digits" else None
     source = ("--root", root) if root else ()
-    distgan("pack", digits, folder / "singles", *size, *source)
+    pack(digits, folder / "singles", size=size, root=root)
     distgan("pack", f"stacked-{digits}", folder / "stacks", *source)
     probe = probe_path(read_index(folder / "singles").fingerprint)
     if not probe.exists():
