@@ -20,6 +20,7 @@ from distgan.networks.base import DiscriminatorSpec, GeneratorSpec
 from distgan.networks.build import build_discriminator, build_generator
 from distgan.networks.ema import GeneratorEma, recalibrate_batch_norm
 from distgan.networks.generator_file import EMA_PREFIX
+from distgan.networks.sizes import image_size
 from distgan.optimizers import OPTIMIZERS, Lookahead
 from distgan.run.checkpoints import pack_optimizer, unpack_optimizer
 from distgan.runtime.compilation import EAGER, Compilation, choose_compilation
@@ -197,13 +198,14 @@ def depends_on_forwards(module: nn.Module) -> bool:
 
 def generator_spec(networks: Networks, image_shape: tuple[int, int, int]) -> GeneratorSpec:
     """Return the spec of a generator of images [C, H, W]."""
-    channels, size, _ = image_shape
+    channels, height, width = image_shape
     return GeneratorSpec(
         architecture=networks.architecture,
-        image_size=size,
+        image_size=image_size(height, width),
         channels=channels,
         width=networks.generator_width,
         latent_dim=networks.latent_dim,
+        max_width=networks.max_width,
     )
 
 
@@ -228,7 +230,7 @@ def build_gan(
         train,
         (generator.to(accelerator.device), discriminator.to(accelerator.device)),
         latent_shape=(spec.latent_dim,),
-        image_shape=(spec.channels, spec.image_size, spec.image_size),
+        image_shape=spec.image_shape,
         micro_batch_size=micro_batch_size,
         num_passes=total_images / accelerator.num_processes / micro_batch_size,
         num_processes=accelerator.num_processes,

@@ -1,9 +1,10 @@
-"""One image file to uint8 pixels [C, size, size]: decode, crop the centre square, resize."""
+"""One image file to uint8 pixels [C, H, W]: decode, crop the centre, resize."""
 
 from __future__ import annotations
 
 import io
 import re
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif
 MAX_ENCODED_BYTES = 2**28
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte of RGB, where Pillow begins to warn
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+Fit = Literal["crop", "stretch"]
 _TOO_MANY_PIXELS = f"more than {MAX_PIXELS:,} pixels"
 _NPY_MAGIC = b"\x93NUMPY"
 _ORIENTATION_TAG = 0x0112
@@ -28,13 +30,29 @@ _TRANSPOSE_OF_ORIENTATION = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_SWAPS_SIDES = {  # between height and width
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+}
+
 
 class BadImage(Exception):
     """The reason why an image cannot be used, in the same words on every machine."""
 
 
-def decode_image(data: bytes | NDArray[np.uint8], *, size: int, channels: int) -> NDArray[np.uint8]:
-    """Return the largest centred square of an image as uint8 [channels, size, size].
+def decode_image(
+    data: bytes | NDArray[np.uint8],
+    *,
+    size: int | tuple[int, int],
+    channels: int,
+    fit: Fit = "crop",
+) -> NDArray[np.uint8]:
+    """Return an image as uint8 [channels, H, W], at a size of (H, W), or one number for both.
+
+    `crop` takes the largest centred part of these proportions; `stretch` takes the whole image and
+    changes its proportions.
 
     `data` is a file (JPEG, PNG, WebP, BMP, the first frame of a GIF, or npy of uint8 [C, H, W] or
     [H, W, C]) or an array uint8 [H, W] or [H, W, C]. The EXIF orientation is applied, and
@@ -42,26 +60,31 @@ def decode_image(data: bytes | NDArray[np.uint8], *, size: int, channels: int) -
     pixels, which is refused before it is decoded. Pillow may warn of odd but readable content.
     """
     try:
-        return _decode(data, size, channels)
+        height, width = (size, size) if isinstance(size, int) else size
+        return _decode(data, height, width, channels, fit)
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise nearly every type
         raise BadImage(_reason(error)) from error
 
 
-def _decode(data: bytes | NDArray[np.uint8], size: int, channels: int) -> NDArray[np.uint8]:
-    image = _open(data)
+def _decode(
+    data: bytes | NDArray[np.uint8], height: int, width: int, channels: int, fit: Fit
+) -> NDArray[np.uint8]:
+    image, longest = _open(data), max(height, width)
     # JPEG only: decode at 1/8, 1/4 or 1/2 of the size if that leaves twice what is needed.
-    image.draft("L" if channels == 1 else "RGB", (2 * size, 2 * size))
+    image.draft("L" if channels == 1 else "RGB", (2 * longest, 2 * longest))
     image.load()
     transpose = _exif_transpose(image)
-    square = _centre_square(_averageable(image), size)
+    if transpose in _SWAPS_SIDES:
+        height, width = width, height
+    part = _resized(_averageable(image), width, height, fit)
     if transpose is not None:
-        square = square.transpose(transpose)
-    if square.mode == "RGBA":
-        square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square)
+        part = part.transpose(transpose)
+    if part.mode == "RGBA":
+        part = Image.alpha_composite(Image.new("RGBA", part.size, "white"), part)
     mode = "L" if channels == 1 else "RGB"
-    pixels = np.asarray(square if square.mode == mode else square.convert(mode))
+    pixels = np.asarray(part if part.mode == mode else part.convert(mode))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -108,14 +131,19 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.merge("LA", (grey, Image.fromarray(alpha))).convert("RGBA")
 
 
-def _centre_square(image: Image.Image, size: int) -> Image.Image:
-    if image.size == (size, size):
+def _resized(image: Image.Image, width: int, height: int, fit: Fit) -> Image.Image:
+    """Return the whole image, or its largest centred part of these proportions, at this size."""
+    if image.size == (width, height):
         return image  # `resize` would copy it, which slows down the packing of small images
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    whole_width, whole_height = image.size
+    part_width, part_height = float(whole_width), float(whole_height)
+    if fit == "crop" and whole_width * height > whole_height * width:
+        part_width = whole_height * width / height
+    elif fit == "crop":
+        part_height = whole_width * height / width
+    left, top = (whole_width - part_width) / 2, (whole_height - part_height) / 2
+    box = (left, top, left + part_width, top + part_height)
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
 def _npy_pixels(data: bytes) -> NDArray[np.uint8]:

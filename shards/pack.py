@@ -31,6 +31,7 @@ from shards.format.index import (
     read_index,
 )
 from shards.format.raw import TRAILER, RawLayout, npy_of_labels, npy_of_spans
+from shards.images import Fit
 from shards.pack_shards import (
     FinishedShard,
     Progress,
@@ -51,8 +52,9 @@ def pack(
     source: str | Path | Source,
     out: str | Path,
     *,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     channels: int | None = None,
+    fit: Fit = "crop",
     shard_size_mb: int = 32,
     encoding: Encoding = "raw",
     quality: int | None = None,
@@ -67,8 +69,9 @@ def pack(
     """Pack the images of `source` (see `open_source`) into folder `out`, and return the index.
 
     Args:
-        size: Pixels per side; by default the source's own.
+        size: Pixels per side, or (height, width); by default the source's own.
         channels: 1 or 3; by default the source's own.
+        fit: Whether images of other proportions are cropped to their centre, or stretched.
         shard_size_mb: Size of a shard of raw pixels. With any `encoding` a shard has as many
             samples as that.
         quality: Of JPEG, 95 by default.
@@ -84,11 +87,11 @@ def pack(
     packed, it is returned as it is. Raises ShardError for an unusable
     source, folder or setting; finished shards remain.
     """
-    _check_settings(size, channels, shard_size_mb, workers, bad_images, labels)
+    _check_settings(size, channels, fit, shard_size_mb, workers, bad_images, labels)
     _check_encoding(encoding, quality)
     if not isinstance(source, Source):
         source = open_source(source, split=split, root=root, with_labels=labels == "keep")
-    packing = _plan(source, size, channels, shard_size_mb, encoding, quality, cls)
+    packing = _plan(source, size, channels, fit, shard_size_mb, encoding, quality, cls)
     out = Path(out).expanduser()
     work, name = out / WORK_FOLDER, printable(out)
     with readable_errors(out, doing="cannot pack into"):
@@ -112,16 +115,18 @@ def pack(
 
 
 def _check_settings(
-    size: int | None,
+    size: int | tuple[int, int] | None,
     channels: int | None,
+    fit: Fit,
     shard_size_mb: int,
     workers: int | None,
     bad_images: str,
     labels: str,
 ) -> None:
     for name, value, allowed, remedy in (
-        ("--size", size, range(1, 8193), "1 to 8192"),
+        *[("--size", side, range(1, 8193), "1 to 8192") for side in _sides(size)],
         ("--channels", channels, (1, 3), "1 or 3"),
+        ("--fit", fit, get_args(Fit), "crop or stretch"),
         ("--shard-size-mb", shard_size_mb, range(1, 65537), "1 to 65536"),
         ("--workers", workers, range(1, 1025), "1 to 1024"),
         ("--bad-images", bad_images, get_args(BadImages), "fail or skip"),
@@ -146,21 +151,30 @@ def _check_encoding(encoding: str, quality: int | None) -> None:
 
 def _plan(
     source: Source,
-    size: int | None,
+    size: int | tuple[int, int] | None,
     channels: int | None,
+    fit: Fit,
     shard_size_mb: int,
     encoding: Encoding,
     quality: int | None,
     cls: bool,
 ) -> Packing:
-    size, channels = size or source.default_size, channels or source.default_channels
-    raw = RawLayout((channels, size, size), cls and source.labels is not None)
+    height, width = _sides(size or source.default_size)
+    shape = (channels or source.default_channels, height, width)
+    raw = RawLayout(shape, cls and source.labels is not None)
     compressed = None
     if encoding != "raw":
         quality = quality or DEFAULT_QUALITY if encoding == "jpeg" else None
         compressed = CompressedLayout(raw.image_shape, raw.cls, encoding, quality)
     samples_per_shard = max(1, (shard_size_mb * 2**20 - len(TRAILER)) // raw.stride)
-    return Packing(source, raw, samples_per_shard, compressed)
+    return Packing(source, raw, samples_per_shard, compressed, fit)
+
+
+def _sides(size: int | tuple[int, int] | None) -> tuple[int, ...]:
+    """Return the height and the width of a size, or nothing."""
+    if size is None:
+        return ()
+    return (size, size) if isinstance(size, int) else size
 
 
 def _read_finished(

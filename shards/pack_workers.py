@@ -27,7 +27,7 @@ from shards.errors import ShardError
 from shards.format.compressed import CompressedLayout
 from shards.format.index import RAW, VERSION
 from shards.format.raw import RawLayout
-from shards.images import BadImage, decode_image
+from shards.images import BadImage, Fit, decode_image
 from shards.order.permutation import order_key, sample_ids
 from shards.processes import SPAWN, exit_with_parent
 from shards.sources.source import Source
@@ -77,6 +77,7 @@ class Packing:
     raw: RawLayout
     samples_per_shard: int
     compressed: CompressedLayout | None = None  # None: raw pixels
+    fit: Fit = "crop"
 
     @property
     def num_shards(self) -> int:
@@ -88,6 +89,8 @@ class Packing:
         settings = [self.raw.image_shape, self.raw.cls, self.samples_per_shard]
         if self.compressed is not None:
             settings.append(self.compressed.quality)
+        if self.fit != "crop":
+            settings.append(self.fit)
         encoding = RAW if self.compressed is None else self.compressed.encoding
         parts = [VERSION, encoding, self.source.digest, self.source.class_names, settings]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -151,7 +154,7 @@ class Packing:
         self, pixels: NDArray[np.uint8], slots: range, items: NDArray[np.int64]
     ) -> tuple[list[Rejected], bytes]:
         """Decode items into `pixels` [n, C, H, W]; return those that are broken, and digests."""
-        channels, size, _ = self.raw.image_shape
+        channels, height, width = self.raw.image_shape
         rejected, digests = [], []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's about odd but readable content
@@ -161,7 +164,9 @@ class Packing:
                 try:
                     if isinstance(data, BadImage):
                         raise data
-                    pixels[row] = decode_image(data, size=size, channels=channels)
+                    pixels[row] = decode_image(
+                        data, size=(height, width), channels=channels, fit=self.fit
+                    )
                 except BadImage as error:
                     rejected.append(Rejected(slots[row], self.source.names[item], str(error)))
         return rejected, b"".join(digests)

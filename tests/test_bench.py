@@ -143,9 +143,9 @@ def test_process_counts_keep_groups_of_images_whole() -> None:
 def test_unsupported_image_size_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """It ends in one line and exit code 2."""
     with pytest.raises(typer.Exit) as ended:
-        bench_command(size=48)
+        bench_command(size=50)
     assert ended.value.exit_code == 2
-    assert "--size 48" in capsys.readouterr().err
+    assert "--size 50" in capsys.readouterr().err
 
 
 @pytest.mark.slow

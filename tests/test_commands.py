@@ -53,7 +53,7 @@ def test_pack_info_and_verify(tmp_path: Path) -> None:
     ("arguments", "expected"),
     [
         (["pack", "nowhere", "out"], "nowhere"),
-        (["pack", "digits", "out", "--size", "48"], "there are networks for 32, 64, 128"),
+        (["pack", "digits", "out", "--size", "50"], "the nearest sizes are 48x48 and 56x56"),
         (["info", "nowhere"], "nowhere"),
         (["sample", "nowhere"], "no such file or folder: nowhere"),
         (["sample", "."], "holds no generator"),

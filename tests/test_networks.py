@@ -151,14 +151,6 @@ def test_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(first, build_generator(spec, seed=2).project.weight)
 
 
-def test_unsupported_image_size_names_the_choices() -> None:
-    """The error for 48 pixels lists the sizes that work."""
-    with pytest.raises(ValueError, match="48 pixels; the networks are built for 32, 64, 128"):
-        build_generator(
-            GeneratorSpec(architecture="dcgan", image_size=48, channels=3, width=4, latent_dim=7)
-        )
-
-
 def test_draws_depend_on_the_position() -> None:
     """Slices draw what the whole does; seeds and purposes differ; moments are those of N(0, 1)."""
     positions = torch.arange(20_000)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from distgan.config.model import IMAGE_SIZES
 from distgan.errors import UserError
+from distgan.networks.sizes import pyramid
 from distgan.reporting.console import say, show_error
 from shards.errors import ShardError
 
@@ -42,10 +42,18 @@ def options(
         raise typer.Exit
 
 
-def check_size(size: int) -> None:
-    """Raise UserError if there are no networks for images of this size."""
-    if size not in IMAGE_SIZES:
-        raise UserError(f"--size {size}: there are networks for {', '.join(map(str, IMAGE_SIZES))}")
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (height, width) of `64` or `64x96`; raises UserError if no networks make that size."""
+    height, _, width = text.partition("x")
+    try:
+        size = (int(height), int(width or height))
+    except ValueError:
+        raise UserError(f"--size {text}: give pixels per side, or HEIGHTxWIDTH") from None
+    try:
+        pyramid(size)
+    except ValueError as error:
+        raise UserError(f"--size {text}: {error}") from None
+    return size
 
 
 def versions() -> str:

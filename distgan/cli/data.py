@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from distgan.cli.app import Shards, check_size, command
+from distgan.cli.app import Shards, command, parse_size
 from distgan.reporting.console import counting_progress, say, show_error, show_table
 
 
@@ -21,9 +21,14 @@ def pack(
     ],
     out: Annotated[Path, Argument(help="Folder to write the shards to.")],
     size: Annotated[
-        int | None, Option(help="Pixels per side: 32, 64 or 128. Default: 64 for your images.")
+        str | None,
+        Option(help="Pixels per side, or HEIGHTxWIDTH. Default: 64 for your images."),
     ] = None,
     channels: Annotated[int | None, Option(help="1 (gray) or 3 (color).")] = None,
+    fit: Annotated[
+        Literal["crop", "stretch"],
+        Option(help="Images of other proportions: take their centre, or change them."),
+    ] = "crop",
     shard_size_mb: Annotated[int, Option(help="Megabytes of raw pixels per shard.")] = 32,
     encoding: Annotated[
         Literal["raw", "jpeg", "png"],
@@ -48,19 +53,19 @@ def pack(
 ) -> None:
     """Pack images into WebDataset shards.
 
-    Images are cropped to squares and resized to the training size.
+    Images are cropped and resized to the training size, which is a square by default.
     Repeat the command to resume an interrupted pack.
     """
     from distgan.commands.info import describe
     from shards.pack import pack as pack_shards
 
-    if size is not None:
-        check_size(size)
+    pixels = None if size is None else parse_size(size)
     with counting_progress("packing") as progress:
         index = pack_shards(
-            source, out, size=size, channels=channels, shard_size_mb=shard_size_mb,
-            encoding=encoding, quality=quality, workers=workers, bad_images=bad_images,
-            labels=labels, cls=cls, split=split, root=root, progress=progress,
+            source, out, size=pixels, channels=channels, fit=fit,
+            shard_size_mb=shard_size_mb, encoding=encoding, quality=quality, workers=workers,
+            bad_images=bad_images, labels=labels, cls=cls, split=split, root=root,
+            progress=progress,
         )  # fmt: skip
     show_table(f"packed {out}", describe(index))
 

@@ -127,7 +127,7 @@ def sweep(
 def bench(
     overrides: Overrides = None,
     preset: Annotated[str | None, Option(help="Name of a preset, or a .toml file.")] = None,
-    size: Annotated[int, Option(help="Height and width of the images: 32, 64 or 128.")] = 64,
+    size: Annotated[int, Option(help="Height and width of the images.")] = 64,
     channels: Annotated[int, Option(help="1 (gray) or 3 (color).")] = 3,
     quick: Annotated[bool, Option(help="Fewer repeats, without torch.compile.")] = False,
     json: Annotated[Path | None, Option(help="JSON file to write the numbers to.")] = None,

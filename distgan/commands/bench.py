@@ -26,9 +26,9 @@ from distgan.commands.bench_training import (
 )
 from distgan.commands.timing import Rate, measure_rate
 from distgan.config.load import with_overrides
-from distgan.config.model import IMAGE_SIZES
 from distgan.config.schema import Config
 from distgan.errors import UserError
+from distgan.networks.sizes import pyramid
 from distgan.run.preflight import group_sizes, settings_for
 from distgan.runtime.accelerator import choose_precision, default_num_threads
 from distgan.text import format_number
@@ -73,10 +73,12 @@ def bench(config: Config, *, size: int, channels: int, quick: bool, progress: Pr
 
     `quick` repeats less and does not compile. Raises UserError for an unusual shape.
     """
-    if size not in IMAGE_SIZES or channels not in (1, 3):
-        raise UserError(
-            f"--size {size} --channels {channels}: the size is 32, 64 or 128, the channels 1 or 3"
-        )
+    try:
+        pyramid(size)
+    except ValueError as error:
+        raise UserError(f"--size {size}: {error}") from None
+    if channels not in (1, 3):
+        raise UserError(f"--channels {channels}: give 1 or 3")
     repeats, num_images = (3, 1000) if quick else (5, 6000)
     machine = {
         "python": platform.python_version(),

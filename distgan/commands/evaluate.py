@@ -142,11 +142,11 @@ def open_packed(path: Path, image_shape: Shape) -> Input:
 def open_folder(path: Path, image_shape: Shape) -> Input:
     """Return the image files of a folder, cropped and resized to the shape of the data."""
     source = open_source(path, with_labels=False)
-    channels, size, _ = image_shape
+    channels, height, width = image_shape
 
     def read(number: int) -> np.ndarray:
         try:
-            return decode_image(source.read(number), size=size, channels=channels)
+            return decode_image(source.read(number), size=(height, width), channels=channels)
         except BadImage as error:
             name = source.names[number]
             raise UserError(f"{path}: broken image {name} ({error}); remove it") from None

@@ -16,7 +16,7 @@ from distgan.config.flat import identity_values
 from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.images import save_grid
-from distgan.networks.base import GeneratorSpec, num_doublings
+from distgan.networks.base import GeneratorSpec
 from distgan.networks.generator import Generator
 from distgan.networks.generator_file import (
     find_generator,
@@ -26,6 +26,7 @@ from distgan.networks.generator_file import (
 )
 from distgan.networks.latents import generate
 from distgan.networks.mixture import MixtureSpec
+from distgan.networks.sizes import pyramid, sides
 from distgan.reporting.run_record import RunRecord, read_record
 from distgan.run.files import is_run
 from distgan.text import format_number
@@ -126,6 +127,7 @@ def model_card(
 ) -> str:
     """Return the text of the model card for the files in a folder."""
     classes = spec.classes if isinstance(spec, MixtureSpec) else ()
+    height, width = sides(spec.image_size)
     kind = spec.architecture.upper()
     if isinstance(spec, MixtureSpec):
         kind = f"{spec.part.architecture.upper()} for each of {len(classes)} classes"
@@ -142,10 +144,11 @@ def model_card(
         kind=kind,
         architecture=spec.architecture,
         classes=classes,
-        size=spec.image_size,
+        height=height,
+        width=width,
         channels=spec.channels,
         latent_dim=spec.latent_dim,
-        num_doublings=num_doublings(spec.image_size),
+        start=pyramid(spec.image_size),
         has_safetensors=(out / "generator.safetensors").exists(),
         has_onnx=(out / "generator.onnx").exists(),
         training=training_rows(facts, record),

@@ -6,8 +6,6 @@ from pydantic import model_validator
 
 from distgan.config.section import Section, setting
 
-IMAGE_SIZES = (32, 64, 128)  # pixels per side for which there are networks
-
 
 class Networks(Section):
     """Architecture of the generator and the discriminator."""
@@ -28,6 +26,13 @@ class Networks(Section):
         "doubled at each layer toward the output.",
         ge=1,
         le=1024,
+    )
+    max_width: int = setting(
+        1024,
+        "Most channels of a layer of a dcgan; from images of 256 pixels on, doubling reaches it.",
+        optional=True,
+        ge=1,
+        le=4096,
     )
     latent_dim: int = setting(
         100, "Length of the latent vector, drawn from N(0, 1).", ge=1, le=4096

@@ -1,6 +1,5 @@
 """Specs of networks, the base class of discriminators, and minibatch standard deviation."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from distgan.config.model import IMAGE_SIZES
 from distgan.config.schema import Networks
+from distgan.networks.sizes import ImageSize, sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,10 +16,16 @@ class GeneratorSpec:
     """Everything needed to rebuild a generator."""
 
     architecture: str
-    image_size: int
+    image_size: ImageSize
     channels: int
     width: int
     latent_dim: int
+    max_width: int = 1024
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return (self.channels, *sides(self.image_size))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain values for JSON."""
@@ -32,6 +37,7 @@ class DiscriminatorSpec:
     """Everything needed to build a discriminator, except the size and channels of the images."""
 
     width: int = 64
+    max_width: int = 1024
     norm: str = "batch"  # batch, spectral or none
     minibatch_stddev: int = 0  # images per group; 0 disables the feature
     packing: int = 1  # images per logit
@@ -45,23 +51,13 @@ class DiscriminatorSpec:
         """Return the spec of the discriminator in the settings `networks.*`."""
         return cls(
             width=networks.discriminator_width,
+            max_width=networks.max_width,
             norm=networks.discriminator_norm,
             minibatch_stddev=networks.minibatch_stddev,
             packing=networks.packing,
             init=networks.discriminator_init,
             refinements=networks.discriminator_refinements,
         )
-
-
-def num_doublings(image_size: int) -> int:
-    """Return how many times 4 pixels must be doubled to reach the image size.
-
-    Raises ValueError for a size that the networks do not support.
-    """
-    if image_size not in IMAGE_SIZES:
-        sizes = ", ".join(map(str, IMAGE_SIZES))
-        raise ValueError(f"images of {image_size} pixels; the networks are built for {sizes}")
-    return int(math.log2(image_size)) - 2
 
 
 class MinibatchStddev(nn.Module):

@@ -1,9 +1,11 @@
-"""DCGAN (Radford et al. 2016) for images of 32, 64 and 128 pixels.
+"""DCGAN (Radford et al. 2016) for images of 16 to 256 pixels; with 32, 64 or 128 it is the paper's.
 
 generator      latents [B, Z] -> linear -> 4x4 maps -> (norm, ReLU, transposed convolution) x k
                -> tanh -> images [B, C, H, W]
 discriminator  images [B, C, H, W] -> (strided convolution, norm, leaky ReLU) x k
                -> 4x4 maps -> linear -> logits [B]
+
+Images of other sizes begin with 3 to 7 pixels in place of 4 (`sizes.py`).
 
 All these convolutions have a 4x4 kernel, stride 2 and padding 1. On a CPU, `build.py` replaces them
 with faster equivalents from `convolutions.py`.
@@ -19,8 +21,8 @@ from distgan.networks.base import (
     DiscriminatorSpec,
     GeneratorSpec,
     MinibatchStddev,
-    num_doublings,
 )
+from distgan.networks.sizes import ImageSize, pyramid
 
 
 def init_dcgan(module: nn.Module) -> None:
@@ -52,9 +54,11 @@ class DCGANGenerator(nn.Module):
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
-        widths = [spec.width * 2**i for i in reversed(range(num_doublings(spec.image_size)))]
+        height, width, num_doublings = pyramid(spec.image_size)
+        self.start = (height, width)
+        widths = doubled_widths(spec.width, num_doublings, most=spec.max_width)[::-1]
         # A 4x4 transposed convolution of a 1x1 map is this matrix product.
-        self.project = nn.Linear(spec.latent_dim, widths[0] * 16, bias=False)
+        self.project = nn.Linear(spec.latent_dim, widths[0] * height * width, bias=False)
         layers: list[nn.Module] = [nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
         for before, after in itertools.pairwise(widths):
             layers += [
@@ -71,7 +75,7 @@ class DCGANGenerator(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return images [B, C, H, W] in [-1, 1] for latents [B, latent_dim]."""
-        maps = self.project(latents).unflatten(1, (-1, 4, 4))
+        maps = self.project(latents).unflatten(1, (-1, *self.start))
         return self.layers(maps.contiguous(memory_format=torch.channels_last))
 
 
@@ -82,10 +86,11 @@ class DCGANDiscriminator(Discriminator):
     resolution (Miyato et al. 2018, table 3). The first of them has half the width.
     """
 
-    def __init__(self, spec: DiscriminatorSpec, *, image_size: int, channels: int) -> None:
+    def __init__(self, spec: DiscriminatorSpec, *, image_size: ImageSize, channels: int) -> None:
         super().__init__()
         self.packing = spec.packing
-        widths = [spec.width * 2**i for i in range(num_doublings(image_size))]
+        height, width_of_maps, num_doublings = pyramid(image_size)
+        widths = doubled_widths(spec.width, num_doublings, most=spec.max_width)
         layers: list[nn.Module] = []
         before = channels * spec.packing
         if spec.refinements > 0:
@@ -105,10 +110,15 @@ class DCGANDiscriminator(Discriminator):
             before = width
         self.layers = nn.Sequential(*layers)
         # A 4x4 convolution of a 4x4 map to one number is this matrix product.
-        self.head = nn.Linear(widths[-1] * 16, 1)
+        self.head = nn.Linear(widths[-1] * height * width_of_maps, 1)
         self.apply(init_dcgan)
         if spec.init == "he":
             self.layers.apply(init_he)
+
+
+def doubled_widths(first: int, num: int, *, most: int) -> list[int]:
+    """Return `num` numbers of channels, each twice the one before, up to `most`."""
+    return [min(first * 2**i, max(first, most)) for i in range(num)]
 
 
 def refinement(before: int, after: int) -> list[nn.Module]:

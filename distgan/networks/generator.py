@@ -44,7 +44,7 @@ class Generator:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
-        return (self.spec.channels, self.spec.image_size, self.spec.image_size)
+        return self.spec.image_shape
 
     @property
     def device(self) -> torch.device:

@@ -47,6 +47,7 @@ def mixture_spec(
         channels=part.channels,
         width=part.width,
         latent_dim=part.latent_dim + 1,
+        max_width=part.max_width,
         part=part,
         classes=classes,
         weights=weights,
@@ -55,12 +56,15 @@ def mixture_spec(
 
 def spec_from_dict(plain: dict[str, Any]) -> GeneratorSpec:
     """Return the spec whose `to_dict` was written to JSON; raises TypeError or KeyError."""
+    if isinstance(plain["image_size"], list):
+        height, width = plain["image_size"]
+        plain = plain | {"image_size": (height, width)}
     if plain["architecture"] != MIXTURE:
         return GeneratorSpec(**plain)
     return MixtureSpec(
         **plain
         | {
-            "part": GeneratorSpec(**plain["part"]),
+            "part": spec_from_dict(plain["part"]),
             "classes": tuple(plain["classes"]),
             "weights": tuple(plain["weights"]),
         }

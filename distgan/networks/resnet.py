@@ -1,4 +1,4 @@
-"""Residual networks (Miyato et al. 2018; Gulrajani et al. 2017) for 32, 64 and 128 pixels.
+"""Residual networks (Miyato et al. 2018; Gulrajani et al. 2017) for 16 to 256 pixels.
 
 generator      latents [B, Z] -> linear -> 4x4 maps -> UpBlock x k -> norm, ReLU, convolution
                -> tanh -> images [B, C, H, W]
@@ -16,8 +16,8 @@ from distgan.networks.base import (
     DiscriminatorSpec,
     GeneratorSpec,
     MinibatchStddev,
-    num_doublings,
 )
+from distgan.networks.sizes import ImageSize, pyramid
 
 
 def init_resnet(module: nn.Module) -> None:
@@ -58,9 +58,11 @@ class ResNetGenerator(nn.Module):
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
-        sizes = [4 * 2**i for i in range(num_doublings(spec.image_size) + 1)]
+        height, width, num_doublings = pyramid(spec.image_size)
+        self.start = (height, width)
+        sizes = [4 * 2**i for i in range(num_doublings + 1)]  # of maps that begin with 4 pixels
         widths = [max(1, spec.width * 4 * min(16, size) // size) for size in sizes]
-        self.project = nn.Linear(spec.latent_dim, widths[0] * 16)
+        self.project = nn.Linear(spec.latent_dim, widths[0] * height * width)
         self.layers = nn.Sequential(
             *(UpBlock(before, after) for before, after in itertools.pairwise(widths)),
             nn.BatchNorm2d(widths[-1]),
@@ -72,7 +74,7 @@ class ResNetGenerator(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return images [B, C, H, W] in [-1, 1] for latents [B, latent_dim]."""
-        maps = self.project(latents).unflatten(1, (-1, 4, 4))
+        maps = self.project(latents).unflatten(1, (-1, *self.start))
         return self.layers(maps.contiguous(memory_format=torch.channels_last))
 
 
@@ -112,11 +114,12 @@ class ResNetDiscriminator(Discriminator):
     Miyato et al. 2018, table 4.
     """
 
-    def __init__(self, spec: DiscriminatorSpec, *, image_size: int, channels: int) -> None:
+    def __init__(self, spec: DiscriminatorSpec, *, image_size: ImageSize, channels: int) -> None:
         super().__init__()
         self.packing = spec.packing
         width = 2 * spec.width
-        num_halvings = num_doublings(image_size) - 1
+        height, width_of_maps, num_doublings = pyramid(image_size)
+        num_halvings = num_doublings - 1
         blocks: list[nn.Module] = []
         before = channels * spec.packing
         for number in range(num_halvings + 2):
@@ -132,6 +135,7 @@ class ResNetDiscriminator(Discriminator):
                 )
             )
             before = width
-        self.layers = nn.Sequential(*blocks, nn.ReLU(), nn.AvgPool2d(8, divisor_override=1))
+        sum_pool = nn.AvgPool2d((2 * height, 2 * width_of_maps), divisor_override=1)
+        self.layers = nn.Sequential(*blocks, nn.ReLU(), sum_pool)
         self.head = nn.Linear(width, 1)
         self.apply(init_resnet)

@@ -62,7 +62,7 @@ def page_values(record: RunRecord) -> dict[str, Any]:
         "run": record,
         "verdict_meaning": EXPLANATIONS.get(record.verdict, ""),
         "facts": facts(record),
-        "has_tiny_images": record.description.generator.get("image_size") == 32,
+        "has_tiny_images": record.image_shape is not None and record.image_shape[2] < 64,
         "frames": frames(record),
         "reals": image_file_uri(record.path / "samples" / "reals.png"),
         "drawings": [
@@ -116,7 +116,7 @@ def dataset_details(record: RunRecord) -> str:
     """Return shape, place and fingerprint of the images."""
     shape = record.image_shape
     details = [
-        f"{shape[0]}x{shape[0]}, {pluralize(shape[1], 'channel')}" if shape else "",
+        f"{shape[1]}x{shape[2]}, {pluralize(shape[0], 'channel')}" if shape else "",
         record.dataset_name,
         f"fingerprint {record.fingerprint[:12]}" if record.fingerprint else "",
     ]

@@ -103,12 +103,15 @@ class RunRecord:
         return self.description.dataset or self.description.fingerprint
 
     @property
-    def image_shape(self) -> tuple[int, int] | None:
-        """Height (and width) and channels of the images, None if unknown."""
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of the images, None if unknown."""
         spec = self.description.generator
-        size, channels = spec.get("image_size"), spec.get("channels")
-        known = isinstance(size, int) and isinstance(channels, int)
-        return (size, channels) if known else None  # type: ignore[return-value]
+        match spec.get("channels"), spec.get("image_size"):
+            case (int(channels), int(side)):
+                return channels, side, side
+            case (int(channels), [int(height), int(width)]):
+                return channels, height, width
+        return None
 
     @property
     def verdict(self) -> str:

@@ -14,7 +14,7 @@ from distgan.errors import UserError
 from distgan.evaluation.evaluator import Evaluator
 from distgan.gan import GAN
 from distgan.losses.diversity import GROUP
-from distgan.networks.base import num_doublings
+from distgan.networks.sizes import image_size, pyramid, size_text
 from distgan.run.session import Session
 from distgan.runtime.distributed import World
 from distgan.runtime.provenance import hardware
@@ -34,7 +34,7 @@ MACHINE_LOCAL = (  # settings that may differ between the machines of a run
 def check_image_size(reader: ShardReader) -> None:
     """Raise UserError if the networks are not built for images of this size."""
     try:
-        num_doublings(reader.image_shape[1])
+        pyramid(image_size(*reader.image_shape[1:]))
     except ValueError as error:
         raise UserError(f"{reader.files.source}: {error}; pack again with --size") from None
 
@@ -126,7 +126,7 @@ def start_table(
     `given` are the settings before they were adapted to the processes and the batch size.
     """
     reader, world, spec = session.reader, session.world, gan.spec
-    size = f"{spec.image_size}x{spec.image_size}"
+    size = size_text(spec.image_size)
     channels = f"{spec.channels} channel{'s' if spec.channels > 1 else ''}"
     epochs = session.total_images / reader.num_samples
     processes = f"{world.size} process{'es' if world.size > 1 else ''}"

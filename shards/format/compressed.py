@@ -41,8 +41,8 @@ class CompressedLayout:
 
         A coefficient of JPEG takes at most 27 bits, and PNG stores what it cannot compress.
         """
-        channels, size, _ = self.image_shape
-        return 4 * channels * (-(-size // 8) * 8) ** 2 + 8 * BLOCK
+        channels, height, width = self.image_shape
+        return 4 * channels * -(-height // 8) * -(-width // 8) * 64 + 8 * BLOCK
 
     def encode(self, pixels: NDArray[np.uint8]) -> bytes:
         """Return the image file of pixels [C, H, W]. JPEG keeps the full chroma resolution."""

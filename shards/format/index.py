@@ -195,7 +195,9 @@ def _parse(folder: Path, fields: dict[str, Any]) -> ShardIndex:
     """
     _require(fields["format"] == FORMAT, "format")
     channels, height, width = (_count(side) for side in fields["image_shape"])
-    _require(channels in (1, 3) and height == width and 1 <= height <= 8192, "image_shape")
+    _require(
+        channels in (1, 3) and all(1 <= side <= 8192 for side in (height, width)), "image_shape"
+    )
     encoding, quality = fields["encoding"], fields.get("quality")
     _require(encoding in (RAW, *EXTENSION_OF) and isinstance(fields["cls"], bool), "encoding")
     _require((quality is not None) == (encoding == "jpeg"), "quality")

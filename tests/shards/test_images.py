@@ -72,6 +72,37 @@ def test_the_centre_square_is_taken(shape: tuple[int, int]) -> None:
     assert (square[:, 4:-4, 4:-4] == np.array(GREEN)[:, None, None]).all()
 
 
+def test_a_part_of_the_wanted_proportions_is_taken() -> None:
+    """Wide pixels come from the middle rows of a square, in its full width."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[16:48] = GREEN
+    wide = decode_image(encoded(Image.fromarray(pixels)), size=(16, 32), channels=3)
+    assert wide.shape == (3, 16, 32)
+    assert (wide[:, 3:-3] == np.array(GREEN)[:, None, None]).all()
+
+
+def test_stretching_keeps_the_whole_image() -> None:
+    """A bar at the left edge of a wide image remains, as a quarter of the pixels."""
+    pixels = np.zeros((32, 128, 3), np.uint8)
+    pixels[:, :32] = GREEN
+    whole = decode_image(encoded(Image.fromarray(pixels)), size=32, channels=3, fit="stretch")
+    assert (whole[:, :, :4] == np.array(GREEN)[:, None, None]).all()
+    assert not whole[:, :, 12:].any()
+
+
+def test_a_turned_photograph_becomes_upright_before_it_is_wide() -> None:
+    """Orientation 6 turns the stored columns into the rows of the result."""
+    pixels = np.zeros((64, 32, 3), np.uint8)
+    pixels[:32] = GREEN  # the right half once it is turned clockwise
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(pixels), "PNG", exif=exif)
+    upright = decode_image(data, size=(16, 32), channels=3)
+    assert upright.shape == (3, 16, 32)
+    halves = np.abs(upright[:, :, 20:].astype(int) - np.array(GREEN)[:, None, None])
+    assert halves.max() < 3 and upright[:, :, :12].max() < 3
+
+
 def test_resizing_is_antialiased() -> None:
     """A fine checkerboard becomes grey, not a pattern."""
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
