@@ -161,6 +161,7 @@ class PerClassTrainer:
         has_ended = self.world.broadcast_from_main(
             lambda: [read_status(self.dir_of(c)).state in FINISHED_STATES for c in self.classes]
         )
+        is_first = True  # only the first start table is shown; the others nearly repeat it
         for each, is_finished in zip(self.classes, has_ended, strict=True):
             if trained[each.number] >= each.total_images and is_finished:
                 continue
@@ -172,6 +173,8 @@ class PerClassTrainer:
                     reason, images = f"class {each.name}: {error}", sum(trained.values())
                     self.folder.write_status("failed", reason, images_seen=images)
                 raise
+            trainer.heading = "" if is_first else f"class {each.name}, in {trainer.session.run_dir}"
+            is_first = False
             outcome = trainer.run()
             trained[each.number] = trainer.state.images_seen
             del trainer

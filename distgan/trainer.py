@@ -76,6 +76,7 @@ class Trainer:
         self.notes = self.checkpointer.restore_newest()
         self.state = self.checkpointer.state
         self.active = self.active_config()
+        self.heading = ""  # shown instead of the start table, if it is set
 
     def active_config(self) -> Config:
         """Return the settings in force, which after a rollback include `collapse.remedy`."""
@@ -120,6 +121,8 @@ class Trainer:
 
     def start_table(self) -> list[tuple[str, Any]]:
         """Return the rows that describe the run."""
+        if self.heading:
+            return [("training", self.heading)]
         return start_table(
             self.session, self.config, given=self.given, gan=self.gan, evaluator=self.evaluator
         )

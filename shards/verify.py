@@ -44,6 +44,9 @@ class Problem:
     file: str
     message: str
 
+    def __str__(self) -> str:
+        return f"{self.file} {self.message}"
+
 
 class _Damage(Exception):
     """What is wrong with the file that is being checked."""

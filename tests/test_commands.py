@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from distgan.cli import app
 from distgan.networks.generator_file import load_generator
 from distgan.networks.latents import generate
+from distgan.run.files import data_of
 from tests.worlds import run_world, train_run
 
 
@@ -46,7 +47,23 @@ def test_pack_info_and_verify(tmp_path: Path) -> None:
     content[700] ^= 1
     shard.write_bytes(content)
     code, said = call("verify", tmp_path / "shards")
-    assert (code, shard.name in said) == (1, True)
+    assert (code, f"error: {shard.name} has another checksum" in said) == (1, True), said
+
+
+def test_preview_shows_the_crops_and_packs_nothing(tmp_path: Path) -> None:
+    """The middle square of a wide image; a broken image is counted."""
+    (tmp_path / "images").mkdir()
+    pixels = np.zeros((64, 128, 3), np.uint8)
+    pixels[:, 32:96] = (255, 0, 0)
+    Image.fromarray(pixels).save(tmp_path / "images" / "wide.png")
+    (tmp_path / "images" / "broken.png").write_bytes(b"no picture")
+    crops = tmp_path / "crops.png"
+    code, said = call("pack", tmp_path / "images", tmp_path / "out", "--preview", crops)
+    assert (code, "1 of 2 images" in said, "broken.png" in said) == (0, True, True), said
+    assert not (tmp_path / "out").exists()
+    with Image.open(crops) as picture:
+        corners = {picture.getpixel(place) for place in ((3, 3), (60, 60), (3, 60))}
+    assert corners == {(255, 0, 0)}
 
 
 @pytest.mark.parametrize(
@@ -84,6 +101,8 @@ def test_run_checkpoint_and_file_give_the_same_samples(shards: Path, tmp_path: P
     run = tmp_path / "run"
     run_world(1, train_run, shards, run, ["train.kimg=0.024"])
     newest = sorted((run / "checkpoints").iterdir())[-1]
+    places = (run, newest, run / "generator.safetensors")
+    assert [data_of([tmp_path / "images", path]) for path in places] == [str(shards)] * 3
     generators = [load_generator(path) for path in (run, newest, run / "generator.safetensors")]
     images = [generate(g.network, g.latents(4, seed=3)) for g in generators]
     torch.testing.assert_close(images[0], images[1], rtol=0, atol=0)
@@ -132,6 +151,8 @@ def test_probe_and_evaluate(shards: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert "learning" not in near["verdict"]
     code, said = call("evaluate", noise, "--data", shards)
     assert (code, "frechet" in said) == (0, True), said
+    code, said = call("evaluate", noise)
+    assert (code, "name the real images with --data" in said) == (2, True), said
     code, said = call("evaluate", tmp_path / "nothing", "--data", digits)
     assert (code, "nothing" in said) == (2, True)
     (noise / "7.png").write_bytes(b"no image")

@@ -322,6 +322,19 @@ def test_a_task_of_an_array_trains_its_run(shards: Path, tmp_path: Path) -> None
     assert (done.returncode, "name the sweep" in done.stderr) == (2, True)
 
 
+def test_folders_have_readable_names_and_are_found_again_under_others(tmp_path: Path) -> None:
+    """Lists are values with `_`; a run whose folder has the same hash is that run."""
+    three = sweep(tmp_path, "grid.optim.betas = [[0.0, 0.99], [0.5, 0.999]]")
+    first, second = (run.entry.folder for run in plan_runs(three, folder=tmp_path / "runs"))
+    assert first.name.startswith("betas=0.0_0.99-seed0-")
+    renamed = second.with_name(second.name.replace("betas=0.5_0.999", "betas=-0.5-0.999"))
+    renamed.mkdir(parents=True)
+    again = [run.entry.folder for run in plan_runs(three, folder=tmp_path / "runs")]
+    assert again == [first, renamed]
+    code, said = call("sweep", tmp_path / "some.toml", "--folder", tmp_path / "runs", "--list")
+    assert (code, first.name in said) == (0, True), said
+
+
 def test_an_index_beyond_the_last_run_is_refused(tmp_path: Path) -> None:
     """The error says how many runs there are; a file that cannot be read is named."""
     code, said = call("sweep", write(tmp_path / "some.toml", "kimg = 1"), "--index", 1)

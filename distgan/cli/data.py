@@ -50,6 +50,9 @@ def pack(
         Path | None,
         Option(help="Folder with the files of cifar10 or mnist. Default: download them."),
     ] = None,
+    preview: Annotated[
+        Path | None, Option(help="PNG file of some images as they would be packed; packs nothing.")
+    ] = None,
 ) -> None:
     """Pack images into WebDataset shards.
 
@@ -60,6 +63,13 @@ def pack(
     from shards.pack import pack as pack_shards
 
     pixels = None if size is None else parse_size(size)
+    if preview is not None:
+        from distgan.commands.preview import write_preview
+        from shards.sources.registry import open_source
+
+        opened = open_source(source, split=split, root=root, with_labels=labels == "keep")
+        say(write_preview(opened, preview, size=pixels, channels=channels, fit=fit))
+        return
     with counting_progress("packing") as progress:
         index = pack_shards(
             source, out, size=pixels, channels=channels, fit=fit,

@@ -66,7 +66,9 @@ def evaluate(
             help="Run folders, checkpoints, generator files, folders of images, or packed shards."
         ),
     ],
-    data: Annotated[str, Option(help="Packed shards of the real images.")],
+    data: Annotated[
+        str | None, Option(help="Packed shards of the real images. Default: those of the run.")
+    ] = None,
     num: Annotated[
         int,
         Option(help="Generated images; without --reference at most half the real ones.", min=12),
@@ -87,6 +89,11 @@ def evaluate(
     json: Annotated[Path | None, Option(help="JSON file to write the numbers to.")] = None,
 ) -> None:
     """Compare generated with real images: metrics and a verdict."""
+    from distgan.run.files import data_of
+
+    data = data or data_of(inputs)
+    # Before the slow imports: nothing else is printed until the numbers are there.
+    say(f"comparing {', '.join(map(str, inputs))} with {data or 'the handwritten digits'} ...")
     from distgan.commands.evaluate import evaluate_inputs, show_scores
     from distgan.config.schema import Evaluation
 

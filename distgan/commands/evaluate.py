@@ -48,7 +48,7 @@ class Input:
 
 def evaluate_inputs(
     inputs: list[Path],
-    data: str,
+    data: str | None,
     *,
     settings: Evaluation,
     seed: int,
@@ -56,6 +56,8 @@ def evaluate_inputs(
     json_file: Path | None = None,
 ) -> list[Score]:
     """Evaluate runs, checkpoints, generator files, image folders or shards against shards `data`.
+
+    `data` None means the handwritten digits.
 
     All inputs are evaluated with as many images as the smallest has, so that their metrics can be
     compared. Without `num_reference` the reference is at most half of the real images, and there

@@ -108,10 +108,17 @@ def list_runs(plan: Plan) -> None:
     """Print all runs with their numbers and states, and how to train them as a SLURM array."""
     entries = [run.entry for run in plan.runs]
     rows = [
-        [str(number), entry.label, str(entry.seed), read_status(entry.folder).state]
+        [
+            str(number),
+            entry.label,
+            str(entry.seed),
+            read_status(entry.folder).state,
+            entry.folder.name,
+        ]
         for number, entry in enumerate(entries)
     ]
-    show_columns(["number", "cell", "seed", "state"], rows)
+    say(f"runs in {plan.folder}")
+    show_columns(["number", "cell", "seed", "state", "folder"], rows)
     arguments = shlex.join([str(plan.file), *plan.overrides])
     say(f"as an array: sbatch --array=0-{len(rows) - 1} launch/sweep.sbatch {arguments}")
 
@@ -151,7 +158,7 @@ def train_runs(plan: Plan) -> int:
     interrupt.install()
     run_all(plan.chosen, group=plan.file.stem, launcher=plan.sweep.launcher, interrupt=interrupt)
     if interrupt.raised:
-        show_error(f"{interrupt.signal_name}; saved, repeat the command to resume")
+        show_error("interrupted and saved; repeat the command to continue")
         return 75
     if plan.index is None:
         write_board(plan)

@@ -230,7 +230,7 @@ def plan_runs(sweep: Sweep, *, folder: Path, overrides: Sequence[str] = ()) -> l
             raise UserError(f"cell {label}: {error}") from None
         if (key := config.data.model_dump_json()) not in num_samples:
             num_samples[key] = open_dataset(config.data)[1].num_samples
-        run_dir = folder / folder_name(label, seed, config)
+        run_dir = find_folder(folder, label, seed, config)
         if run_dir in runs:
             raise UserError(f"two runs are the same: {label} with seed {seed}; remove one")
         runs[run_dir] = Run(
@@ -241,8 +241,13 @@ def plan_runs(sweep: Sweep, *, folder: Path, overrides: Sequence[str] = ()) -> l
     return list(runs.values())
 
 
-def folder_name(label: str, seed: int, config: Config) -> str:
-    """Return a run's folder name: a readable label, the seed and the hash of its settings."""
+def find_folder(folder: Path, label: str, seed: int, config: Config) -> Path:
+    """Return a run's folder: a readable label, the seed and the hash of its settings.
+
+    If there is one with that hash and another label, as of an earlier version, return that.
+    """
     short = re.sub(r"\b\w+\.(\w+=)", r"\1", label)  # without the sections
-    readable = re.sub(r"[^A-Za-z0-9.=_]+", "-", short).strip("-")[:60]
-    return f"{readable}-seed{seed}-{identity_hash(config, '')}"
+    lists = re.sub(r"\[(.*?)\]", lambda match: match[1].replace(", ", "_"), short)
+    readable = re.sub(r"[^A-Za-z0-9.=_]+", "-", lists).strip("-")[:60]
+    identity = f"seed{seed}-{identity_hash(config, '')}"
+    return next(folder.glob(f"*-{identity}"), folder / f"{readable}-{identity}")

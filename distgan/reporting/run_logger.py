@@ -27,6 +27,7 @@ from distgan.run.folder import RunFolder, explained
 from distgan.text import first_line, format_duration, format_kimg
 from shards.files import write_atomic
 
+NO_PRESET = "run"  # name of runs without a preset
 CONSOLE_METRICS = (  # those of an evaluation that are printed
     "quality/frechet",
     "quality/fid",
@@ -89,7 +90,10 @@ class RunLogger:
             write_atomic(folder.path / "config.toml", to_toml(self.config))
             write_atomic(folder.path / "provenance.json", json.dumps(provenance, indent=1) + "\n")
         folder.write_status("running", "training", images_seen=images_seen)
-        console.show_table("distgan", table)
+        if len(table) > 1:
+            console.show_table("distgan", table)
+        else:
+            console.say(": ".join(table[0]), style="bold")
         self.console = console.TrainingConsole(total_images=self.total_images)
         self.console.start()
         if images_seen:
@@ -102,6 +106,7 @@ class RunLogger:
         assert self.folder is not None
         folder, log = self.folder.path, self.config.log
         config = flat_values(self.config) | {"world": world}
+        presets = [] if self.name == NO_PRESET else [self.name]
 
         def warn(text: str) -> None:
             self.event("warning", text, images_seen=images_seen)
@@ -114,7 +119,7 @@ class RunLogger:
             name=folder.name,
             folder=folder,
             config=config,
-            tags=[self.name, f"{world['processes']}x{world['device']}"],
+            tags=[*presets, f"{world['processes']}x{world['device']}"],
             warn=warn,
         )
         if not log.tensorboard:

@@ -7,11 +7,13 @@ skip damaged parts and call `warn` with one line for each damaged file.
 import json
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from distgan.errors import UserError
 
 Row = TypeVar("Row")
 Model = TypeVar("Model", bound=BaseModel)
@@ -75,6 +77,19 @@ def find_runs(folder: Path) -> list[Path]:
     """Return the run folders one or two levels below a folder, sorted by path."""
     found = [path.parent for level in ("*", "*/*") for path in folder.glob(f"{level}/status.json")]
     return sorted(filter(is_run, found))
+
+
+def data_of(inputs: Sequence[Path]) -> str | None:
+    """Return the shards on which the first run among the inputs trained; None means the digits.
+
+    An input may be a run folder, or a checkpoint or generator in one. Raises UserError.
+    """
+    for path in inputs:
+        for folder in (path, *path.resolve().parents[:2]):
+            if is_run(folder):
+                shards = read_toml(folder / "config.toml").get("data", {}).get("shards")
+                return None if shards is None else str(shards)
+    raise UserError("no input is a run that tells its data; name the real images with --data")
 
 
 def ignore(_: str) -> None:
