@@ -16,7 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from distgan.config.schema import Config, Loss, Networks, Optim, Train
 from distgan.losses.augmentation import adapt_probability
-from distgan.networks.base import DiscriminatorSpec, GeneratorSpec
+from distgan.networks.base import Discriminator, DiscriminatorSpec, GeneratorSpec
 from distgan.networks.build import build_discriminator, build_generator
 from distgan.networks.ema import GeneratorEma, recalibrate_batch_norm
 from distgan.networks.generator_file import EMA_PREFIX
@@ -55,7 +55,7 @@ class GAN:
     augment_probability: Tensor  # scalar; `loss.augment_target` adapts it in place
     compilation: Compilation
     weights_g: list[Tensor]
-    weights_d: list[Tensor]
+    weights_d: list[Tensor]  # without frozen ones
     images_are_independent: bool  # whether no layer of the discriminator mixes a batch's images
     is_calibrated: bool = False  # whether batch norm statistics belong to the current weights
 
@@ -225,6 +225,7 @@ def build_gan(
     discriminator_spec = DiscriminatorSpec.from_settings(config.networks)
     generator = build_generator(spec, seed=train.seed)
     discriminator = build_discriminator(spec, discriminator_spec, seed=train.seed)
+    freeze_first_layers(discriminator, train.freeze_d)
     micro_batch_size = train.batch_size // accelerator.num_processes // train.accumulate
     compilation = choose_compilation(
         train,
@@ -247,6 +248,18 @@ def build_gan(
         loss=config.loss,
         compilation=current_world().broadcast_object(compilation),
     )
+
+
+def freeze_first_layers(discriminator: Discriminator, num_layers: int) -> None:
+    """Freeze the layers with convolutions that are nearest to the images, and norms after them.
+
+    FreezeD (Mo et al. 2020).
+    """
+    for layer in discriminator.layers:
+        num_layers -= any(isinstance(module, nn.Conv2d) for module in layer.modules())
+        if num_layers < 0:
+            return
+        layer.requires_grad_(False)
 
 
 def prepare_gan(
@@ -296,7 +309,7 @@ def prepare_gan(
         augment_probability=torch.tensor(loss.augment_probability, device=accelerator.device),
         compilation=compilation,
         weights_g=list(generator.parameters()),
-        weights_d=list(discriminator.parameters()),
+        weights_d=[weight for weight in discriminator.parameters() if weight.requires_grad],
         images_are_independent=not any(map(depends_on_forwards, discriminator.modules())),
     )
     gan.set_optimizers(optim, lr_factor=1.0)

@@ -24,6 +24,7 @@ from distgan.run.collapse import Reaction, react, reason_to_stop
 from distgan.run.files import read_status
 from distgan.run.folder import FINISHED_STATES, RunFolder, explained
 from distgan.run.forecast import StepClock, describe_disk, describe_duration
+from distgan.run.initial_weights import start_from
 from distgan.run.preflight import (
     check_agreement,
     check_batch,
@@ -74,6 +75,9 @@ class Trainer:
         self.gan = build_gan(session.accelerator, spec, config, total_images=session.total_images)
         self.checkpointer = Checkpointer(session, config, gan=self.gan, evaluator=self.evaluator)
         self.notes = self.checkpointer.restore_newest()
+        if config.train.init_from is not None and self.checkpointer.state.images_seen == 0:
+            path, with_optimizers = Path(config.train.init_from), config.train.init_optimizers
+            self.notes += start_from(self.gan, path, with_optimizers=with_optimizers)
         self.state = self.checkpointer.state
         self.active = self.active_config()
         self.heading = ""  # shown instead of the start table, if it is set

@@ -40,6 +40,15 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def check_frozen(self) -> "Config":
+        if self.train.freeze_d and self.loss.unroll_steps:
+            raise ValueError(
+                "train.freeze_d does not go together with loss.unroll_steps, "
+                "which trains all layers ahead; leave one of them out"
+            )
+        return self
+
 
 def total_images(train: Train, num_samples: int) -> int:
     """Return the length of the run in real images; raises UserError if none is set."""

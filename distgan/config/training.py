@@ -176,12 +176,36 @@ class Train(Section):
     seed: int = setting(
         0, "Seed of the initial weights, the image order and all random draws.", ge=0, lt=2**31
     )
+    init_from: str | None = setting(
+        None,
+        "Run folder, checkpoint or generator.safetensors whose weights a new run starts from. "
+        "Weights that do not fit are drawn anew.",
+        optional=True,
+    )
+    init_optimizers: bool = setting(
+        False, "With init_from: take over the state of the optimizers too.", optional=True
+    )
+    freeze_d: int = setting(
+        0,
+        "With init_from: number of layers of the discriminator, from the images on, "
+        "that are not trained (FreezeD).",
+        optional=True,
+        ge=0,
+        le=16,
+    )
     ema_halflife_kimg: float = setting(
         10.0,
         "Half-life of the moving average of the generator's weights, in thousands of images; "
         "at most 1/20 of the images seen so far.",
         ge=0,
     )
+
+    @model_validator(mode="after")
+    def check_start(self) -> "Train":
+        if self.init_from is None and (self.init_optimizers or self.freeze_d):
+            name = "init_optimizers" if self.init_optimizers else "freeze_d"
+            raise ValueError(f"train.{name} needs trained weights; set train.init_from too")
+        return self
 
     @model_validator(mode="before")
     @classmethod

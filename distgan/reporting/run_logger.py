@@ -99,6 +99,8 @@ class RunLogger:
         if images_seen:
             sentence = "; ".join([f"resumed at {format_kimg(images_seen)}", *notes])
             self.event("resume", sentence, images_seen=images_seen)
+        elif notes:
+            self.event("start", "; ".join(notes), images_seen=0)
         self.sinks = self.open_sinks(provenance["world"], images_seen=images_seen)
 
     def open_sinks(self, world: dict[str, Any], *, images_seen: int) -> list[Sink]:

@@ -1,0 +1,93 @@
+"""Networks that start from the weights of another run (`train.init_from`)."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from distgan.errors import UserError
+from distgan.gan import GAN
+from distgan.networks.generator_file import EMA_PREFIX
+from distgan.run.checkpointer import broadcast_tensors
+from distgan.run.checkpoints import Tensors, list_checkpoints, load, unpack_optimizer
+from distgan.text import first_line
+
+NETWORK_OF_OPTIMIZER = {"optimizer_g": "generator.", "optimizer_d": "discriminator."}
+
+
+def start_from(gan: GAN, path: Path, *, with_optimizers: bool) -> list[str]:
+    """Copy all weights that fit from a run, a checkpoint or a generator file. Collective.
+
+    Rank zero reads them. Returns notes for the user, which name the weights that do not fit and so
+    remain as they were drawn. Raises UserError if nothing fits, or there is nothing to read.
+    """
+    found = gan.world.run_on_main(lambda: read_weights(path))
+    players = gan.world.broadcast_object(found[1] if found else {})
+    tensors = broadcast_tensors(found[0] if found else {}, gan.world, gan.accelerator.device)
+    unfit: dict[str, list[str]] = {}
+    for prefix, network in gan.networks().items():
+        own = network.state_dict()
+        fitting = {
+            name: tensors[prefix + name]
+            for name, tensor in own.items()
+            if prefix + name in tensors and tensors[prefix + name].shape == tensor.shape
+        }
+        network.load_state_dict(own | fitting)
+        unfit[prefix] = [name for name in own if name not in fitting]
+    if len(unfit["generator."]) == len(gan.raw_generator.state_dict()):
+        raise UserError(
+            f"train.init_from={path}: no weight of its generator fits; "
+            "train with the same networks.architecture, widths and image size"
+        )
+    if with_optimizers:
+        load_optimizers(gan, tensors, players, unfit, path)
+    gan.is_calibrated = False
+    anew = [prefix + name for prefix, names in unfit.items() for name in names]
+    anew = [name for name in anew if not name.startswith(EMA_PREFIX)]
+    return [f"started from {path}", *([f"drawn anew: {', '.join(anew)}"] if anew else [])]
+
+
+def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """Return named tensors, as in a checkpoint, and the optimizers' plain values.
+
+    Reads a checkpoint folder, the newest checkpoint of a run, or a file with a generator. Raises
+    UserError.
+    """
+    if path.is_file():
+        try:
+            weights = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"train.init_from={path}: {first_line(error)}") from None
+        prefixes = ("generator.", EMA_PREFIX)
+        return {prefix + name: t for prefix in prefixes for name, t in weights.items()}, {}
+    checkpoints = (
+        [path] if (path / "manifest.json").exists() else list_checkpoints(path / "checkpoints")
+    )
+    if checkpoints:
+        tensors, contents = load(checkpoints[-1])
+        return tensors, contents["players"]
+    if (path / "generator.safetensors").exists():
+        return read_weights(path / "generator.safetensors")
+    raise UserError(
+        f"train.init_from={path}: give a run folder, a checkpoint folder or a generator.safetensors"
+    )
+
+
+def load_optimizers(
+    gan: GAN, tensors: Tensors, players: dict[str, Any], unfit: dict[str, list[str]], path: Path
+) -> None:
+    """Restore the state of the optimizers of networks whose weights all fit; raises UserError."""
+    for name, optimizer in gan.optimizers().items():
+        if name not in players:
+            raise UserError(
+                f"train.init_optimizers=true: {path} has no optimizers; give a checkpoint"
+            )
+        (now,), (then, *_) = optimizer.param_groups, players[name]["param_groups"]
+        if now.keys() != then.keys():
+            raise UserError(
+                f"train.init_optimizers=true: {path} was trained with another optim.name; "
+                "set the same, or leave the optimizers out"
+            )
+        if not unfit[NETWORK_OF_OPTIMIZER[name]]:
+            unpack_optimizer(name, optimizer, tensors, players[name])
