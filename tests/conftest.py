@@ -13,6 +13,7 @@ from PIL import Image
 from distgan.gan import GAN
 from distgan.runtime.accelerator import reset_accelerator
 from shards.pack import pack
+from tests.hub_server import HubServer
 from tests.reports import REPORT_SETTINGS
 from tests.small_gan import make_gan
 from tests.worlds import run_world, train_run
@@ -61,6 +62,27 @@ def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(finished: Path, tmp_path: Path) -> Path:
     """Copy the finished run, for a test that changes it."""
     return Path(shutil.copytree(finished, tmp_path / "runs" / "first"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """Start a stand-in for the Hugging Face Hub, as HF_ENDPOINT, HF_HUB_CACHE and HF_TOKEN would.
+
+    The library reads the first two only when it is imported.
+    """
+    constants = pytest.importorskip(
+        "huggingface_hub.constants", reason="pip install 'distgan[hub]'"
+    )
+    server = HubServer(token="hf_secret")
+    files = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    yield server
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from distgan.cli import app
 from distgan.run.files import read_rows
 from tests.docs import PAGES, ROOT
 from tests.faults import ledger
+from tests.hub_server import HubServer
 from tests.test_commands import call
 from tests.worlds import SMALL
 
@@ -69,7 +70,11 @@ def commands_of(page: Path) -> list[str]:
 def test_every_command_has_an_example_in_the_docs() -> None:
     """Each `distgan` command is typed out on some page."""
     lines = [line for page in TEXTS for line in commands_of(page)]
-    names = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    names = {
+        command.callback.__name__.replace("_", "-")
+        for command in app.registered_commands
+        if command.callback
+    }
     assert names == {line.split()[1] for line in lines if line.startswith("distgan ")}
 
 
@@ -86,7 +91,7 @@ def photographs(folder: Path, *, num: int) -> None:
 
 @pytest.mark.slow
 def test_commands_of_the_guide_work_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer
 ) -> None:
     """With a small training, every command succeeds and the promised files exist at the end."""
     pytest.importorskip("imageio_ffmpeg", reason="pip install 'distgan[video,onnx]'")
@@ -120,13 +125,16 @@ def test_commands_of_the_guide_work_in_order(
         "report",
         "sample",
         "export",
+        "demo",
     } == set(done)
     for name in (
         "scores.json", "runs/photographs/report.html", "runs/report.html", "grid.png",
         "typical.png", "between.png", "walk.gif", "walk.mp4", "progress.png", "samples/000099.png",
         "shared/README.md", "shared/generator.onnx",
+        "demo/index.html",
     ):  # fmt: skip
         assert (tmp_path / name).exists(), name
+    assert set(hub.files) == {"models/YOUR-NAME/photographs", "spaces/YOUR-NAME/photographs"}
 
 
 def test_python_examples_of_the_format_page_read_the_shards(

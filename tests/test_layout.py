@@ -29,6 +29,7 @@ LIBRARY_OWNERS = {  # the modules that may import a library
     "tensorboard": {"reporting/tensorboard_sink"},
     "rich": {"reporting/console"},
     "typer": {"train", "cli"},
+    "huggingface_hub": {"runtime/hub"},
     "webdataset": {"shards/verify", "shards/sources/webdataset_tars"},
 }
 

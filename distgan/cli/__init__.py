@@ -5,6 +5,6 @@ Heavy imports wait until they are needed, so that `--help` answers at once.
 
 # isort: off
 from distgan.cli.app import app
-from distgan.cli import data, training, results  # in the order of `distgan --help`
+from distgan.cli import data, training, results, sharing  # in the order of `distgan --help`
 
-__all__ = ["app", "data", "results", "training"]
+__all__ = ["app", "data", "results", "sharing", "training"]

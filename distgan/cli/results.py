@@ -1,7 +1,7 @@
-"""Commands about trained generators: `sample`, `evaluate`, `report` and `export`."""
+"""Commands about trained generators: `sample`, `evaluate` and `report`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from typer import Argument, Option
 
@@ -133,21 +133,3 @@ def report(
         serve(folder, port=port, announce=lambda url: say(f"{folder}: {url} (Ctrl-C to stop)"))
     else:
         show_report(write_report(folder, out=out))
-
-
-@command
-def export(
-    run: Annotated[Path, Argument(help="Run folder, checkpoint folder or generator.safetensors.")],
-    out: Annotated[Path, Option(help="Folder to write.")],
-    format: Annotated[
-        Literal["safetensors", "onnx"], Option(help="File format of the weights.")
-    ] = "safetensors",
-    license: Annotated[
-        str, Option(help="Hugging Face name of the model's license, such as mit.")
-    ] = "unknown",
-) -> None:
-    """Export a generator for use without distgan, with a model card."""
-    from distgan.commands.export import export as write_export
-
-    for sentence in write_export(run, out, format=format, license=license):
-        say(sentence)

@@ -33,14 +33,18 @@ from distgan.text import format_number
 
 MARK_START = "<!-- Written by distgan export."  # a card without this mark was edited by its owner
 CARD_MARK = f"{MARK_START} Delete this line to keep your own version. -->"
+CARD_FILES = ["README.md", "samples.png"]
 # Largest difference of images in [-1, 1] between PyTorch and onnxruntime: 1/8 of a grey level.
 TOLERANCE = 1e-3
 
 
-def export(source: Path, out: Path, *, format: str, license: str) -> list[str]:
+def export(
+    source: Path, out: Path, *, format: str, license: str, hub_name: str | None = None
+) -> list[str]:
     """Write a generator and its model card to a folder; return a sentence per step.
 
-    `source` is a run folder, a checkpoint folder or a generator file. Raises UserError.
+    `source` is a run folder, a checkpoint folder or a generator file. With a `hub_name` the card
+    shows how to load the generator from the Hugging Face Hub. Raises UserError.
     """
     generator = load_generator(source)
     facts = read_facts(source)
@@ -52,7 +56,11 @@ def export(source: Path, out: Path, *, format: str, license: str) -> list[str]:
         card = out / "README.md"
         if card.exists() and MARK_START not in card.read_text():
             return [wrote_weights, f"kept {card}, which you have edited"]
-        card.write_text(model_card(out, generator.spec, facts, record=record, license=license))
+        card.write_text(
+            model_card(
+                out, generator.spec, facts, record=record, license=license, hub_name=hub_name
+            )
+        )
     return [
         wrote_weights,
         f"wrote {card}; fill in what only you know: the images, their licence, "
@@ -83,7 +91,7 @@ def write_onnx(generator: Generator, out: Path, facts: dict[str, Any]) -> str:
         import onnxscript  # noqa: F401 (torch.onnx needs it)
     except ImportError as error:
         raise UserError(
-            f"--format onnx needs {error.name}; type: pip install 'distgan[onnx]'"
+            f"an ONNX file needs {error.name}; type: pip install 'distgan[onnx]'"
         ) from None
     path, latents = out / "generator.onnx", generator.latents(7)
     network = generator.network.to(memory_format=torch.contiguous_format)
@@ -124,6 +132,7 @@ def model_card(
     *,
     record: RunRecord | None,
     license: str,
+    hub_name: str | None,
 ) -> str:
     """Return the text of the model card for the files in a folder."""
     classes = spec.classes if isinstance(spec, MixtureSpec) else ()
@@ -142,6 +151,7 @@ def model_card(
         mark=CARD_MARK,
         title=record.name if record else spec.architecture.upper(),
         kind=kind,
+        hub_name=hub_name,
         architecture=spec.architecture,
         classes=classes,
         height=height,

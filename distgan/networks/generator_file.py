@@ -18,10 +18,12 @@ from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import build_generator
 from distgan.networks.generator import Generator
 from distgan.networks.mixture import spec_from_dict
+from distgan.runtime import hub
 from distgan.text import first_line
 from shards.files import write_atomic
 
 FORMAT = "distgan-generator/1"
+GENERATOR_FILES = ["generator.safetensors", "generator.json"]
 EMA_PREFIX = "ema."  # of the averaged generator's tensors in a checkpoint
 
 
@@ -54,7 +56,8 @@ def load_generator(path: str | Path) -> Generator:
     """Return the trained generator of a run folder, a checkpoint folder or a generator.safetensors.
 
     Its weights are the moving average over training. Of an unfinished run the newest checkpoint is
-    read. Raises UserError if there is no generator or it cannot be read.
+    read. `USER/NAME` is a model on the Hugging Face Hub if there is no such path. Raises UserError
+    if there is no generator or it cannot be read.
     """
     files = find_generator(Path(path))
     try:
@@ -75,7 +78,9 @@ def load_generator(path: str | Path) -> Generator:
 def find_generator(path: Path) -> GeneratorFiles:
     """Return the files of the newest generator at a path, as for `load_generator`."""
     if not path.exists():
-        raise UserError(f"no such file or folder: {path}")
+        if not hub.can_be_on_hub(path):
+            raise UserError(f"no such file or folder: {path}")
+        path = hub.download(str(path), GENERATOR_FILES)
     if path.is_file():
         return GeneratorFiles(path, path.with_suffix(".json"))
     final = GeneratorFiles(path / "generator.safetensors", path / "generator.json")
