@@ -25,7 +25,8 @@ LAYERS = [  # top to bottom; a module imports from its own layer and those below
 ]
 LIBRARY_OWNERS = {  # the modules that may import a library
     "accelerate": {"runtime", "run/session", "steps", "gan"},
-    "wandb": {"reporting/wandb_sink"},
+    "wandb": {"reporting/wandb_sink", "reporting/wandb_workspace"},
+    "wandb_workspaces": {"reporting/wandb_workspace"},
     "tensorboard": {"reporting/tensorboard_sink"},
     "rich": {"reporting/console"},
     "typer": {"train", "cli"},

@@ -1,7 +1,7 @@
 """A stand-in for the server of Weights & Biases on loopback.
 
 It answers what wandb 0.31 sends during an online run: the start, rows and summary, files, an
-artifact, alerts, and the end.
+artifact, alerts, and the end. It also stores workspaces.
 """
 
 import gzip
@@ -30,6 +30,7 @@ class WandbServer(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.artifacts: list[dict[str, Any]] = []
         self.alerts: list[dict[str, Any]] = []
+        self.views: list[dict[str, Any]] = []  # saved workspaces
         self.exit_code: int | None = None
         self.connections: list[socket.socket] = []
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -167,6 +168,9 @@ class Handler(BaseHTTPRequestHandler):
         if "notifyScriptableRunAlert" in asked:
             self.server.alerts.append(values)
             return {"notifyScriptableRunAlert": {"success": True}}
+        if "upsertView" in asked:
+            self.server.views.append(values)
+            return {"upsertView": {"view": {"id": "Vg==", "name": values["name"]}}}
         if "serverInfo" in asked:
             return {
                 "serverInfo": {"features": [], "cliVersionInfo": {}, "latestLocalVersionInfo": None}

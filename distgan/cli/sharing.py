@@ -1,4 +1,4 @@
-"""Commands that share a generator: `export` and `demo`."""
+"""Commands that share results: `export`, `demo` and `wandb-workspace`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -67,3 +67,17 @@ def demo(
 
     for sentence in write_demo(run, out, title=title, offline=offline):
         say(sentence)
+
+
+@command
+def wandb_workspace(
+    project: Annotated[str, Option(help="W&B project, as in log.project.")] = "distgan",
+    entity: Annotated[
+        str | None, Option(help="W&B user or team. Default: your default one.")
+    ] = None,
+    name: Annotated[str, Option(help="Name of the workspace.")] = "distgan",
+) -> None:
+    """Save a workspace in Weights & Biases: samples, quality, diversity, balance, speed."""
+    from distgan.reporting.wandb_workspace import save_workspace
+
+    say(f"saved the workspace {name}: {save_workspace(project, entity=entity, name=name)}")
