@@ -11,8 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distgan.api import TrainingResult, train
-    from distgan.config.load import load_config
+    from distgan.api import TrainingResult, load_config, train
     from distgan.config.schema import Config
     from distgan.errors import RunFailed, UserError
     from distgan.networks.generator import Generator
@@ -37,7 +36,7 @@ MODULES = {
     "RunFailed": "distgan.errors",
     "TrainingResult": "distgan.api",
     "UserError": "distgan.errors",
-    "load_config": "distgan.config.load",
+    "load_config": "distgan.api",
     "load_generator": "distgan.networks.generator_file",
     "train": "distgan.api",
 }

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 from distgan.config.schema import Config
 from distgan.errors import RunFailed, UserError
 from distgan.per_class import PerClassTrainer
+from distgan.run.settings import choose_settings
 from distgan.runtime.accelerator import reset_accelerator
 from distgan.runtime.distributed import leave_world
 from distgan.runtime.signals import Interrupt
@@ -27,6 +28,18 @@ class TrainingResult:
 
     outcome: str  # done, preempted or collapsed
     run_dir: Path
+
+
+def load_config(
+    preset: str | None = None, overrides: Sequence[str] = (), *, data: str | None = None
+) -> Config:
+    """Return the settings of a preset, changed by overrides written `section.field=value`.
+
+    `data` is a folder or URL of packed shards. Without a preset they decide: images of one's own
+    are trained with the strong settings for their size, and no data with the preset `digits`.
+    Raises UserError or ShardError.
+    """
+    return choose_settings(preset, overrides, data=data).config
 
 
 def train(config: Config, *, run_dir: str | os.PathLike[str] | None = None) -> TrainingResult:

@@ -68,11 +68,13 @@ class PerClassTrainer:
         config: Config,
         *,
         name: str,
+        recipe: str = "",
         run_dir: Path | None,
         interrupt: Interrupt,
         command: list[str],
         dry: bool = False,
     ) -> None:
+        self.recipe = recipe
         self.name, self.interrupt, self.command = name, interrupt, command
         self.config = config = settings_for(config, launched_world_size())
         self.session = open_session(config, name=name, run_dir=run_dir)
@@ -133,6 +135,7 @@ class PerClassTrainer:
         ]
         facts = [
             ("run folder", str(self.run_dir)),
+            *([("recipe", self.recipe)] if self.recipe else []),
             ("data", f"{images:,} images, {self.session.reader.files.source}"),
             ("length", f"{kimg:,g} kimg, divided among {len(self.classes)} classes"),
         ]

@@ -51,6 +51,7 @@ class Trainer:
         config: Config,
         *,
         name: str,
+        recipe: str = "",
         run_dir: Path | None,
         interrupt: Interrupt,
         command: list[str],
@@ -59,6 +60,7 @@ class Trainer:
     ) -> None:
         """Build or resume a run. Without a folder, if it is `dry`, only `dry_run` is possible."""
         self.given, self.name, self.interrupt, self.command = config, name, interrupt, command
+        self.recipe = recipe  # why these settings were chosen, if the user named no preset
         self.config = config = settings_for(config, launched_world_size())
         self.session = session = open_session(config, name=name, run_dir=run_dir)
         self.reader, self.world, self.device = session.reader, session.world, session.device
@@ -128,7 +130,12 @@ class Trainer:
         if self.heading:
             return [("training", self.heading)]
         return start_table(
-            self.session, self.config, given=self.given, gan=self.gan, evaluator=self.evaluator
+            self.session,
+            self.config,
+            given=self.given,
+            recipe=self.recipe,
+            gan=self.gan,
+            evaluator=self.evaluator,
         )
 
     def dry_run(self) -> None:

@@ -56,7 +56,16 @@ def test_two_processes_form_one_world_on_a_machine_without_gpus(
     """Started by path from another folder, with the shipped configuration; logs are plain lines."""
     config = str(ROOT / "accelerate_config.yaml")
     options = ["--config_file", config, "--main_process_port", str(free_port())]
-    arguments = ["--data", str(shards), "--run-dir", "run", *SMALL, "train.kimg=0.024"]
+    arguments = [
+        "--preset",
+        "classic",
+        "--data",
+        str(shards),
+        "--run-dir",
+        "run",
+        *SMALL,
+        "train.kimg=0.024",
+    ]
     code, output = finish(start([*LAUNCH, *options, TRAIN_SCRIPT, *arguments], tmp_path))
     assert code == 0, output
     assert "2 processes" in output
@@ -71,7 +80,16 @@ def test_a_folder_with_an_unusual_name_is_data(shards: Path, tmp_path: Path) -> 
     """Unusual spaces, quotes, a backslash, a line break and an emoji; also after a resume."""
     data = tmp_path / "a\u00a0b\u202fc '\" \\ \n \U0001f98a"
     shutil.copytree(shards, data)
-    arguments = ["--data", str(data), "--run-dir", "run", *SMALL, "log.group=\U0001f98a '\""]
+    arguments = [
+        "--preset",
+        "classic",
+        "--data",
+        str(data),
+        "--run-dir",
+        "run",
+        *SMALL,
+        "log.group=\U0001f98a '\"",
+    ]
     for kimg in ("0.012", "0.024"):
         command = [*DISTGAN_TRAIN, *arguments, f"train.kimg={kimg}"]
         code, output = finish(start(command, tmp_path))
@@ -100,7 +118,7 @@ def test_a_signal_saves_the_run_and_the_same_command_resumes_it(
     """As a module, under torchrun: SIGTERM to the launcher leaves a checkpoint."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     module = ["--master_port", str(free_port()), "-m", "distgan.train"]
-    arguments = ["--data", str(shards), "--run-dir", "run", *SMALL]
+    arguments = ["--preset", "classic", "--data", str(shards), "--run-dir", "run", *SMALL]
     process = start([*torchrun, *module, *arguments, "train.kimg=6"], tmp_path)
     wait_for_metrics(process, tmp_path / "run")
     process.send_signal(signal.SIGTERM)
@@ -123,7 +141,16 @@ def test_a_signal_saves_the_run_and_the_same_command_resumes_it(
 
 def test_a_worker_saves_and_ends_if_its_launcher_is_killed(shards: Path, tmp_path: Path) -> None:
     """After SIGKILL to the launcher alone the run folder is unlocked, and the run can resume."""
-    arguments = ["--data", str(shards), "--run-dir", "run", *SMALL, "train.kimg=60"]
+    arguments = [
+        "--preset",
+        "classic",
+        "--data",
+        str(shards),
+        "--run-dir",
+        "run",
+        *SMALL,
+        "train.kimg=60",
+    ]
     process = start([*LAUNCH, "-m", "distgan.train", *arguments], tmp_path)
     wait_for_metrics(process, tmp_path / "run")
     process.kill()

@@ -131,7 +131,15 @@ def test_page_follows_a_running_training(shards: Path, tmp_path: Path) -> None:
     """Samples and curves arrive without reloading; the slider stays where the user left it."""
     run = tmp_path / "run"
     settings = [*SMALL, "train.kimg=100000", "log.samples_every_kimg=1", "log.every_kimg=0.5"]
-    train = [str(ROOT / "distgan" / "train.py"), "--data", str(shards), "--run-dir", str(run)]
+    train = [
+        str(ROOT / "distgan" / "train.py"),
+        "--preset",
+        "classic",
+        "--data",
+        str(shards),
+        "--run-dir",
+        str(run),
+    ]
     code = "from distgan.cli import app; app()"
     with started(*train, *settings):
         wait_until(lambda: len(list(run.glob("samples/0*.png"))) >= 2)

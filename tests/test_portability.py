@@ -53,7 +53,16 @@ def test_pack_and_train_without_linux_calls(tmp_path: Path) -> None:
     (tmp_path / "pack_digits.py").write_text(PACK)
     subprocess.run([sys.executable, "pack_digits.py"], cwd=tmp_path, env=environment, check=True)
     run = tmp_path / "run"
-    words = ["--data", "shards", "--run-dir", str(run), *SMALL, "train.kimg=600"]
+    words = [
+        "--preset",
+        "classic",
+        "--data",
+        "shards",
+        "--run-dir",
+        str(run),
+        *SMALL,
+        "train.kimg=600",
+    ]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "-m", "distgan.train", *words]
     launcher = subprocess.Popen(
         launch, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,6 @@ from typer import Argument, Option
 
 from distgan.cli.app import Overrides, app, command
 from distgan.config.load import load_config, preset_names
-from distgan.config.schema import Config
 from distgan.errors import RunFailed, UserError
 from distgan.reporting.console import say, show_columns, show_error
 from distgan.runtime.signals import INTERRUPT
@@ -37,13 +37,9 @@ def train(
     dry_run: Annotated[bool, Option("--dry-run", help="Show the settings and stop.")] = False,
 ) -> None:
     """Train a DCGAN. Repeat the command to resume an interrupted run."""
-    if preset is None and data is None:
-        preset = "digits"
     rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
     try:
-        config = load_config(preset, overrides or (), data=data or None)
-        name = Path(preset).stem if preset else "run"
-        state = run(config, name=name, run_dir=run_dir, dry=dry_run)
+        state = run(preset, overrides or (), data=data or None, run_dir=run_dir, dry=dry_run)
     except (UserError, ShardError) as error:
         if local_rank == "0":  # one process per node, since files may differ between nodes
             show_error(str(error))
@@ -63,18 +59,34 @@ def train_in_this_process(*args: Any, **kwargs: Any) -> None:
     train(*args, **kwargs)
 
 
-def run(config: Config, *, name: str, run_dir: Path | None, dry: bool) -> str:
+def run(
+    preset: str | None,
+    overrides: Sequence[str],
+    *,
+    data: str | None,
+    run_dir: Path | None,
+    dry: bool,
+) -> str:
     """Train until the run is done, preempted or collapsed, and return which it is.
 
     A `dry` run only measures a second of training, and is `done`.
     """
+    load_config(preset, overrides, data=data)  # finds most mistakes before the slow imports
     from distgan.per_class import PerClassTrainer
+    from distgan.run.settings import choose_settings
     from distgan.runtime.distributed import leave_world
     from distgan.trainer import Trainer
 
-    kind = PerClassTrainer if config.networks.per_class else Trainer
+    chosen = choose_settings(preset, overrides, data=data, run_dir=run_dir)
+    kind = PerClassTrainer if chosen.config.networks.per_class else Trainer
     trainer = kind(
-        config, name=name, run_dir=run_dir, interrupt=INTERRUPT, command=sys.argv, dry=dry
+        chosen.config,
+        name=chosen.name,
+        recipe=chosen.recipe,
+        run_dir=run_dir,
+        interrupt=INTERRUPT,
+        command=sys.argv,
+        dry=dry,
     )
     state = "done"
     if dry:
@@ -134,9 +146,10 @@ def bench(
 ) -> None:
     """Measure in a few minutes how fast this machine packs, loads and trains."""
     from distgan.commands.bench import bench as measure
+    from distgan.commands.bench import settings_to_measure
     from distgan.run.folder import check_writable, write_json
 
-    config = load_config(preset, overrides or ())
+    config = settings_to_measure(preset, overrides or (), size=size)
     if json is not None:
         check_writable(json)
     results = measure(

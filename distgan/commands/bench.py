@@ -10,7 +10,7 @@ import itertools
 import math
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +25,8 @@ from distgan.commands.bench_training import (
     measure_in_processes,
 )
 from distgan.commands.timing import Rate, measure_rate
-from distgan.config.load import with_overrides
+from distgan.config.load import build_config, load_config, with_overrides
+from distgan.config.recipe import recipe_for
 from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.networks.sizes import pyramid
@@ -66,6 +67,13 @@ class Results:
         else:
             remark = remark or f"{speed.peak_gb:.2f} GB at most"
             self.add(name, "images/s", speed.images_per_sec, remark)
+
+
+def settings_to_measure(preset: str | None, overrides: Sequence[str], *, size: int) -> Config:
+    """Return the settings of a preset, or those that a run without preset has for this size."""
+    if preset is not None:
+        return load_config(preset, overrides)
+    return build_config(recipe_for(size, size, num_images=0), overrides)
 
 
 def bench(config: Config, *, size: int, channels: int, quick: bool, progress: Progress) -> Results:

@@ -16,7 +16,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from distgan.config.flat import flatten, identity_hash, to_overrides
-from distgan.config.load import load_config
 from distgan.config.metrics import EVALUATION_METRICS
 from distgan.config.schema import Config, total_images
 from distgan.config.section import Section, setting
@@ -25,6 +24,7 @@ from distgan.errors import UserError
 from distgan.reporting.leaderboard import Entry
 from distgan.run.files import read_status
 from distgan.run.folder import FINISHED_STATES
+from distgan.run.settings import choose_settings, is_run_of
 
 TOP_LEVEL = {  # settings that have a name of their own at the top of the file
     "train.seed": "seeds",
@@ -41,6 +41,7 @@ def log_uniform(generator: random.Random, low: float, high: float) -> float:
 
 RANGES = {"uniform": random.Random.uniform, "log_uniform": log_uniform}
 DISTRIBUTIONS = (*RANGES, "choice")
+Planned = tuple[str, int, dict[str, Any], list[str]]  # label, seed, settings of the cell, overrides
 
 
 class Draws(Section):
@@ -58,7 +59,9 @@ class Draws(Section):
 class Sweep(Section):
     """The contents of a sweep's file."""
 
-    preset: str | None = setting(None, "Preset of all runs. Without data the default is digits.")
+    preset: str | None = setting(
+        None, "Preset of all runs. If not set: digits without data, else what suits the data."
+    )
     data: str | None = setting(None, "Packed shards of all runs.")
     kimg: float | None = setting(None, "Length of all runs. If not set: the preset's.", gt=0)
     seeds: tuple[int, ...] = setting((0,), "Seeds with which each cell is trained.", min_length=1)
@@ -215,19 +218,21 @@ def plan_runs(sweep: Sweep, *, folder: Path, overrides: Sequence[str] = ()) -> l
     folder contains a hash of what changes the weights, so an edited sweep keeps the runs that it
     still has.
     """
-    preset = sweep.preset or (None if sweep.data else "digits")
-    options = {"--preset": preset, "--data": sweep.data}
-    head = [part for option, value in options.items() if value for part in (option, value)]
     length = {"train.kimg": sweep.kimg} if sweep.kimg else {}
     shared = [*to_overrides(length | flatten(sweep.fixed)), *overrides]
+    planned = [
+        (label, seed, settings, [*shared, *to_overrides(settings), f"train.seed={seed}"])
+        for seed, (label, settings) in itertools.product(sweep.seeds, list(cells(sweep)))
+    ]
+    preset = sweep.preset or (None if sweep.data else "digits")
+    if preset is None and has_classic_runs(sweep, planned, folder):
+        preset = "classic"
+    options = {"--preset": preset, "--data": sweep.data}
+    head = [part for option, value in options.items() if value for part in (option, value)]
     runs: dict[Path, Run] = {}
     num_samples: dict[str, int] = {}  # by the settings of the data
-    for seed, (label, settings) in itertools.product(sweep.seeds, list(cells(sweep))):
-        own = [*shared, *to_overrides(settings), f"train.seed={seed}"]
-        try:
-            config = load_config(preset, own, data=sweep.data or None)
-        except UserError as error:
-            raise UserError(f"cell {label}: {error}") from None
+    for label, seed, settings, own in planned:
+        config = settings_of(label, preset, own, sweep.data)
         if (key := config.data.model_dump_json()) not in num_samples:
             num_samples[key] = open_dataset(config.data)[1].num_samples
         run_dir = find_folder(folder, label, seed, config)
@@ -239,6 +244,23 @@ def plan_runs(sweep: Sweep, *, folder: Path, overrides: Sequence[str] = ()) -> l
             total_images(config.train, num_samples[key]),
         )
     return list(runs.values())
+
+
+def settings_of(label: str, preset: str | None, own: Sequence[str], data: str | None) -> Config:
+    """Return the settings of a cell; an error names the cell."""
+    try:
+        return choose_settings(preset, own, data=data or None).config
+    except UserError as error:
+        raise UserError(f"cell {label}: {error}") from None
+
+
+def has_classic_runs(sweep: Sweep, planned: Sequence[Planned], folder: Path) -> bool:
+    """Return whether an earlier version, which trained a classic DCGAN, has begun this sweep."""
+    return any(
+        is_run_of(classic, find_folder(folder, label, seed, classic))
+        for label, seed, _, own in planned
+        for classic in [settings_of(label, "classic", own, sweep.data)]
+    )
 
 
 def find_folder(folder: Path, label: str, seed: int, config: Config) -> Path:

@@ -29,9 +29,13 @@ def load_config(
     Overrides are written `section.field=value`; `data` is the value of `data.shards`, taken
     literally. Raises UserError.
     """
-    tree: dict[str, Any] = {}
-    if preset is not None:
-        merge(tree, read_preset(preset))
+    return build_config({} if preset is None else read_preset(preset), overrides, data=data)
+
+
+def build_config(
+    tree: dict[str, Any], overrides: Sequence[str] = (), *, data: str | None = None
+) -> Config:
+    """Return the settings in nested tables, which are changed in place by overrides and `data`."""
     for override in overrides:
         merge(tree, parse_override(override))
     if data is not None:

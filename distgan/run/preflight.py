@@ -119,11 +119,18 @@ def check_agreement(session: Session, config: Config, evaluator: Evaluator) -> N
 
 
 def start_table(
-    session: Session, config: Config, *, given: Config, gan: GAN, evaluator: Evaluator
+    session: Session,
+    config: Config,
+    *,
+    given: Config,
+    recipe: str = "",
+    gan: GAN,
+    evaluator: Evaluator,
 ) -> list[tuple[str, Any]]:
     """Return the rows to show before training: main facts, then settings that are not defaults.
 
-    `given` are the settings before they were adapted to the processes and the batch size.
+    `given` are the settings before they were adapted to the processes and the batch size, and
+    `recipe` says why they were chosen if the user named no preset.
     """
     reader, world, spec = session.reader, session.world, gan.spec
     size = size_text(spec.image_size)
@@ -133,6 +140,7 @@ def start_table(
     adapted = adaptations(given, config)
     rows = [
         ("run folder", str(session.run_dir)),
+        *([("recipe", recipe)] if recipe else []),
         ("data", f"{reader.num_samples:,} images, {size}, {channels}, {reader.files.source}"),
         ("length", f"{session.total_images / 1000:,g} kimg, {epochs:.4g} epochs"),
         ("world", f"{processes} on {hardware(session.device)}"),

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from distgan.config.flat import identity_hash
 from distgan.config.schema import Config, total_images
 from distgan.data import open_dataset
 from distgan.evaluation.evaluator import Evaluator
 from distgan.reporting.run_logger import RunLogger
 from distgan.reporting.tensorboard_sink import check_installed
+from distgan.run.settings import default_run_dir
 from distgan.runtime.accelerator import build_accelerator, die_with_launcher
 from distgan.runtime.distributed import World, current_world
 from distgan.runtime.heartbeat import Heartbeat
@@ -68,14 +68,6 @@ def build_evaluator(session: Session, config: Config) -> Evaluator:
         seed=config.train.seed,
         total_images=session.total_images,
     )
-
-
-def default_run_dir(name: str, config: Config, fingerprint: str) -> Path:
-    """Return the default run folder.
-
-    Equal settings and data give the same folder, so that repeating a command resumes the run.
-    """
-    return Path("runs") / f"{name}-{identity_hash(config, fingerprint)}"
 
 
 @contextmanager

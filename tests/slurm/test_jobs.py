@@ -47,7 +47,8 @@ class Job:
         self.cluster, self.run, self.total = cluster, run, round(kimg * 1000)
         self.log = run.with_suffix(".log")
         settings = [*SMALL, f"train.kimg={kimg}", "checkpoint.every_kimg=0.24", *words]
-        command = [f"--output={self.log}", *options, "launch/slurm.sbatch", "--data", str(shards)]
+        data = ["--preset", "classic", "--data", str(shards)]
+        command = [f"--output={self.log}", *options, "launch/slurm.sbatch", *data]
         self.number = cluster.submit(*command, "--run-dir", str(run), *settings, cwd=ROOT)
 
     @property

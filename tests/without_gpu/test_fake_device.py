@@ -13,6 +13,7 @@ Case = dict[str, Any]
 LAUNCHES: list[tuple[Case, int]] = [
     ({"preset": "digits", "channels": 1}, 210),
     ({"preset": "cifar10"}, 210),
+    ({"preset": "classic", "size": 64}, 250),
     ({"preset": "cifar10-strong"}, 272),
     ({"preset": "cifar10-strong", "penalty": True}, 440),
     ({"preset": "stacked-mnist"}, 300),
