@@ -18,8 +18,8 @@ from distgan.config.metrics import TRAINING_METRICS
 from distgan.errors import UserError
 from distgan.images import save_grid, save_losses_plot, to_uint8
 from distgan.reporting import console
+from distgan.reporting.lines import outcome_line
 from distgan.reporting.metrics import RunningMeans
-from distgan.reporting.run_logger import outcome_line
 from distgan.run.files import append_row, read_rows
 from distgan.run.folder import RunFolder
 from distgan.runtime.distributed import World

@@ -16,6 +16,7 @@ from distgan.evaluation.reference import prepare_reference
 from distgan.evaluation.verdict import Verdict, assess
 from distgan.networks.generator_file import load_generator
 from distgan.reporting.console import say, show_columns
+from distgan.reporting.metrics import explain_distance
 from distgan.run.folder import check_writable, write_json
 from distgan.runtime.distributed import World
 from distgan.runtime.randomness import normal
@@ -110,6 +111,8 @@ def show_scores(scores: list[Score]) -> None:
     if len(set(names)) < len(names):
         names = [score.name for score in scores]
     show_columns(["metric", *names, "real images"], rows)
+    if explanation := explain_distance(scores[0].result.values, reals):
+        say(explanation)
     for score in scores:
         style = "bold red" if score.verdict.is_trouble else "bold green"
         say(f"{score.name}: {score.verdict}", style=style)

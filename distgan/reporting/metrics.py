@@ -1,6 +1,7 @@
 """Means of training metrics between two reports, kept on the device, and labels of metrics."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -13,11 +14,23 @@ LABELS = {
     "quality/fid": "FID",
     "quality/kid": "KID",
 }
+DISTANCES = ("quality/frechet", "quality/fid")
 
 
 def metric_label(name: str) -> str:
     """Return a metric's name for people, such as `coverage` for `quality/coverage`."""
     return LABELS.get(name, name.rpartition("/")[2].replace("_", " "))
+
+
+def explain_distance(values: Mapping[str, float], reals: Mapping[str, float]) -> str:
+    """Return what the Fréchet distance of an evaluation means; empty if it has none."""
+    name = next((name for name in DISTANCES if name in values and name in reals), None)
+    if name is None:
+        return ""
+    return (
+        f"{metric_label(name)}: how much generated images as a whole differ from real ones. Lower "
+        f"is better; real images score {reals[name]:.2g}. docs/metrics.md says what runs score."
+    )
 
 
 class RunningMeans:

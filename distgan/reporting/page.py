@@ -22,6 +22,7 @@ from distgan.reporting.metrics import metric_label
 from distgan.reporting.nearest import find_nearest
 from distgan.reporting.rendering import image_file_uri, image_uri, pick_evenly, render, write_page
 from distgan.reporting.run_record import GOOD_VERDICTS, RunRecord
+from distgan.reporting.summary import summarize
 from distgan.run.files import Event
 from distgan.text import format_duration, format_kimg, format_number, pluralize
 from shards.errors import ShardError
@@ -61,6 +62,7 @@ def page_values(record: RunRecord) -> dict[str, Any]:
         "title": record.name,
         "run": record,
         "verdict_meaning": EXPLANATIONS.get(record.verdict, ""),
+        "summary": summarize(record),
         "facts": facts(record),
         "has_tiny_images": record.image_shape is not None and record.image_shape[2] < 64,
         "frames": frames(record),

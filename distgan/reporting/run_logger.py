@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -18,23 +17,17 @@ from distgan.evaluation.verdict import Verdict
 from distgan.images import save_grid, save_losses_plot
 from distgan.losses.adversarial import equilibrium
 from distgan.reporting import console
-from distgan.reporting.metrics import metric_label
+from distgan.reporting.lines import evaluation_line, outcome_line
+from distgan.reporting.metrics import explain_distance
 from distgan.reporting.sinks import Sink
 from distgan.reporting.tensorboard_sink import TensorBoardSink
 from distgan.reporting.wandb_sink import WandbSink, default_group, new_run_id
 from distgan.run.files import read_rows, read_status
 from distgan.run.folder import RunFolder, explained
-from distgan.text import first_line, format_duration, format_kimg
+from distgan.text import first_line, format_kimg
 from shards.files import write_atomic
 
 NO_PRESET = "run"  # name of runs without a preset
-CONSOLE_METRICS = (  # those of an evaluation that are printed
-    "quality/frechet",
-    "quality/fid",
-    "quality/coverage",
-    "quality/precision",
-    "diversity/missing_classes",
-)
 
 
 def on_rank_zero(method: Callable[..., None]) -> Callable[..., None]:
@@ -184,7 +177,18 @@ class RunLogger:
             best = {f"best/{name}": value for name, value in values.items()}
             for sink in self.sinks:
                 sink.summarize({"best/kimg": kimg} | best)
-        self.say(evaluation_line(result, is_best=is_best, images_seen=images_seen))
+        first = read_rows(self.folder.path / "evaluations.jsonl")[0]
+        is_first = first["progress/images"] == images_seen
+        self.say(
+            evaluation_line(
+                result,
+                first={} if is_first else first["values"],
+                is_best=is_best,
+                images_seen=images_seen,
+            )
+        )
+        if is_first and (explanation := explain_distance(values, result.reals)):
+            self.say(explanation)
 
     @on_rank_zero
     def verdict(self, verdict: Verdict, *, images_seen: int) -> None:
@@ -314,31 +318,3 @@ class RunLogger:
             with suppress(RunFailed):  # a full disk has no room for the warning either
                 text = f"could not write report.html: {first_line(error)}"
                 self.event("warning", text, images_seen=images_seen)
-
-
-def evaluation_line(result: Result, *, is_best: bool, images_seen: int) -> str:
-    """Return an evaluation as a line for the console."""
-    figures = []
-    for name in CONSOLE_METRICS:
-        if name in result.values:
-            figure = f"{metric_label(name)} {result.values[name]:.3g}"
-            reals = result.reals.get(name)
-            figures.append(figure if reals is None else f"{figure} (real images {reals:.3g})")
-    best = "  (best so far)" if is_best else ""
-    return f"{images_seen / 1000:,.1f} kimg  evaluation: {', '.join(figures)}{best}"
-
-
-def outcome_line(
-    state: str, reason: str, folder: Path, *, images_seen: int, seconds: float | None
-) -> str:
-    """Return the last line of a run: how it ended, and what to do next."""
-    kimg = format_kimg(images_seen)
-    if state == "failed":
-        return f"Failed at {kimg}: {reason}. Run folder: {folder}"
-    if state == "preempted":
-        return f"Interrupted and saved at {kimg}. Repeat the command to continue."
-    report = f" Open {folder / 'report.html'}." if (folder / "report.html").exists() else ""
-    if state == "collapsed":
-        return f"Collapsed at {kimg}: {reason}.{report}"
-    time = "" if seconds is None else f" in {format_duration(seconds)}"
-    return f"Done: {kimg}{time}. {reason}.{report} Next: distgan sample {folder}"

@@ -1,0 +1,84 @@
+"""The first screen of a report: how good the run is, how sure that is, and what would help most."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distgan.config.flat import to_toml
+from distgan.config.schema import Config
+from distgan.reporting.metrics import explain_distance
+from distgan.reporting.run_record import read_record
+from distgan.reporting.summary import summarize
+from tests.reports import report_text
+
+
+def write_run(folder: Path, distances: list[float], *, verdict: str, since: int = 0) -> Path:
+    """Write a run with these Fréchet distances, whose verdict is that since an evaluation."""
+    folder.mkdir()
+    (folder / "config.toml").write_text(to_toml(Config()))
+    status = {"state": "done", "verdict": verdict, "images_seen": 1000 * len(distances)}
+    (folder / "status.json").write_text(json.dumps(status))
+    rows = [
+        {
+            "progress/images": 1000 * (number + 1),
+            "values": {"quality/frechet": distance},
+            "reals": {"quality/frechet": 0.04},
+            "protocol": {"extractor": "probe", "num_fakes": 2000},
+        }
+        for number, distance in enumerate(distances)
+    ]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    event = {"kind": "verdict", "images_seen": 1000 * (since + 1), "what": "x", "verdict": verdict}
+    (folder / "events.jsonl").write_text(json.dumps(event) + "\n")
+    return folder
+
+
+def test_the_summary_places_the_score_and_counts_agreeing_evaluations(tmp_path: Path) -> None:
+    """The last value is between those of reals and of the first evaluation."""
+    run = write_run(tmp_path / "run", [1.2, 0.8, 0.5, 0.31], verdict="healthy", since=2)
+    text = summarize(read_record(run))
+    assert text.startswith(
+        "The Fréchet distance of the generated images is 0.31 (lower is better, real images score "
+        "0.04, this run's first evaluation scored 1.2); "
+    )
+    assert "the last 2 of 4 evaluations, each of 2,000 images in features of a classifier" in text
+    assert text.count(". ") == 1
+    assert text in report_text(run).replace("&#39;", "'")
+
+
+@pytest.mark.parametrize(
+    ("distances", "verdict", "expected"),
+    [
+        ([1.2, 0.8, 0.5], "learning", "train.kimg=6 is twice as long"),
+        ([1.2, 0.5, 0.5, 0.5, 0.6, 0.5], "healthy", "more images would help most"),
+        ([1.2], "learning", "train.kimg=2 is twice as long"),
+    ],
+)
+def test_the_advice_follows_from_the_curve(
+    distances: list[float], verdict: str, expected: str, tmp_path: Path
+) -> None:
+    """Train for longer while it helps; something else afterwards."""
+    run = write_run(tmp_path / "run", distances, verdict=verdict)
+    assert expected in summarize(read_record(run))
+
+
+def test_a_problem_has_the_advice_of_its_verdict_alone(tmp_path: Path) -> None:
+    """The page does not recommend training on a collapsed generator."""
+    run = write_run(tmp_path / "run", [1.2, 0.5], verdict="complete collapse")
+    assert "help most" not in summarize(read_record(run))
+    assert "networks.minibatch_stddev=4" in report_text(run)
+
+
+def test_a_run_without_evaluations_has_no_summary(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [], verdict="")
+    assert summarize(read_record(run)) == ""
+    assert 'id="quality"' not in report_text(run)
+
+
+def test_a_distance_is_explained_with_the_value_of_real_images() -> None:
+    """In the features at hand; without a distance nothing is explained."""
+    text = explain_distance({"quality/fid": 90.0}, {"quality/fid": 2.5})
+    assert text.startswith("FID: ")
+    assert "Lower is better; real images score 2.5." in text
+    assert explain_distance({"quality/coverage": 1.0}, {"quality/coverage": 1.0}) == ""
