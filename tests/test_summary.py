@@ -42,7 +42,10 @@ def test_the_summary_places_the_score_and_counts_agreeing_evaluations(tmp_path: 
         "The Fréchet distance of the generated images is 0.31 (lower is better, real images score "
         "0.04, this run's first evaluation scored 1.2); "
     )
-    assert "the last 2 of 4 evaluations, each of 2,000 images in features of a classifier" in text
+    assert (
+        "the last 2 of 4 evaluations give this verdict, each from 2,000 images in features of"
+        in text
+    )
     assert text.count(". ") == 1
     assert text in report_text(run).replace("&#39;", "'")
 

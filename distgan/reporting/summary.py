@@ -55,8 +55,14 @@ def describe_certainty(record: RunRecord, rows: Sequence[EvaluationRow]) -> str:
     images = pluralize(num_fakes, "image") if isinstance(num_fakes, int) else "some images"
     changes = [event.images_seen for event in record.events if event.kind == "verdict"]
     agreeing = sum(row.images_seen >= max(changes, default=0) for row in rows)
-    verdicts = f"{agreeing} of {pluralize(len(rows), 'evaluation')}"
-    return f"the verdict is that of the last {verdicts}, each of {images} in {features}"
+    if not agreeing:
+        return f"the verdict is newer than the last evaluation, of {images} in {features}"
+    if agreeing == 1:
+        return f"only the last evaluation gives this verdict, from {images} in {features}"
+    evaluations = pluralize(len(rows), "evaluation")
+    return (
+        f"the last {agreeing} of {evaluations} give this verdict, each from {images} in {features}"
+    )
 
 
 def describe_advice(record: RunRecord, values: Sequence[float]) -> str:
