@@ -24,7 +24,10 @@ SETTINGS = {"ignore_unknown_options": True}  # `load_config` explains them, as i
 def train(
     overrides: Overrides = None,
     preset: Annotated[
-        str | None, Option(help=f"{', '.join(preset_names())}, or a .toml file.")
+        str | None,
+        Option(
+            help=f"{', '.join(preset_names())}, or a .toml file. Default: what suits the images."
+        ),
     ] = None,
     data: Annotated[
         str | None,
