@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
+from torch.nn.functional import pad
 
 from shards.files import write_atomic
 
@@ -28,16 +28,36 @@ def grid_pixels(images: Tensor, *, columns: int | None = None, scale: int | None
     columns = columns or math.ceil(math.sqrt(len(images)))
     scale = scale or max(1, 64 // images.shape[-1])
     pixels = images.cpu().repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    return make_grid(pixels, nrow=columns, padding=2 * scale)
+    return tile(pixels, columns=min(columns, len(pixels)), gap=2 * scale)
+
+
+def tile(images: Tensor, *, columns: int, gap: int) -> Tensor:
+    """Return images [B, C, H, W] in rows with black gaps around them, [3, H', W'].
+
+    One image has no gaps. These are the pixels of `torchvision.utils.make_grid`, whose import takes
+    as long as that of torch.
+    """
+    images = images.expand(-1, 3, -1, -1)
+    if len(images) == 1:
+        return images[0]
+    rows = math.ceil(len(images) / columns)
+    cells = pad(images, (gap, 0, gap, 0, 0, 0, 0, rows * columns - len(images)))
+    grid = cells.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    return pad(grid, (0, gap, 0, gap))
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """Return uint8 pixels [C, H, W] as a grey or colour image."""
+    grey = len(pixels) == 1
+    return Image.fromarray((pixels[0] if grey else pixels.permute(1, 2, 0)).cpu().numpy())
 
 
 def save_grid(
     images: Tensor, path: Path, *, columns: int | None = None, scale: int | None = None
 ) -> Path:
     """Write uint8 images [B, C, H, W] as a PNG grid; raises OSError."""
-    grid = grid_pixels(images, columns=columns, scale=scale).permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
-    Image.fromarray(grid).save(buffer, format="png")
+    to_image(grid_pixels(images, columns=columns, scale=scale)).save(buffer, format="png")
     write_atomic(path, buffer.getvalue(), sync=False)
     return path
 

@@ -13,6 +13,7 @@ from PIL import Image
 from distgan.gan import GAN
 from distgan.runtime.accelerator import reset_accelerator
 from shards.pack import pack
+from shards.processes import num_usable_cores
 from tests.hub_server import HubServer
 from tests.reports import REPORT_SETTINGS
 from tests.small_gan import make_gan
@@ -25,6 +26,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs, so that tests compute the same on all machines, unless `-m gpu` asks for them."""
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one worker more than cores, since many tests wait for processes or time."""
+    return num_usable_cores() + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -66,7 +66,7 @@ def choice_among(
 
 def slow(network: nn.Module) -> None:
     """Delay every forward by far more than a busy machine would."""
-    network.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+    network.register_forward_pre_hook(lambda *_: time.sleep(0.05))
 
 
 def without_gradient(network: nn.Module) -> None:

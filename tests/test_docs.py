@@ -17,7 +17,7 @@ from tests.docs import PAGES, ROOT
 from tests.faults import ledger
 from tests.hub_server import HubServer
 from tests.test_commands import call
-from tests.worlds import SMALL
+from tests.worlds import SMALL, run_code
 
 DOCS = ROOT / "docs"
 TEXTS = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "launch" / "README.md"])
@@ -155,10 +155,7 @@ def test_python_examples_of_the_format_page_read_the_shards(
     for number, code in enumerate(snippets):
         # In a process of its own, because WebDataset leaves files open.
         code += f"\nimport numpy; numpy.save('{number}.npy', image)"
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
+        run_code(code, tmp_path)
         found.append(np.load(f"{number}.npy"))
     assert len(found) == 3
     assert found[0].shape == (3, 32, 32)

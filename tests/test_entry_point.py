@@ -16,9 +16,8 @@ import pytest
 
 from distgan.run.folder import RunFolder
 from distgan.train import train
-from tests.worlds import SMALL, free_port, rows, run_world, train_run
+from tests.worlds import ROOT, SMALL, free_port, rows, run_script, run_world, train_run
 
-ROOT = Path(__file__).parent.parent
 TRAIN_SCRIPT = str(ROOT / "distgan" / "train.py")
 DISTGAN_TRAIN = [sys.executable, "-m", "distgan", "train"]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -47,7 +46,7 @@ def wait_for_metrics(process: subprocess.Popen[str], run: Path) -> None:
     """Wait until a run has written its first row of metrics."""
     metrics = run / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.read_text()):
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 def test_two_processes_form_one_world_on_a_machine_without_gpus(
@@ -91,8 +90,8 @@ def test_a_folder_with_an_unusual_name_is_data(shards: Path, tmp_path: Path) -> 
         "log.group=\U0001f98a '\"",
     ]
     for kimg in ("0.012", "0.024"):
-        command = [*DISTGAN_TRAIN, *arguments, f"train.kimg={kimg}"]
-        code, output = finish(start(command, tmp_path))
+        words = ["train", *arguments, f"train.kimg={kimg}"]
+        code, output = run_script("distgan", words, tmp_path)
         assert (code, "warning" in output.lower()) == (0, False), output
     config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
     assert config["data"]["shards"] == str(data)
@@ -172,7 +171,7 @@ def test_mistakes_are_one_line_and_exit_code_two(
 ) -> None:
     """The line has the value and the remedy; there is no traceback, and nothing is written."""
     arguments = [str(shards) if each == "SHARDS" else each for each in arguments]
-    code, output = finish(start([sys.executable, TRAIN_SCRIPT, *arguments], tmp_path))
+    code, output = run_script(TRAIN_SCRIPT, arguments, tmp_path)
     assert (code, expected in output, "Traceback" in output) == (2, True, False), output
     assert output.count("error:") == 1
     assert list(tmp_path.iterdir()) == []

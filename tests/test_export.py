@@ -1,9 +1,7 @@
 """`distgan export`: files that work without distgan, and a model card that shows how."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,9 +18,7 @@ from distgan.networks.generator_file import load_generator, save_generator
 from distgan.networks.latents import generate, sample_latents
 from distgan.networks.mixture import mixture_spec
 from tests.test_commands import call
-from tests.worlds import run_world, train_run
-
-ROOT = Path(__file__).parent.parent
+from tests.worlds import run_code, run_world, train_run
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +43,7 @@ def code_of(card: str) -> str:
 
 def run_card(folder: Path, code: str, *, blocked: tuple[str, ...] = ()) -> None:
     """Run Python code of a card in its folder, in a process that cannot import some packages."""
-    block = f"import sys; sys.modules |= dict.fromkeys({blocked!r})\n"
-    command = [sys.executable, "-P", "-W", "error", "-c", block + code]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, env=environment, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    run_code(f"import sys; sys.modules |= dict.fromkeys({blocked!r})\n{code}", folder)
 
 
 @pytest.mark.parametrize("architecture", GENERATORS)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from distgan.config.metrics import TRAINING_METRICS
 from distgan.errors import UserError
-from distgan.images import save_grid, save_losses_plot, to_uint8
+from distgan.images import save_grid, save_losses_plot, tile, to_uint8
 from distgan.reporting import console
 from distgan.reporting.lines import outcome_line
 from distgan.reporting.metrics import RunningMeans
@@ -78,6 +78,18 @@ def test_grid_shows_the_images(tmp_path: Path) -> None:
     centers = [(36, 36), (104, 36), (36, 104), (104, 104)]
     assert [grid.getpixel(center) for center in centers] == [0, 255, 128, 255]
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_grid_has_empty_cells_and_no_frame_around_one_image() -> None:
+    """Three images in two columns leave the last cell black; colours stay as they are."""
+    images = torch.arange(1, 37, dtype=torch.uint8).view(3, 3, 2, 2)
+    grid = tile(images, columns=2, gap=1)
+    assert grid.shape == (3, 7, 7)
+    assert torch.equal(grid[:, 1:3, 4:6], images[1])
+    assert torch.equal(grid[:, 4:6, 1:3], images[2])
+    assert grid[:, 4:6, 4:6].sum() == 0
+    assert grid.sum() == images.sum()
+    assert torch.equal(tile(images[:1], columns=1, gap=1), images[0])
 
 
 @pytest.mark.parametrize(

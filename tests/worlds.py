@@ -1,21 +1,36 @@
 """Worlds of real processes for tests: ranks that form a gloo group, and recorded training runs."""
 
+import gc
 import hashlib
+import io
 import json
 import multiprocessing
 import os
+import runpy
 import socket
 import sys
+import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+ROOT = Path(__file__).parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
-# Imported once, so that a new world starts in well under a second.
-CONTEXT.set_forkserver_preload(["distgan.trainer"])
+# Imported once, so that a new world starts in well under a second. The last ones are what a run
+# imports while it trains: the first step of an optimizer, the plot of losses, the report.
+CONTEXT.set_forkserver_preload(
+    [
+        "distgan.trainer", "distgan.cli", "torch._dynamo", "torch.distributed.algorithms",
+        "matplotlib.backends.backend_agg", "matplotlib.figure", "distgan.reporting.page",
+        "sklearn.datasets",
+    ]
+)  # fmt: skip
 
 # A run of a few seconds.
 SMALL = (
@@ -56,17 +71,15 @@ def run_rank(
 
     `results` gets (rank, value, None) or (rank, None, traceback).
     """
-    os.environ.clear()  # the fork server still has the environment of the first test
-    os.environ |= environment
     if size > 1:
-        os.environ |= {
+        environment |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        results.put((rank, function(*arguments), None))
+        results.put((rank, call(environment, function, arguments), None))
     except BaseException:
         results.put((rank, None, traceback.format_exc()))
 
@@ -89,7 +102,9 @@ def run_world(
     for process in processes:
         process.start()
     try:
-        gathered = sorted((results.get() for _ in range(size)), key=lambda result: result[0])
+        gathered = sorted(
+            (next_result(results, processes) for _ in processes), key=lambda result: result[0]
+        )
     finally:
         for process in processes:
             process.join(timeout)
@@ -98,6 +113,75 @@ def run_world(
     if failures:
         raise AssertionError("\n".join(failures))
     return [value for _, value, _ in gathered]
+
+
+def start_process(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """Start to call `function(*arguments)` in a new process, whose result is not needed."""
+    process = CONTEXT.Process(target=call, args=(dict(os.environ), function, arguments))
+    process.start()
+    return process
+
+
+def call(
+    environment: dict[str, str], function: Callable[..., Any], arguments: Sequence[Any]
+) -> Any:
+    """Call a function in the environment of the test that has started this process."""
+    gc.freeze()  # what was imported never becomes garbage
+    os.environ.clear()  # the fork server still has the environment of the first test
+    os.environ |= environment
+    return function(*arguments)
+
+
+def next_result(results: Any, processes: Sequence[BaseProcess]) -> tuple[int, Any, str | None]:
+    """Return what the next rank put; AssertionError if all have ended without putting it."""
+    while results.empty():
+        if not any(process.is_alive() for process in processes) and results.empty():
+            codes = [process.exitcode for process in processes]
+            raise AssertionError(f"a rank ended without a result; exit codes {codes}")
+        time.sleep(0.005)
+    return results.get()
+
+
+def run_code(code: str, folder: Path) -> str:
+    """Run Python code as `python -W error -c` in a folder; return its output.
+
+    The process is forked from one that has imported distgan, which saves several seconds.
+    """
+    return run_world(1, execute, code, folder, timeout=120)[0]
+
+
+def execute(code: str, folder: Path) -> str:
+    """Execute code in this process and return what it printed."""
+    os.chdir(folder)
+    os.environ["DISTGAN_CACHE"] = str(folder.parent / "cache")  # one for a session of tests
+    warnings.simplefilter("error")
+    with redirect_stdout(io.StringIO()) as output:
+        exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
+    return output.getvalue()
+
+
+def run_script(script: str, arguments: Sequence[str], folder: Path) -> tuple[int, str]:
+    """Run a module or file of Python in a folder; return its exit code and both outputs.
+
+    The process is forked like that of `run_code`.
+    """
+    return run_world(1, execute_script, script, arguments, folder, timeout=120)[0]
+
+
+def execute_script(script: str, arguments: Sequence[str], folder: Path) -> tuple[int, str]:
+    """Execute what `python -m MODULE` or `python FILE` would execute, in this process."""
+    os.chdir(folder)
+    warnings.simplefilter("default")
+    sys.argv, is_file = [script, *arguments], script.endswith(".py")
+    if is_file:
+        sys.path[0] = str(Path(script).parent)
+    output, code = io.StringIO(), 0
+    with redirect_stdout(output), redirect_stderr(output):
+        try:
+            (runpy.run_path if is_file else runpy.run_module)(script, run_name="__main__")
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return code, output.getvalue()
 
 
 def train_run(

@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from distgan.commands.output import writing_to
 from distgan.errors import UserError
-from distgan.images import grid_pixels, save_grid
+from distgan.images import grid_pixels, save_grid, to_image
 from distgan.networks.generator import Generator
 from distgan.networks.generator_file import checkpoint_folders, load_generator
 from distgan.networks.latents import slerp, walk
@@ -99,7 +98,7 @@ def sample_files(source: Path, folder: Path, selection: Selection) -> int:
             num = min(BATCH_SIZE, count - first)
             images = generator.images(selection.latents(generator, num, first=first))
             for number, image in enumerate(images, start=first):
-                to_pil_image(image).save(folder / f"{number:06d}.png")
+                to_image(image).save(folder / f"{number:06d}.png")
     return count
 
 
@@ -143,7 +142,7 @@ def video(source: Path, selection: Selection, *, out: Path) -> Path:
     class_values, others = split_class(keys, generator.spec)
     latents = join_class(class_values[:1], walk(others, frames_per_leg=FRAMES_PER_LEG))
     images = generator.images(latents.flatten(0, 1))
-    frames = [to_pil_image(grid_pixels(side_by_side)) for side_by_side in images.split(num)]
+    frames = [to_image(grid_pixels(side_by_side)) for side_by_side in images.split(num)]
     with writing_to(out, option="--video"):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_gif(frames, out) if suffix == ".gif" else write_mp4(frames, out)

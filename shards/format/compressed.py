@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,14 +122,28 @@ def _decoder(*, channels: int) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8
     Pillow would give the same pixels, but takes twice as long for a JPEG file of 32x32.
     """
     import torch
-    from torchvision.io import ImageReadMode
 
-    mode = (ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB).value
-    # What `torchvision.io.decode_image` calls after a deprecation warning for every image.
-    decode_image = torch.ops.image.decode_image
+    load_image_operations()
+    # What `torchvision.io.decode_image` calls after a deprecation warning for every image, with the
+    # values of its ImageReadMode.GRAY and RGB.
+    decode_image, mode = torch.ops.image.decode_image, 1 if channels == 1 else 3
 
     def decode(file: NDArray[np.uint8]) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = decode_image(torch.from_numpy(file), mode, False).numpy()
         return pixels
 
     return decode
+
+
+def load_image_operations() -> None:
+    """Register `torch.ops.image` without an import of torchvision, which takes seconds."""
+    import torch
+
+    package = find_spec("torchvision")
+    folders = package.submodule_search_locations if package else []
+    for name in ("image_stable", "image"):  # of torchvision since 0.29, and before
+        library = PathFinder.find_spec(name, folders)
+        if library is not None and library.origin is not None:
+            torch.ops.load_library(library.origin)
+            return
+    import torchvision.io  # noqa: F401

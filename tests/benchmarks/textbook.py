@@ -9,21 +9,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import webdataset as wds
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
 from distgan.images import to_uint8
 
 LATENT_DIM = 100
 
 
-def normalised(size: int) -> transforms.Compose:
+def normalised(size: int) -> Any:
     """Return the transform from a PIL image to float [3, size, size] in [-1, 1]."""
+    from torchvision import transforms  # it imports torch's compiler, which takes seconds
+
     return transforms.Compose(
         [
             transforms.Resize(size),
@@ -125,6 +126,8 @@ class TextbookGAN:
 
 def folder_batches(folder: Path, size: int, *, batch_size: int, workers: int) -> Iterator[Tensor]:
     """Yield batches of an image folder forever, decoded by PIL."""
+    from torchvision.datasets import ImageFolder
+
     dataset = ImageFolder(str(folder), transform=normalised(size))
     loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True)
     while True:
@@ -167,7 +170,7 @@ def pack_folder(folder: Path, out: Path, size: int) -> int:
             writer.write(
                 {
                     "__key__": f"{number:09d}",
-                    "npy": transforms.functional.pil_to_tensor(image).numpy(),
+                    "npy": np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)),
                     "cls": 0,
                 }
             )

@@ -82,7 +82,7 @@ import itertools, sys
 from shards.reader import ShardReader
 from shards.stream import BatchStream
 if __name__ == "__main__":
-    with BatchStream(ShardReader(sys.argv[1]), key=7, start=0, batch_size=128, workers=2) as stream:
+    with BatchStream(ShardReader(sys.argv[1]), key=7, start=0, batch_size=128, workers=1) as stream:
         print(sum(len(batch) for batch in itertools.islice(stream, 20)))
 """
 

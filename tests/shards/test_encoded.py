@@ -25,7 +25,7 @@ from shards.remote.files import open_shards
 from shards.verify import verify
 from tests.shards.encodings import NUM, pack_all, smooth_source, take
 from tests.shards.servers import QUICK, serving
-from tests.worlds import rows, run_world, train_run
+from tests.worlds import rows, run_code, run_world, train_run
 
 MakeImages = Callable[..., Path]
 
@@ -173,6 +173,18 @@ def train_in_one_order(shards: Path, run_dir: Path) -> dict[str, Any]:
 
     distgan.data.order_key = lambda fingerprint, seed: 7
     return train_run(shards, run_dir, ["train.kimg=0.06", "data.workers=0"])
+
+
+def test_images_are_decoded_without_torchvision(indices: dict[str, ShardIndex]) -> None:
+    """Its import would take every process that decodes two seconds."""
+    code = f"""
+import sys
+import numpy as np
+from shards.reader import ShardReader
+ShardReader({str(indices["png"].path)!r}).gather(np.arange(2))
+print("torchvision" in sys.modules)
+"""
+    assert run_code(code, indices["png"].path.parent).strip() == "False"
 
 
 def test_any_image_becomes_a_jpeg(tmp_path: Path) -> None:

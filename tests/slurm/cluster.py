@@ -26,7 +26,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "nsenter", "unshare
 FREEZER = Path("/sys/fs/cgroup/freezer")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
-# Shorter waits than SLURM's defaults: KillWait 30 s, SlurmdTimeout 300 s, and cred_expire 120 s,
+# Shorter waits than the defaults of SLURM: SlurmdTimeout 300 s, and cred_expire 120 s,
 # for which a requeued job waits.
 CONF = """
 ClusterName=distgan
@@ -56,14 +56,14 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 MailProg=/bin/true
-KillWait=15
-SlurmdTimeout=15
+KillWait=30
+SlurmdTimeout=10
 MinJobAge=3600
 ReturnToService=2
 SlurmdParameters=config_overrides
 PropagateResourceLimits=NONE
-NodeName=node1 NodeAddr={network}.11 CPUs=4 RealMemory=4000 State=UNKNOWN
-NodeName=node2 NodeAddr={network}.12 CPUs=4 RealMemory=4000 State=UNKNOWN
+NodeName=node1 NodeAddr={network}.11 CPUs=8 RealMemory=4000 State=UNKNOWN
+NodeName=node2 NodeAddr={network}.12 CPUs=8 RealMemory=4000 State=UNKNOWN
 PartitionName=DEFAULT Nodes=ALL MaxTime=60 DefaultTime=30 State=UP
 PartitionName=spare Default=YES PriorityTier=1 GraceTime=15
 PartitionName=urgent PriorityTier=9 PreemptMode=OFF
@@ -232,15 +232,15 @@ class Cluster:
         """Disconnect a node from the network (`down`) or connect it again (`up`)."""
         run(["ip", "link", "set", f"dgv-{node}", state])
 
-    def workers(self, node: str) -> list[int]:
-        """Return the process ids of a node's trainers, without their launchers."""
-        commands = {
-            pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in self.pids(node)
-        }
+    def workers(self, node: str, run: Path) -> list[int]:
+        """Return the process ids of a run's trainers on a node, without their launchers."""
+        commands = {pid: command_line(pid) for pid in self.pids(node)}
         return [
             pid
             for pid, words in commands.items()
-            if b"distgan/train.py" in words[1:4] and b"launch" not in words[1:4]
+            if b"distgan/train.py" in words[1:4]
+            and b"launch" not in words[1:4]
+            and os.fsencode(run) in words
         ]
 
     def slurm(self, *command: str, check: bool = True) -> str:
@@ -301,3 +301,11 @@ def kill(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         return
+
+
+def command_line(pid: int) -> list[bytes]:
+    """Return the words of a process's command, none if it has ended already."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []

@@ -14,7 +14,7 @@ import json
 import sys
 import types
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -259,7 +259,10 @@ def fake_gan(config: Config, image_shape: tuple[int, int, int], precision: str) 
 def measure(
     preset: str, words: list[str], *, size: int, channels: int, precision: str, penalty: bool
 ) -> dict[str, Any]:
-    """Take a few steps; return what the last one launched, and where its results are."""
+    """Take two steps; return what the second one launched, and where its results are.
+
+    The first one creates the state of the optimizers.
+    """
     config = load_config(preset, words)
     shape, launches = (channels, size, size), Launches()
     with FakeTensorMode(allow_non_fake_inputs=True), launches:
@@ -268,7 +271,7 @@ def measure(
         num_images = config.train.batch_size * config.train.d_steps
         interval = config.loss.penalty_interval
         last = 3 * interval if penalty else 3 * interval + 1
-        for step in range(last - 2, last + 1):
+        for step in (last - 1, last):
             launches.kernels.clear()
             launches.copies.clear()
             result = train_step(
@@ -294,16 +297,22 @@ def measure(
     }
 
 
-def cases() -> Iterator[dict[str, Any]]:
-    """Yield the results of the cases on the command line; a failure is its first line."""
+def run_cases(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the result of each case; a failure is its first line."""
+    registrations = install()
+    results = [run_case(case) for case in cases]
+    del registrations
+    return results
+
+
+def run_case(case: dict[str, Any]) -> dict[str, Any]:
+    """Return what `measure` returns, or the first line of its error."""
     defaults = {"words": [], "size": 32, "channels": 3, "precision": "bf16", "penalty": False}
-    for case in json.loads(sys.argv[1]):
-        try:
-            yield measure(**defaults | case)
-        except Exception as error:
-            yield {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+    try:
+        return measure(**defaults | case)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
 
 
 if __name__ == "__main__":
-    registrations = install()
-    print(json.dumps(list(cases())))
+    print(json.dumps(run_cases(json.loads(sys.argv[1]))))

@@ -108,6 +108,8 @@ def run(size: int, preset: str, words: list[str]) -> dict[str, Any]:
 
     Returns the collectives, and the bytes of the networks' parameters.
     """
+    warnings.simplefilter("ignore")  # DDP warns of the strides of gradients it did not reduce
+    torch.set_num_threads(1)
     kimg = 2 * size / 1000
     seen = Collectives()
     with tempfile.TemporaryDirectory() as name, joined_world(size):
@@ -133,7 +135,7 @@ def run(size: int, preset: str, words: list[str]) -> dict[str, Any]:
         with seen:
             trainer.run()
     return {
-        "collectives": seen.counts,
+        "collectives": dict(seen.counts),
         "bytes": {name: num_bytes(network) for name, network in networks.items()},
     }
 
@@ -144,7 +146,5 @@ def num_bytes(network: nn.Module) -> int:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # DDP warns of the strides of gradients it did not reduce
-    torch.set_num_threads(1)
     print()
     print(json.dumps(run(int(sys.argv[1]), sys.argv[2], sys.argv[3:])))

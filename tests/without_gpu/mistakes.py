@@ -1,6 +1,5 @@
 """What the fake device says when the host reads a number, or when devices are mixed."""
 
-import json
 from collections.abc import Callable
 
 import torch
@@ -20,10 +19,12 @@ def message(mistake: Callable[[Tensor], object]) -> str:
     return "no error"
 
 
-if __name__ == "__main__":
+def messages() -> dict[str, str]:
+    """Return the error of each mistake."""
     registrations = install()
     found = {
         "reading a number": message(lambda numbers: float(numbers.sum())),
         "mixing devices": message(lambda numbers: numbers + torch.ones(3)),
     }
-    print(json.dumps(found))
+    del registrations
+    return found

@@ -1,10 +1,11 @@
 """Whole steps on a GPU that does not exist: all on the device, no wait for it, few launches."""
 
-import json
 from typing import Any
 
 from distgan.config.load import preset_names
-from tests.without_gpu.processes import run_module
+from tests.without_gpu.fake_device import run_cases
+from tests.without_gpu.mistakes import messages
+from tests.without_gpu.processes import run_recipe
 
 Case = dict[str, Any]
 
@@ -23,37 +24,40 @@ LAUNCHES: list[tuple[Case, int]] = [
 ]
 
 SPECTRAL = ["networks.discriminator_norm=spectral"]
+# Every remedy once; those that can be combined are, since each case takes a second.
 REMEDIES: list[Case] = [
-    {"precision": "no"},
-    {"precision": "fp16"},
-    {"words": ["train.accumulate=2"]},
-    {"words": ["train.d_steps=2"]},
+    {
+        "precision": "no",
+        "words": ["optim.name=adamw", "loss.diversity.mode_seeking=1", "networks.packing=2"],
+    },
+    {
+        "precision": "fp16",
+        "words": [
+            "optim.name=rmsprop", "train.accumulate=2", "loss.diversity.feature_distance=1",
+        ],
+    },
+    {"words": ["optim.name=sgd", "train.d_steps=2", "optim.lookahead_steps=1"]},
     {
         "words": [*SPECTRAL, "loss.adversarial=wasserstein", "loss.gradient_penalty=1"],
         "penalty": True,
     },
-    {"words": ["loss.adversarial=relativistic", "networks.minibatch_stddev=4"]},
-    {"words": ['loss.augment=["color","translation","cutout"]', "loss.augment_target=0.6"]},
-    {"words": ["loss.diversity.mode_seeking=1", "networks.packing=2"]},
-    {"words": ["loss.diversity.feature_distance=1"]},
+    {
+        "words": [
+            "loss.adversarial=relativistic", "networks.minibatch_stddev=4",
+            'loss.augment=["color","translation","cutout"]', "loss.augment_target=0.6",
+        ],
+    },
     {"words": ["networks.architecture=resnet", "networks.discriminator_norm=none"]},
     {"words": ["loss.unroll_steps=1", "networks.discriminator_norm=none"]},
     {"words": ["loss.unroll_steps=2", "loss.unroll_optimizer=sgd"]},
-    {"words": ["optim.lookahead_steps=1"]},
-    *({"words": [f"optim.name={name}"]} for name in ("adamw", "rmsprop", "sgd")),
-]
-
-
-def run_cases(cases: list[Case]) -> list[Case]:
-    """Return the result of each case."""
-    return run_module("fake_device", json.dumps(cases))
+]  # fmt: skip
 
 
 def test_a_step_of_every_preset_stays_on_the_device() -> None:
     """One copy to the device, the numbers of the images, and no more launches than today."""
     cases = [case for case, _ in LAUNCHES]
     assert {case["preset"] for case in cases} == set(preset_names())
-    for (case, limit), result in zip(LAUNCHES, run_cases(cases), strict=True):
+    for (case, limit), result in zip(LAUNCHES, run_recipe(run_cases, cases), strict=True):
         assert "error" not in result, (case, result)
         assert result["devices"] == ["nogpu"], case
         assert result["gradients"] == ["torch.float32"], case
@@ -64,7 +68,7 @@ def test_a_step_of_every_preset_stays_on_the_device() -> None:
 def test_a_step_of_every_remedy_stays_on_the_device() -> None:
     """No number is read, for which the host would wait, and no operation mixes devices."""
     cases = [{"preset": "cifar10"} | remedy for remedy in REMEDIES]
-    results = run_cases(cases)
+    results = run_recipe(run_cases, cases)
     failed = [(c, r["error"]) for c, r in zip(cases, results, strict=True) if "error" in r]
     assert failed == []
     assert all(result["devices"] == ["nogpu"] for result in results)
@@ -72,6 +76,6 @@ def test_a_step_of_every_remedy_stays_on_the_device() -> None:
 
 def test_reading_a_number_and_mixing_devices_are_detected() -> None:
     """The two mistakes that the other tests rely on finding."""
-    found = run_module("mistakes")
+    found = run_recipe(messages)
     assert "DataDependentOutputException" in found["reading a number"]
     assert "device" in found["mixing devices"]

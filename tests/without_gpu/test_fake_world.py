@@ -1,19 +1,26 @@
 """What a run communicates in a world of 8 and of 1,024 ranks, seen from rank zero."""
 
+from functools import cache
 from typing import Any
 
 import pytest
 
-from tests.without_gpu.fake_world import NUM_STEPS
-from tests.without_gpu.processes import run_module
+from tests.without_gpu.fake_world import NUM_STEPS, run
+from tests.without_gpu.processes import run_recipe
 
 PER_RANK = ("allgather",)  # operations whose result has a part of every rank
+
+
+@cache
+def collectives(size: int, words: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return what a run of a world of this size communicates."""
+    return run_recipe(run, size, "cifar10", list(words))
 
 
 @pytest.mark.parametrize("words", [(), ("loss.augment_target=0.6", 'loss.augment=["color"]')])
 def test_a_step_reduces_the_gradients_of_each_network_once(words: tuple[str, ...]) -> None:
     """In one piece, whatever the size of the world; adapting the augmentation adds one number."""
-    found = run_module("fake_world", "1024", "cifar10", *words)
+    found = collectives(1024, words)
     step = {k: v for k, v in found["collectives"].items() if k.startswith("step")}
     for network, num_bytes in found["bytes"].items():
         expected = [NUM_STEPS, NUM_STEPS * num_bytes]
@@ -27,9 +34,7 @@ def test_a_step_reduces_the_gradients_of_each_network_once(words: tuple[str, ...
 
 def test_nothing_but_gathers_grows_with_the_world() -> None:
     """Reports, checkpoints, evaluations and samples: as many calls, and as many bytes."""
-    small, large = (
-        run_module("fake_world", str(size), "cifar10")["collectives"] for size in (8, 1024)
-    )
+    small, large = (collectives(size)["collectives"] for size in (8, 1024))
     assert small.keys() == large.keys()
     grown = {
         name: (small[name], large[name]) for name in small if not grows_right(name, small, large)
