@@ -45,11 +45,11 @@ def test_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     settings = [word for word in SMALL if not word.startswith(("log.report", "log.samples"))]
     cell.source = f"""
-IMAGES, SIZE, PRESET, KIMG = "photographs", 32, "digits", 0.12
-SETTINGS = {" ".join(settings)!r}
+IMAGES, SIZE = "photographs", 32
+SETTINGS = {" ".join([*settings, "train.kimg=0.12"])!r}
 """
     client = nbclient.NotebookClient(
-        notebook, timeout=120, resources={"metadata": {"path": tmp_path}}
+        notebook, timeout=300, resources={"metadata": {"path": tmp_path}}
     )
     client.execute()
     run = tmp_path / "runs" / "notebook"

@@ -42,7 +42,7 @@ def download(name: str, files: list[str]) -> Path:
     except (OSError, ValueError) as error:
         raise UserError(
             f"no such file or folder: {name}; cannot fetch a model of that name from the "
-            f"Hugging Face Hub: {first_line(error)}"
+            f"Hugging Face Hub: {first_line(error).removeprefix('Got: ')}"
         ) from None
 
 
