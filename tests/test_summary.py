@@ -53,9 +53,10 @@ def test_the_summary_places_the_score_and_counts_agreeing_evaluations(tmp_path: 
 @pytest.mark.parametrize(
     ("distances", "verdict", "expected"),
     [
-        ([1.2, 0.8, 0.5], "learning", "train.kimg=6 is twice as long"),
+        ([1.2, 0.8, 0.5], "learning", "training to train.kimg=100 would help most"),
+        ([2.0 / n for n in range(1, 81)], "healthy", "training to train.kimg=160 would"),
         ([1.2, 0.5, 0.5, 0.5, 0.6, 0.5], "healthy", "more images would help most"),
-        ([1.2], "learning", "train.kimg=2 is twice as long"),
+        ([1.2], "learning", "training to train.kimg=100 would help most"),
     ],
 )
 def test_the_advice_follows_from_the_curve(

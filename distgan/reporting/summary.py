@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from distgan.config.metrics import EVALUATION_METRICS
+from distgan.config.recipe import default_kimg
 from distgan.reporting.metrics import metric_label
 from distgan.reporting.run_record import GOOD_VERDICTS, RunRecord
 from distgan.run.files import EvaluationRow
@@ -71,11 +72,16 @@ def describe_advice(record: RunRecord, values: Sequence[float]) -> str:
     costs = [sign * value for value in values]
     recent = max(1, len(costs) // RECENT)
     earlier, latest = min(costs[:-recent], default=None), min(costs[-recent:])
-    kimg = format_number(2 * record.images_seen / 1000).replace(",", "")
-    longer = f"training for longer would help most: train.kimg={kimg} is twice as long"
     if earlier is None or latest < earlier - (1 - BETTER) * abs(earlier):
-        return f"The run was still improving, so {longer}."
+        longer = longer_kimg(record)
+        return f"The run was still improving, so training to train.kimg={longer} would help most."
     return (
         "The run has stopped improving, so more images would help most, or other settings: "
         "see docs/remedies.md."
     )
+
+
+def longer_kimg(record: RunRecord) -> str:
+    """Return a better length: what suits the number of images, and at least twice the run's own."""
+    kimg = max(2 * record.images_seen / 1000, default_kimg(record.images_per_epoch))
+    return f"{kimg:.10g}"
