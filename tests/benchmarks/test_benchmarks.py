@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,11 +44,45 @@ def test_textbook_loop_resumes_with_its_state() -> None:
 
 def test_report_names_the_first_point_as_good_as_the_textbooks_end() -> None:
     """Not the best, not the last; if there is none, the report says so."""
-    usual = [Point(100, 10.0, 5.0), Point(200, 20.0, 3.0)]
-    ours = [Point(50, 1.0, 4.0), Point(100, 2.0, 2.9), Point(150, 3.0, 1.0)]
-    assert "2.90 after 100 images and 2 s" in time_to_quality.report(usual, ours)[1]
-    assert "10.0 times as fast" in time_to_quality.report(usual, ours)[1]
+    usual = [Point(1, 100, 10.0, 5.0), Point(2, 200, 20.0, 3.0)]
+    ours = [Point(1, 50, 10.0, 4.0), Point(2, 100, 15.0, 2.9), Point(2, 150, 20.0, 1.0)]
+    line = time_to_quality.report(usual, ours)[1]
+    assert "2.90 after 100 images and 15 s" in line
+    assert "2.0 times fewer images, each takes 1.50 times as long (median of 2 turns)" in line
+    assert "1.3 times as fast" in line
     assert "not reached; 4.00" in time_to_quality.report(usual, ours[:1])[1]
+
+
+def test_distgan_trains_only_until_it_is_as_good() -> None:
+    """A turn without need is skipped; after the textbook's end the turns go on."""
+    usual, ours = Trained([9.0, 5.0, 3.0]), Trained([8.0, 4.0, 3.5, 2.0, 1.0])
+    seen = []
+    for _ in range(3):
+        arguments: Any = (usual, ours)
+        time_to_quality.take_turn(*arguments, epochs=3, images_per_epoch=2)
+        seen.append([point.frechet for point in ours.points])
+    assert seen == [[8.0], [8.0, 4.0], [8.0, 4.0, 3.5, 2.0]]
+
+
+class Trained:
+    """Both loops at once: every training gives the next of the given qualities."""
+
+    def __init__(self, qualities: list[float]) -> None:
+        self.qualities, self.points = iter(qualities), list[Point]()
+
+    def train_epoch(self) -> None:
+        turn = len(self.points) + 1
+        self.points.append(Point(turn, turn, float(turn), next(self.qualities)))
+
+    def images_seen(self) -> int:
+        return len(self.points)
+
+    def train_until(self, num_images: int) -> None:
+        self.train_epoch()
+        assert num_images == self.images_seen()
+
+    def score(self, turn: int) -> None:
+        """The points are scored already."""
 
 
 def test_verdicts_of_arranged_sets_are_counted() -> None:
