@@ -212,23 +212,20 @@ def generator_losses(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the adversarial loss of images [b, C, H, W], and every weighted diversity term."""
     adversarial, weights = ADVERSARIAL[loss.adversarial], loss.diversity
-    discriminator: Any = gan.raw_discriminator
     terms: dict[str, Tensor] = {}
     fakes = augmented(images, batch, "generator", gan=gan, loss=loss)
-    needs_reals = bool(adversarial.paired or weights.feature_distance)
-    reals = batch.reals
-    if needs_reals or loss.unroll_steps:
+    reals, is_paired = batch.reals, adversarial.paired and not loss.unroll_steps
+    if is_paired or weights.feature_distance or loss.unroll_steps:
         reals = augmented(batch.reals, batch, "reals", gan=gan, loss=loss)
-    if needs_reals:
-        with torch.no_grad():
-            real_logits = discriminator(reals, with_features=bool(weights.feature_distance))
     if weights.feature_distance:
-        real_logits, real_features = real_logits
-        logits, fake_features = discriminator(fakes, with_features=True)
+        of_reals, of_fakes = compare(gan, reals, fakes, with_features=True)
+        (real_logits, real_features), (logits, fake_features) = of_reals, of_fakes
         distance = feature_distance(fake_features, real_features)
         terms["feature_distance"] = weights.feature_distance * distance
+    elif is_paired:
+        real_logits, logits = compare(gan, reals, fakes)
     elif not loss.unroll_steps:
-        logits = discriminator(fakes)
+        logits = gan.raw_discriminator(fakes)
     if weights.mode_seeking:
         term = mode_seeking(images, batch.reals, batch.latents)
         terms["mode_seeking"] = weights.mode_seeking * term
@@ -237,6 +234,19 @@ def generator_losses(
     if adversarial.paired:
         _, logits = adversarial.relate(real_logits, logits)
     return adversarial.generator_loss(logits), terms
+
+
+def compare(
+    gan: GAN, reals: Tensor, fakes: Tensor, *, with_features: bool = False
+) -> tuple[Any, Any]:
+    """Return what the discriminator returns for reals and for fakes; no gradient flows to reals."""
+    discriminator = gan.raw_discriminator
+    if gan.compares_in_one_forward and not with_features:
+        real_logits, fake_logits = discriminator(torch.cat([reals, fakes])).chunk(2)
+        return real_logits, fake_logits
+    with torch.no_grad():
+        of_reals = discriminator(reals, with_features=with_features)
+    return of_reals, discriminator(fakes, with_features=with_features)
 
 
 def unrolled_loss(gan: GAN, reals: Tensor, fakes: Tensor, *, loss: Loss) -> Tensor:

@@ -125,3 +125,17 @@ def test_one_forward_of_reals_and_fakes_equals_two(gan: GAN) -> None:
         AcceleratorState._reset_state(True)
     torch.testing.assert_close(*gradients)
     assert not gan.images_are_independent
+
+
+def test_one_forward_in_the_generators_step_equals_two() -> None:
+    """The generator's loss and gradients do not depend on it, and reals get no gradient."""
+    loss, gradients, losses = Loss(adversarial="relativistic"), [], []
+    for one_forward in (True, False):
+        gan = make_gan(discriminator_norm="none", minibatch_stddev=4)
+        assert not gan.compares_in_one_forward
+        gan.compares_in_one_forward = one_forward
+        losses.append(generator_step(gan, [micro_batch(8)], loss=loss)["loss/g"])
+        gradients.append([weight.grad for weight in gan.weights_g])
+        AcceleratorState._reset_state(True)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
