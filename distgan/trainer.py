@@ -204,7 +204,8 @@ class Trainer:
                     break
                 before = state.images_seen
                 self.reporter.add(self.train_step())
-                if speed := clock.tick(state.images_seen - before):
+                pause_sec = self.reporter.pause_sec
+                if speed := clock.tick(state.images_seen - before, pause_sec=pause_sec):
                     self.logger.forecast(self.forecast(schedule, speed=speed))
         return self.finish(interrupted=interrupted, collapse=collapse)
 

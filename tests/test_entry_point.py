@@ -164,6 +164,7 @@ def test_a_worker_saves_and_ends_if_its_launcher_is_killed(shards: Path, tmp_pat
     [
         (["train.bach_size=3"], "did you mean train.batch_size?"),
         (["--data", "SHARDS", "--run-dir", "/proc/nowhere"], "choose another with --run-dir"),
+        (["--data", "SHARDS", "--run-dir", "run", "evaluation.extractor=nowhere"], "nowhere"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(

@@ -22,6 +22,7 @@ from distgan.reporting.lines import outcome_line
 from distgan.reporting.metrics import RunningMeans
 from distgan.run.files import append_row, read_rows
 from distgan.run.folder import RunFolder
+from distgan.run.forecast import WARM_UP_STEPS, StepClock
 from distgan.runtime.distributed import World
 from distgan.text import format_clock, format_duration, format_number, pluralize
 from tests.worlds import REMEDIES, run_world, train_run
@@ -245,6 +246,23 @@ def test_bar_without_progress_disappears() -> None:
     lines = in_terminal(f"{code}; context.__exit__(None, None, None); say('packed')", width=80)
     assert lines[-1] == "packed"
     assert "%" not in "".join(lines)
+    code = "bar = TrainingConsole(total_images=10); bar.say('joined'); bar.close()"
+    lines = in_terminal(code, width=80)
+    assert lines[-1] == "joined"
+    assert "%" not in "".join(lines)
+
+
+def test_forecast_measures_steps_without_their_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 0.25 s with 64 images, and an evaluation of 100 s between two of them: 256/s."""
+    now, pause_sec, speeds = 0.0, 0.0, []
+    monkeypatch.setattr("distgan.run.forecast.time.monotonic", lambda: now)
+    clock = StepClock(torch.device("cpu"))
+    for number in range(20):
+        now += 0.25
+        if number == WARM_UP_STEPS + 1:
+            now, pause_sec = now + 100, 100.0
+        speeds.append(clock.tick(64, pause_sec=pause_sec))
+    assert [speed for speed in speeds if speed is not None] == [256.0]
 
 
 @pytest.mark.parametrize("width", [80, 160])
@@ -259,7 +277,7 @@ def test_training_progress_fits_one_line(width: int) -> None:
         "time/images_per_sec": 12_345.6,
         "time/data_wait_frac": 0.25,
     }
-    code = f"bar = TrainingConsole(total_images=10**8); bar.start(); bar.show({row}); bar.close()"
+    code = f"bar = TrainingConsole(total_images=10**8); bar.show({row}); bar.close()"
     lines = [line for line in in_terminal(code, width=width) if "kimg" in line]
     assert lines
     assert all(len(line) <= width for line in lines)

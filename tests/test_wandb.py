@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from distgan.reporting.wandb_sink import default_group
+from distgan.config.load import load_config
+from distgan.reporting.run_logger import RunLogger
+from distgan.reporting.wandb_sink import WandbSink, default_group
 from distgan.run.files import read_rows
+from distgan.run.folder import RunFolder
 from tests.wandb_server import WandbServer
 from tests.worlds import rows, run_world, train_run
 
@@ -62,6 +65,23 @@ def items(entries: Any) -> dict[str, Any]:
     return {
         "/".join(entry.nested_key) or entry.key: json.loads(entry.value_json) for entry in entries
     }
+
+
+@pytest.mark.parametrize(("name", "tags"), [("cifar10", ["cifar10", "1xcpu"]), ("run", ["1xcpu"])])
+def test_only_presets_are_tags(name: str, tags: list[str], tmp_path: Path) -> None:
+    """A run without a preset has no tag in its place."""
+    folder = RunFolder(tmp_path / "run")
+    logger = RunLogger(
+        folder,
+        name=name,
+        config=load_config(None, ["log.wandb=disabled"]),
+        wandb_id=None,
+        total_images=1,
+        images_per_epoch=1,
+    )
+    [sink] = logger.open_sinks({"processes": 1, "device": "cpu"}, images_seen=0)
+    folder.close()
+    assert isinstance(sink, WandbSink) and sink.settings["tags"] == tags
 
 
 def test_offline_run_has_everything_that_was_logged(

@@ -37,7 +37,9 @@ def train(
         Path | None,
         Option(help="Folder of the run. Default: one in runs/, chosen by settings and data."),
     ] = None,
-    dry_run: Annotated[bool, Option("--dry-run", help="Show the settings and stop.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Check all, measure a second of training, and stop.")
+    ] = False,
 ) -> None:
     """Train a DCGAN. Repeat the command to resume an interrupted run."""
     rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))

@@ -1,6 +1,6 @@
 """All settings of a run, section by section: type, default, range and a sentence for each.
 
-Imports nothing heavy, so that `--help` and `--dry-run` answer at once.
+Imports nothing heavy, so that `--help` and a misspelt setting are answered at once.
 """
 
 from pydantic import model_validator

@@ -198,16 +198,13 @@ class TrainingConsole:
         self.bar.last_line = 0.0  # the first report is printed at once
         self.first: tuple[float, int] | None = None  # time and images of the first report
 
-    def start(self) -> None:
-        """Show the bar."""
-        self.bar.start()
-
     def close(self) -> None:
         """Stop updating the bar."""
         self.bar.close()
 
     def show(self, row: dict[str, Any]) -> None:
-        """Show a row of metrics."""
+        """Show a row of metrics; the first one starts the bar."""
+        self.bar.start()
         images, kimg = row["progress/images"], f"{row['progress/kimg']:,.1f} kimg"
         loss = f"loss D {row['loss/d']:.2f} G {row['loss/g']:.2f}"
         speed = self.speed(row)

@@ -88,7 +88,6 @@ class RunLogger:
         else:
             console.say(": ".join(table[0]), style="bold")
         self.console = console.TrainingConsole(total_images=self.total_images)
-        self.console.start()
         if images_seen:
             sentence = "; ".join([f"resumed at {format_kimg(images_seen)}", *notes])
             self.event("resume", sentence, images_seen=images_seen)

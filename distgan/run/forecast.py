@@ -20,18 +20,23 @@ class StepClock:
     def __init__(self, device: torch.device) -> None:
         self.device, self.num_steps, self.is_done = device, 0, False
 
-    def tick(self, num_images: int) -> float | None:
-        """Count a step; return images per second as soon as enough is measured, and only then."""
+    def tick(self, num_images: int, *, pause_sec: float = 0.0) -> float | None:
+        """Count a step; return images per second as soon as enough is measured, and only then.
+
+        `pause_sec` is the time of all pauses so far, which does not count.
+        """
         self.num_steps += 1
         measured = self.num_steps - WARM_UP_STEPS
         if measured == 0:
             synchronize(self.device)
-            self.began = time.monotonic()
-        if measured <= 0 or self.is_done or time.monotonic() - self.began < MEASURED_SEC:
+            self.began = time.monotonic() - pause_sec
+        if measured <= 0 or self.is_done:
+            return None
+        if time.monotonic() - pause_sec - self.began < MEASURED_SEC:
             return None
         self.is_done = True
         synchronize(self.device)
-        return measured * num_images / (time.monotonic() - self.began)
+        return measured * num_images / (time.monotonic() - pause_sec - self.began)
 
 
 def synchronize(device: torch.device) -> None:

@@ -54,6 +54,11 @@ class Reporter:
         self.maintenance_sec[kind] += time.monotonic() - began
 
     @property
+    def pause_sec(self) -> float:
+        """Seconds of this start spent on samples, evaluations and checkpoints."""
+        return sum(self.maintenance_sec.values())
+
+    @property
     def seconds_since_start(self) -> float:
         """Seconds since this process began to train, pauses included."""
         return time.monotonic() - self.began
@@ -82,7 +87,7 @@ class Reporter:
         now = time.monotonic()
         seconds, self.last_report = now - self.last_report, now
         state.train_seconds += seconds
-        pauses = sum(self.maintenance_sec.values())
+        pauses = self.pause_sec
         pause_sec, self.pauses_at_report = pauses - self.pauses_at_report, pauses
         if not statistics:
             return
