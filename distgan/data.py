@@ -6,7 +6,6 @@ A stream reads the images of this rank in the global order, either from shards i
 reads ahead, or from the device's own memory if all images fit. Both give the same batches.
 """
 
-import fcntl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from distgan.config.schema import Config, Data
 from distgan.errors import UserError
 from distgan.runtime.randomness import normal, uniform
 from shards.decode_workers import default_num_workers
-from shards.files import cache_folder
-from shards.format.index import ShardIndex
+from shards.files import cache_folder, locked
+from shards.format.index import INDEX_FILE, ShardIndex
 from shards.order.permutation import order_key
 from shards.order.rank import RankSlice
 from shards.order.settings import OrderSettings
@@ -53,20 +52,20 @@ def open_dataset(data: Data) -> tuple[ShardIndex, ShardReader]:
 def packed_digits() -> Path:
     """Return the folder of scikit-learn's digits as 32x32 shards; the first process packs them."""
     folder = cache_folder()
+    digits = folder / "digits-32"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".digits.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (folder / "digits-32" / "index.json").exists():
-                from shards.pack import pack
+        if not (digits / INDEX_FILE).exists():
+            with locked(folder / ".digits.lock", busy=None):
+                if not (digits / INDEX_FILE).exists():
+                    from shards.pack import pack
 
-                pack("digits", folder / "digits-32", workers=1)
+                    pack("digits", digits, workers=1)
     except OSError as error:
         raise UserError(
             f"cannot write to the cache {folder}: {error.strerror}; "
             "set DISTGAN_CACHE to another folder"
         ) from None
-    return folder / "digits-32"
+    return digits
 
 
 # ---------------------------------------------------------------------------------- micro-batches

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from shards.files import write_atomic
+from shards.files import read_regular, write_atomic
 
 PLOT_SIZE_INCHES, PLOT_DPI = (9, 6), 110
 
@@ -58,8 +58,18 @@ def save_grid(
     """Write uint8 images [B, C, H, W] as a PNG grid; raises OSError."""
     buffer = io.BytesIO()
     to_image(grid_pixels(images, columns=columns, scale=scale)).save(buffer, format="png")
-    write_atomic(path, buffer.getvalue(), sync=False)
+    write_atomic(path, buffer.getvalue())
     return path
+
+
+def is_whole_image(path: Path) -> bool:
+    """Return whether an image file exists and can be decoded to its last pixel."""
+    try:
+        with Image.open(io.BytesIO(read_regular(path))) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
 
 
 def save_losses_plot(
@@ -95,7 +105,7 @@ def save_losses_plot(
         axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PLOT_DPI)
-    write_atomic(path, buffer.getvalue(), sync=False)
+    write_atomic(path, buffer.getvalue())
 
 
 def plot_losses(axes: Any, rows: list[dict[str, Any]], equilibrium: tuple[float, float]) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from distgan.config.flat import to_toml
@@ -20,7 +19,7 @@ from distgan.errors import UserError
 from distgan.evaluation.verdict import assess
 from distgan.images import save_grid, to_uint8
 from distgan.networks.build import build_generator
-from distgan.networks.generator_file import load_generator, save_generator
+from distgan.networks.generator_file import is_generator, load_generator, save_generator
 from distgan.networks.latents import generate, sample_latents
 from distgan.networks.mixture import Mixture, MixtureSpec, choose_class, mixture_spec
 from distgan.reporting.console import say, show_table
@@ -30,7 +29,7 @@ from distgan.run.class_plan import ClassRun, plan_classes
 from distgan.run.files import read_rows, read_status
 from distgan.run.folder import FINISHED_STATES, RunFolder, explained
 from distgan.run.preflight import check_agreement, settings_for
-from distgan.run.reporter import NUM_SAMPLES
+from distgan.run.reporter import NUM_SAMPLES, first_reals
 from distgan.run.session import build_evaluator, open_session, recorded_outcome
 from distgan.runtime.distributed import launched_world_size
 from distgan.runtime.heartbeat import Heartbeat
@@ -162,7 +161,7 @@ class PerClassTrainer:
     def train_classes(self, trained: dict[int, int]) -> str:
         """Train unfinished classes and update `trained`; return the last class's outcome."""
         has_ended = self.world.broadcast_from_main(
-            lambda: [read_status(self.dir_of(c)).state in FINISHED_STATES for c in self.classes]
+            lambda: [self.is_finished(self.dir_of(each)) for each in self.classes]
         )
         is_first = True  # only the first start table is shown; the others nearly repeat it
         for each, is_finished in zip(self.classes, has_ended, strict=True):
@@ -185,6 +184,10 @@ class PerClassTrainer:
             if outcome != "done":
                 return outcome
         return "done"
+
+    def is_finished(self, run_dir: Path) -> bool:
+        """Return whether nothing is left to do for a class; a damaged generator is made again."""
+        return read_status(run_dir).state in FINISHED_STATES and is_generator(run_dir)
 
     def class_trainer(self, each: ClassRun, *, images_before: int) -> Trainer:
         """Return the trainer of one class, which passes its status on to the whole run."""
@@ -253,7 +256,9 @@ class PerClassTrainer:
     def is_joined(self, images_seen: int) -> bool:
         """Return whether the mixture of these classes has been written and evaluated."""
         status = read_status(self.run_dir)
-        return (status.state, status.images_seen) == ("done", images_seen)
+        return (status.state, status.images_seen) == ("done", images_seen) and is_generator(
+            self.run_dir
+        )
 
     def interruption(self) -> str | None:
         """Return why the classes cannot be joined now: a signal on any rank. Collective."""
@@ -332,9 +337,8 @@ class PerClassTrainer:
         """Save grids of the mixture and of reals, and classes.png with one row per class."""
         assert self.folder is not None, "only rank zero saves samples"
         latents = sample_latents(NUM_SAMPLES, spec, seed=self.config.train.seed)
-        latents, reader = latents.to(self.session.device), self.session.reader
-        ids = np.arange(min(NUM_SAMPLES, reader.num_samples))
-        fakes, reals = to_uint8(generate(mixture, latents)), torch.from_numpy(reader.gather(ids))
+        latents = latents.to(self.session.device)
+        fakes, reals = to_uint8(generate(mixture, latents)), first_reals(self.session.reader)
         logger.samples(fakes, reals, images_seen=images_seen)
         rows = [
             to_uint8(generate(mixture, choose_class(latents[:COLUMNS], spec, name)))

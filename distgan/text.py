@@ -1,17 +1,21 @@
 """Numbers, durations, counts and error messages as text for people."""
 
 import html
-import math
-from typing import Any
+import sys
+from typing import Any, TypeGuard
 
 from shards.errors import printable
 
 NO_VALUE = "–"
 
 
-def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number; booleans are not numbers."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Return whether a value is a finite number; booleans are not numbers.
+
+    Integers beyond the range of floats, which a damaged file may hold, count as infinite.
+    """
+    is_numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_numeric and abs(value) <= sys.float_info.max
 
 
 def format_number(value: Any, *, digits: int = 4) -> str:

@@ -15,10 +15,11 @@ from distgan.config.load import with_overrides
 from distgan.config.schema import Config
 from distgan.data import TrainingBatches
 from distgan.gan import build_gan, generator_spec
-from distgan.networks.generator_file import save_generator
+from distgan.images import is_whole_image, save_grid
+from distgan.networks.generator_file import is_generator, save_generator
 from distgan.reporting.console import show_table
 from distgan.reporting.metrics import RunningMeans
-from distgan.reporting.run_logger import RunLogger
+from distgan.reporting.run_logger import REALS_FILE, RunLogger
 from distgan.run.checkpointer import Checkpointer
 from distgan.run.collapse import Reaction, react, reason_to_stop
 from distgan.run.files import read_status
@@ -32,7 +33,7 @@ from distgan.run.preflight import (
     settings_for,
     start_table,
 )
-from distgan.run.reporter import Reporter
+from distgan.run.reporter import Reporter, first_reals
 from distgan.run.schedule import Schedule
 from distgan.run.session import build_evaluator, open_session, recorded_outcome
 from distgan.runtime.distributed import launched_world_size
@@ -110,6 +111,7 @@ class Trainer:
             run_dir = self.session.run_dir
             recorded = self.world.broadcast_from_main(lambda: read_status(run_dir).state)
             if state.images_seen >= self.session.total_images and recorded in FINISHED_STATES:
+                self.restore_outputs()
                 self.logger.already_done(images_seen=state.images_seen)
                 return recorded
             self.announce()
@@ -199,7 +201,8 @@ class Trainer:
                 collapse = self.handle_collapse()
                 ending = is_complete or interrupted or collapse is not None
                 if due.checkpoint or (ending and state.images_seen != before):
-                    self.save_checkpoint(must_succeed=ending)
+                    # Of a new run the first one, to which a rollback may return, must not fail.
+                    self.save_checkpoint(must_succeed=ending or before < 0)
                 if ending:
                     break
                 before = state.images_seen
@@ -286,13 +289,7 @@ class Trainer:
         """Write the generator, record the outcome and close; return the outcome."""
         images_seen = self.state.images_seen
         if self.folder is not None:
-            facts = {
-                "images_seen": images_seen,
-                "dataset": self.session.fingerprint,
-                "weights": "moving average",
-            }
-            with explained(self.folder.path):
-                save_generator(self.gan.ema.generator, self.gan.spec, self.folder.path, facts=facts)
+            self.write_generator(self.folder)
         outcome, reason = "done", f"trained to the end; {self.evaluator.verdict}"
         if collapse is not None:
             outcome, reason = "collapsed", collapse
@@ -306,6 +303,27 @@ class Trainer:
         )
         self.logger.close(outcome, reason, images_seen=images_seen, seconds=reporter.seconds_of_run)
         return outcome
+
+    def write_generator(self, folder: RunFolder) -> None:
+        """Write the averaged generator to the run folder."""
+        facts = {
+            "images_seen": self.state.images_seen,
+            "dataset": self.session.fingerprint,
+            "weights": "moving average",
+        }
+        with explained(folder.path):
+            save_generator(self.gan.ema.generator, self.gan.spec, folder.path, facts=facts)
+
+    def restore_outputs(self) -> None:
+        """Write the generator and the real images of a finished run again if they are damaged."""
+        if self.folder is None:
+            return
+        if not is_generator(self.folder.path):
+            self.write_generator(self.folder)
+        reals = self.folder.samples / REALS_FILE
+        if not is_whole_image(reals):
+            with explained(self.folder.path):
+                save_grid(first_reals(self.reader), reals)
 
     def interruption(self) -> str:
         """Say which signal interrupted the run and how long saving took."""

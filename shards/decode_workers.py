@@ -38,7 +38,7 @@ MAX_DEFAULT_WORKERS = 16
 _POLL_SEC = 0.1
 _MAX_WAIT_SEC = 300.0  # for a batch of local shards; remote ones have the limits of fetching
 _PIPE_BYTES = 2**20  # what Linux allows any user; the default of 2**16 means many task switches
-_HANDLED_BY_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+_HANDLED_BY_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
 _HEADER = struct.Struct("<q")  # length of an error message in place of a batch, or 0
 
 
@@ -170,7 +170,7 @@ def _write_all(sender: Connection, data: memoryview) -> None:
 
 @contextmanager
 def _signals_left_to_parent() -> Iterator[None]:
-    """Start processes that block Ctrl-C, SIGTERM and SIGUSR1, even while they still import.
+    """Start processes that block Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP, even while they import.
 
     Schedulers and terminals send these signals to every process of a job. The parent answers with a
     checkpoint, for which it may need one more batch.

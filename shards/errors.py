@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 
 _USER_INFO = re.compile(r"://(?:[^/?#\s]*@|[^/?#\s:]*:(?!\d*(?:[/?#\s]|$))\S*@)")
 _QUERY = re.compile(r"(\w://[^\s?#]*)[?#]\S*")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REMEDY_OF_ERRNO = {
+    errno.EMFILE: "allow more open files with `ulimit -n 4096`",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.EFBIG: "allow larger files with `ulimit -f unlimited`",
+    errno.EROFS: "use another folder",
+    errno.EIO: "check the disk",
+} | dict.fromkeys(DISK_FULL, "free some space")
 
 
 class ShardError(ValueError):
@@ -13,6 +23,13 @@ class ShardError(ValueError):
 
     The message is one line: what is wrong, the value, and what to type instead.
     """
+
+
+def describe_system_error(error: OSError) -> str:
+    """Return one line: the file, what is wrong, and what to do about it if that is known."""
+    file = "" if error.filename is None else f"{printable(os.fsdecode(error.filename))}: "
+    remedy = _REMEDY_OF_ERRNO.get(error.errno or 0)
+    return f"{file}{error.strerror or error}{f'; {remedy}' if remedy else ''}"
 
 
 def printable(text: object) -> str:

@@ -6,15 +6,14 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from shards.errors import ShardError, printable
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+from shards.errors import DISK_FULL, ShardError, describe_system_error, printable
 
 
 class Files(Protocol):
@@ -73,12 +72,54 @@ class LocalFiles:
 def cache_folder() -> Path:
     """Return the folder for downloads, fetched shards, probes and the embedded dataset.
 
-    It is `DISTGAN_CACHE`, or `distgan` in the user's cache folder.
+    It is `DISTGAN_CACHE`, or `distgan` in the user's cache folder. Raises ShardError if this user
+    has no home folder.
     """
     chosen = os.environ.get("DISTGAN_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distgan"
+        return expand_user(chosen)
+    try:
+        return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "distgan"
+    except ShardError:
+        raise ShardError(
+            "this user has no home folder for a cache: set DISTGAN_CACHE to a folder"
+        ) from None
+
+
+def expand_user(path: str | Path) -> Path:
+    """Return a path with its `~` or `~user` replaced. Raises ShardError if there is no such home.
+
+    Other paths are returned unchanged.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = printable(Path(path).parts[0])
+        raise ShardError(f"{printable(path)}: no home folder of {user}: write the path") from None
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file. Raises OSError for anything else.
+
+    A named pipe would otherwise be waited for until someone writes to it.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with open(handle, "rb") as file:
+        return file.read()
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it, unless they exist, so that they survive a power cut."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_path(folder.parent)
 
 
 def sync_path(path: Path) -> None:
@@ -90,11 +131,11 @@ def sync_path(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, data: str | bytes, *, sync: bool = True, shared: bool = False) -> None:
+def write_atomic(path: Path, data: str | bytes, *, shared: bool = False) -> None:
     """Replace the file `path` in one move: a reader sees all of the old content or all of `data`.
 
-    A failed write leaves no temporary file behind. With `sync` the file survives a power cut once
-    this returns. Set `shared` if other processes may write the same file at the same time, so that
+    A failed write leaves no temporary file behind. The file survives a power cut once this
+    returns. Set `shared` if other processes may write the same file at the same time, so that
     each writes to a temporary file of its own.
     """
     suffix = f".{os.getpid()}.{threading.get_ident()}.tmp" if shared else ".tmp"
@@ -102,16 +143,14 @@ def write_atomic(path: Path, data: str | bytes, *, sync: bool = True, shared: bo
     try:
         with open(temporary, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
-    if sync:
-        sync_path(path.parent)
+    sync_path(path.parent)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -127,9 +166,9 @@ def locked(lock: Path, *, busy: str | None) -> Iterator[None]:
     If another process holds it, raises ShardError(busy), or waits if `busy` is None.
     """
     while True:
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(lock.parent)
         try:
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = _open_lock(lock)
         except FileNotFoundError:  # the previous holder has just removed the folder
             continue
         try:
@@ -156,9 +195,19 @@ def locked(lock: Path, *, busy: str | None) -> Iterator[None]:
         os.close(handle)
 
 
+def _open_lock(lock: Path) -> int:
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except PermissionError as error:
+        try:
+            return os.open(lock, os.O_RDONLY)  # another user's, which can be locked all the same
+        except OSError:
+            raise error from None
+
+
 @contextmanager
 def readable_errors(folder: Path, *, doing: str) -> Iterator[None]:
-    """Turn system errors that a user can resolve, such as a full disk, into a ShardError."""
+    """Turn system errors, such as a full disk, into a ShardError."""
     try:
         yield
     except OSError as error:
@@ -172,5 +221,5 @@ def readable_errors(folder: Path, *, doing: str) -> Iterator[None]:
         elif error.errno in (errno.ENOTDIR, errno.EEXIST):
             remedy = "a file stands where a folder is needed: choose another folder"
         else:
-            raise
+            remedy = describe_system_error(error)
         raise ShardError(f"{doing} {printable(folder)}: {remedy}") from error

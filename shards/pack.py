@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from shards.errors import ShardError, printable
-from shards.files import locked, readable_errors, write_atomic
+from shards.files import expand_user, locked, readable_errors, write_atomic
 from shards.format.compressed import DEFAULT_QUALITY, MAX_QUALITY, CompressedLayout
 from shards.format.index import (
     INDEX_FILE,
@@ -41,7 +41,7 @@ from shards.pack_shards import (
 )
 from shards.pack_workers import Packing
 from shards.sources.registry import open_source
-from shards.sources.source import Source
+from shards.sources.source import Skipped, Source
 
 BadImages = Literal["fail", "skip"]
 Labels = Literal["keep", "ignore"]
@@ -92,7 +92,7 @@ def pack(
     if not isinstance(source, Source):
         source = open_source(source, split=split, root=root, with_labels=labels == "keep")
     packing = _plan(source, size, channels, fit, shard_size_mb, encoding, quality, cls)
-    out = Path(out).expanduser()
+    out = expand_user(out)
     work, name = out / WORK_FOLDER, printable(out)
     with readable_errors(out, doing="cannot pack into"):
         index = _read_finished(out, packing, bad_images, workers)
@@ -198,8 +198,8 @@ def _read_finished(
             f"{name} was packed before files of the source were changed: give a new folder, or "
             f"delete {name} to pack it again"
         )
-    count = index.num_rejected
-    if count and bad_images == "fail":
+    count = index.num_rejected - len(packing.source.skipped)
+    if count > 0 and bad_images == "fail":
         raise ShardError(
             f"{name} holds these images without {count} broken image{'s' if count > 1 else ''} "
             f"(see {REJECTED_FILE}): accept that with --bad-images skip, or repair them and give "
@@ -234,8 +234,9 @@ def _write_index(packing: Packing, out: Path, shards: list[FinishedShard]) -> Sh
             f"all {len(source):,} images are broken (the first is {rejected[0].name}, "
             f"{rejected[0].reason}): give other images and a new folder"
         )
-    if rejected:
-        lines = [json.dumps({"name": image.name, "reason": image.reason}) for image in rejected]
+    left_out = [*source.skipped, *(Skipped(image.name, image.reason) for image in rejected)]
+    if left_out:
+        lines = [json.dumps(image._asdict()) for image in left_out]
         write_atomic(out / REJECTED_FILE, "\n".join(lines) + "\n")
     labels_sha256 = class_counts = spans_sha256 = None
     if source.labels is not None and source.class_names is not None:
@@ -254,7 +255,7 @@ def _write_index(packing: Packing, out: Path, shards: list[FinishedShard]) -> Sh
         class_counts=class_counts,
         labels_sha256=labels_sha256,
         cls=packing.raw.cls,
-        num_rejected=len(rejected),
+        num_rejected=len(left_out),
         shards=tuple(shard.record for shard in shards),
         plan=packing.plan,
         encoding=RAW if compressed is None else compressed.encoding,

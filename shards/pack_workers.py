@@ -196,9 +196,15 @@ def run(
         for chunk in chunks:
             yield chunk, task(chunk)
         return
-    pool = ProcessPoolExecutor(
-        workers, mp_context=SPAWN, initializer=_start_worker, initargs=(task,)
-    )
+    try:
+        pool = ProcessPoolExecutor(
+            workers, mp_context=SPAWN, initializer=_start_worker, initargs=(task,)
+        )
+    except OSError as error:
+        raise ShardError(
+            f"worker processes cannot share locks, which Linux keeps in /dev/shm "
+            f"({error.strerror or error}): pack with --workers 1"
+        ) from error
     ahead: deque[tuple[Chunk, Future[Result]]] = deque()
     try:
         for chunk in chunks:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,25 @@ class Images(Protocol):
 
     def __getitem__(self, row: int) -> NDArray[np.uint8]:
         """Return an image uint8 [C, H, W]."""
+
+
+class OpenShard(NamedTuple):
+    """The images of a shard, and the memory map from which they are read."""
+
+    images: Images
+    mapped: mmap.mmap
+    name: str
+
+    def check_size(self) -> None:
+        """Raise ShardError if the file was cut short since it was opened.
+
+        Reading beyond its end would end the process with SIGBUS.
+        """
+        if self.mapped.size() < len(self.mapped):
+            raise ShardError(
+                f"{self.name} was cut short while it was read ({self.mapped.size():,} bytes are "
+                f"left of {len(self.mapped):,}): restore it, or pack it again"
+            )
 
 
 class ShardReader:
@@ -71,7 +90,7 @@ class ShardReader:
         # shards, so only streams keep some open.
         is_scarce = files.remote and order_settings.kind == "windows"
         self._images_of = open_shard if is_scarce else lru_cache(_MAX_OPEN_SHARDS)(open_shard)
-        self._kept: dict[int, tuple[Images, int]] = {}  # images, and how often they were kept
+        self._kept: dict[int, tuple[OpenShard, int]] = {}  # and how often it was kept
         self._kept_lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -104,9 +123,10 @@ class ShardReader:
             if shard != current:
                 images = out[:0]  # close one shard before the next is opened
                 kept = self._kept.get(shard)
-                images = kept[0] if kept is not None else self._images_of(shard)
-                current = shard
-                del kept
+                opened = kept[0] if kept is not None else self._images_of(shard)
+                opened.check_size()
+                images, current = opened.images, shard
+                del kept, opened
             out[i] = images[row]
         return out
 
@@ -117,20 +137,20 @@ class ShardReader:
         """
         with self._kept_lock:
             if shard in self._kept:
-                images, times = self._kept[shard]
-                self._kept[shard] = images, times + 1
+                opened, times = self._kept[shard]
+                self._kept[shard] = opened, times + 1
                 return
-        images = self._images_of(shard)
+        opened = self._images_of(shard)
         with self._kept_lock:
-            _, times = self._kept.get(shard, (images, 0))
-            self._kept[shard] = images, times + 1
+            _, times = self._kept.get(shard, (opened, 0))
+            self._kept[shard] = opened, times + 1
 
     def release(self, shard: int) -> None:
         """Undo one `keep`."""
         with self._kept_lock:
-            images, times = self._kept.pop(shard)
+            opened, times = self._kept.pop(shard)
             if times > 1:
-                self._kept[shard] = images, times - 1
+                self._kept[shard] = opened, times - 1
 
     def make_order(self, key: int, *, batch_size: int) -> Order:
         """Return the order of this reader's samples under `key`.
@@ -185,7 +205,7 @@ class _ShardOpener:
         self._spans = None if spans is None else spans.reshape(-1, 2)
         self._ends = np.cumsum([shard.num_samples for shard in index.shards])
 
-    def __call__(self, shard: int) -> Images:
+    def __call__(self, shard: int) -> OpenShard:
         record, layout = self._index.shards[shard], self._index.raw_layout
         mapped = _map(
             self._files,
@@ -195,12 +215,14 @@ class _ShardOpener:
             # The kernel's read-ahead, megabytes per image, would push out pages that are needed.
             random_access=self._exceeds_memory,
         )
+        name, data = f"{self._files.source}/{record.file}", np.frombuffer(mapped, np.uint8)
         if self._spans is not None:
             spans = self._spans[self._ends[shard] - record.num_samples : self._ends[shard]]
-            name = f"{self._files.source}/{record.file}"
-            return CompressedImages(mapped, spans, layout.image_shape, shard=name)
-        samples = mapped[: record.num_samples * layout.stride]
-        return layout.pixels(samples.reshape(record.num_samples, layout.stride))
+            images = CompressedImages(data, spans, layout.image_shape, shard=name)
+            return OpenShard(images, mapped, name)
+        samples = data[: record.num_samples * layout.stride]
+        pixels = layout.pixels(samples.reshape(record.num_samples, layout.stride))
+        return OpenShard(pixels, mapped, name)
 
 
 def _side_file(index: ShardIndex, files: Files, file: str, kind: str) -> NDArray[Any] | None:
@@ -208,18 +230,19 @@ def _side_file(index: ShardIndex, files: Files, file: str, kind: str) -> NDArray
     if file not in index.side_files:
         return None
     num_bytes, sha256 = index.side_files[file]
-    return _map(files, file, num_bytes=num_bytes, sha256=sha256)[NPY_HEADER_BYTES:].view(kind)
+    mapped = _map(files, file, num_bytes=num_bytes, sha256=sha256)
+    return np.frombuffer(mapped, np.uint8)[NPY_HEADER_BYTES:].view(kind)
 
 
 def _map(
     files: Files, file: str, *, num_bytes: int, sha256: str, random_access: bool = False
-) -> NDArray[np.uint8]:
+) -> mmap.mmap:
     """Return the bytes of a file. It stays open as long as they are in use."""
     with files.open(file, num_bytes=num_bytes, sha256=sha256) as opened:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     if random_access and hasattr(mmap, "MADV_RANDOM"):
         mapped.madvise(mmap.MADV_RANDOM)
-    return np.frombuffer(mapped, np.uint8)
+    return mapped
 
 
 def _class_numbers(index: ShardIndex, classes: Sequence[str | int]) -> list[int]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from distgan.gan import GAN, HEAD, OLD_HEAD
+from distgan.networks.generator_file import checkpoint_folders
 from distgan.run import checkpoints
 from distgan.run.checkpoints import CheckpointError
 
@@ -130,4 +131,8 @@ def test_folders_with_other_names_are_left_alone(tmp_path: Path) -> None:
         write(tmp_path, images)
     checkpoints.prune(tmp_path, newest="00000003.000", keep=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "00000003.000"])
+    run = tmp_path / "run"
+    shutil.copytree(tmp_path / "00000003.000", run / "checkpoints" / "00000003.000")
+    shutil.copytree(tmp_path / "00000003.000", run / "checkpoints" / "00000003.000-backup")
+    assert [path.name for path in checkpoint_folders(run)] == ["00000003.000"]
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["00000003.000"]

@@ -35,10 +35,12 @@ def test_pack_info_and_verify(tmp_path: Path) -> None:
     assert code == 0, said
     assert "cat (3), dog (3)" in said
     (tmp_path / "images" / "cat" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "images" / "notes.txt").write_text("no picture either")
     code, said = call(
         "pack", tmp_path / "images", tmp_path / "others", "--size", 32, "--bad-images", "skip"
     )
-    assert (code, "left out: 1 broken image, listed in rejected.jsonl" in said) == (0, True), said
+    assert (code, "left out: 1 image, listed in rejected.jsonl" in said) == (0, True), said
+    assert "not packed: 1 other file: .txt (1)" in said
     code, said = call("info", tmp_path / "shards")
     assert (code, "32x32, 3 channels" in said) == (0, True)
     assert call("verify", tmp_path / "shards")[0] == 0

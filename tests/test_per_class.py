@@ -149,6 +149,11 @@ def test_classes_trained_separately_are_joined(
     written = (run / "generator.safetensors").stat().st_mtime_ns
     assert run_world(1, train_classes, shards, run, OVERRIDES) == [{"state": "done", "ids": []}]
     assert (run / "generator.safetensors").stat().st_mtime_ns == written
+    generators = {path: path.read_bytes() for path in run.rglob("generator.safetensors")}
+    for path in generators:
+        path.write_bytes(b"")  # as after a power cut
+    assert run_world(1, train_classes, shards, run, OVERRIDES) == [{"state": "done", "ids": []}]
+    assert {path: path.read_bytes() for path in generators} == generators
 
 
 def test_commands_accept_the_joined_generator(

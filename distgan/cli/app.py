@@ -13,7 +13,7 @@ from typer import Argument, Option
 from distgan.errors import UserError
 from distgan.networks.sizes import pyramid
 from distgan.reporting.console import say, show_error
-from shards.errors import ShardError
+from shards.errors import ShardError, describe_system_error
 
 app = typer.Typer(
     add_completion=False,
@@ -73,6 +73,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except (UserError, ShardError) as error:
             show_error(str(error))
             raise typer.Exit(2) from None
+        except OSError as error:
+            show_error(describe_system_error(error))
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             resume = "; repeat the command to resume" if function.__name__ in RESUMABLE else ""
             show_error(f"stopped{resume}")

@@ -59,25 +59,24 @@ def pack(
     Images are cropped and resized to the training size, which is a square by default.
     Repeat the command to resume an interrupted pack.
     """
-    from distgan.commands.info import describe
+    from distgan.commands.info import describe, describe_other_files
     from shards.pack import pack as pack_shards
+    from shards.sources.registry import open_source
 
     pixels = None if size is None else parse_size(size)
+    opened = open_source(source, split=split, root=root, with_labels=labels == "keep")
     if preview is not None:
         from distgan.commands.preview import write_preview
-        from shards.sources.registry import open_source
 
-        opened = open_source(source, split=split, root=root, with_labels=labels == "keep")
         say(write_preview(opened, preview, size=pixels, channels=channels, fit=fit))
         return
     with counting_progress("packing") as progress:
         index = pack_shards(
-            source, out, size=pixels, channels=channels, fit=fit,
+            opened, out, size=pixels, channels=channels, fit=fit,
             shard_size_mb=shard_size_mb, encoding=encoding, quality=quality, workers=workers,
-            bad_images=bad_images, labels=labels, cls=cls, split=split, root=root,
-            progress=progress,
+            bad_images=bad_images, cls=cls, progress=progress,
         )  # fmt: skip
-    show_table(f"packed {out}", describe(index))
+    show_table(f"packed {out}", describe(index) + describe_other_files(opened.other_files))
 
 
 @command

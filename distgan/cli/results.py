@@ -6,7 +6,6 @@ from typing import Annotated
 from typer import Argument, Option
 
 from distgan.cli.app import command
-from distgan.errors import UserError
 from distgan.reporting.console import say
 
 
@@ -124,12 +123,8 @@ def report(
     ] = 0,
 ) -> None:
     """Write an HTML report of a run, or a comparison of several runs."""
-    from distgan.commands.report import report as write_report
-    from distgan.commands.report import serve, show_report
+    from distgan.commands import report as commands
 
-    if live and out is not None:
-        raise UserError("--live writes no file; leave out --out")
     if live:
-        serve(folder, port=port, announce=lambda url: say(f"{folder}: {url} (Ctrl-C to stop)"))
-    else:
-        show_report(write_report(folder, out=out))
+        return commands.serve(folder, out=out, port=port, announce=say)
+    return commands.show_report(commands.report(folder, out=out))

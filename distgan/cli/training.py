@@ -15,7 +15,8 @@ from distgan.config.load import load_config, preset_names
 from distgan.errors import RunFailed, UserError
 from distgan.reporting.console import say, show_columns, show_error
 from distgan.runtime.signals import INTERRUPT
-from shards.errors import ShardError
+from distgan.runtime.streams import keep_streams
+from shards.errors import ShardError, describe_system_error
 
 EXIT_CODES = {"done": 0, "preempted": 75, "collapsed": 76}
 SETTINGS = {"ignore_unknown_options": True}  # `load_config` explains them, as in --lr 1e-4
@@ -42,6 +43,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a DCGAN. Repeat the command to resume an interrupted run."""
+    keep_streams()
     rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
     try:
         state = run(preset, overrides or (), data=data or None, run_dir=run_dir, dry=dry_run)
@@ -52,6 +54,9 @@ def train(
     except RunFailed as error:
         if rank == "0" or error.must_report:
             show_error(str(error))
+        raise SystemExit(1) from None
+    except OSError as error:
+        show_error(describe_system_error(error))
         raise SystemExit(1) from None
     INTERRUPT.ignore()
     raise SystemExit(EXIT_CODES[state])

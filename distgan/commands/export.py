@@ -69,13 +69,24 @@ def export(
 
 
 def read_facts(source: Path) -> dict[str, Any]:
-    """Return the facts in a generator's description that are not part of its spec."""
-    description = read_description(find_generator(source))
-    return {
+    """Return the facts in a generator's description that are not part of its spec.
+
+    Raises UserError for a fact of the wrong kind.
+    """
+    files = find_generator(source)
+    description = read_description(files)
+    facts = {
         "images_seen": description.get("images_seen"),
         "dataset": description.get("dataset") or description.get("fingerprint"),
         "weights": description.get("weights", "moving average"),
     }
+    for name, kind in (("images_seen", int), ("dataset", str), ("weights", str)):
+        if not isinstance(facts[name], kind | None):
+            raise UserError(
+                f"{files.description}: {name} is {facts[name]!r}, which is no "
+                f"{'number' if kind is int else 'text'}; correct it, or remove it"
+            )
+    return facts
 
 
 def write_safetensors(generator: Generator, out: Path, facts: dict[str, Any]) -> str:

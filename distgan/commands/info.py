@@ -1,5 +1,7 @@
 """`distgan info`: the contents of a folder of packed shards."""
 
+from collections import Counter
+
 from distgan.text import pluralize
 from shards.format.index import ShardIndex
 
@@ -15,7 +17,7 @@ def describe(index: ShardIndex) -> list[tuple[str, str]]:
         size += f", {index.num_bytes / index.raw_num_bytes:.0%} of raw"
     rows = [("samples", f"{index.num_samples:,}")]
     if index.num_rejected:
-        skipped = pluralize(index.num_rejected, "broken image")
+        skipped = pluralize(index.num_rejected, "image")
         rows.append(("left out", f"{skipped}, listed in rejected.jsonl"))
     rows.append(("images", f"{width}x{height}, {pluralize(channels, 'channel')}, {encoding}"))
     if index.class_names:
@@ -23,6 +25,16 @@ def describe(index: ShardIndex) -> list[tuple[str, str]]:
     rows.append(("shards", f"{len(index.shards)}, {size}"))
     rows.append(("fingerprint", index.fingerprint))
     return rows
+
+
+def describe_other_files(extensions: Counter[str]) -> list[tuple[str, str]]:
+    """Return a row about the files of a source that are no images, if there are any."""
+    if not extensions:
+        return []
+    kinds = [f"{name or 'no extension'} ({num:,})" for name, num in extensions.most_common(8)]
+    more = ", ..." if len(extensions) > len(kinds) else ""
+    count = pluralize(extensions.total(), "other file")
+    return [("not packed", f"{count}: {', '.join(kinds)}{more}")]
 
 
 def describe_classes(index: ShardIndex) -> str:

@@ -70,14 +70,16 @@ def read_records(paths: list[Path]) -> tuple[list[RunRecord], list[str]]:
     return records, warnings
 
 
-def serve(run: Path, *, port: int, announce: Callable[[str], None]) -> None:
+def serve(run: Path, *, out: Path | None, port: int, announce: Callable[[str], None]) -> None:
     """Serve the live page of a run until Ctrl-C; `announce` gets its address. Raises UserError."""
+    if out is not None:
+        raise UserError("--live writes no file; leave out --out")
     with disk_errors(f"cannot read {run}"):
         if not is_run(run):
             raise UserError(f"{run} is not a run folder; --live shows one run")
     with disk_errors(f"cannot use port {port}", "; choose another with --port"):
         server = LiveServer(run, port=port)
-    announce(server.url)
+    announce(f"{run}: {server.url} (Ctrl-C to stop)")
     with server, suppress(KeyboardInterrupt):
         server.serve_forever()
 

@@ -25,6 +25,7 @@ from distgan.reporting.leaderboard import Entry
 from distgan.run.files import read_status
 from distgan.run.folder import FINISHED_STATES
 from distgan.run.settings import choose_settings, is_run_of
+from distgan.text import first_line
 
 TOP_LEVEL = {  # settings that have a name of their own at the top of the file
     "train.seed": "seeds",
@@ -109,13 +110,13 @@ def read_sweep(path: Path) -> Sweep:
         raise UserError(f"cannot read the sweep {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read the sweep {path}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"the sweep {path} is not valid TOML: {error}") from None
     except ValidationError as error:
         mistakes = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
         raise UserError(
             f"{path}: {'; '.join(mistakes)}; a sweep has {', '.join(Sweep.model_fields)}"
         ) from None
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        raise UserError(f"the sweep {path} is not valid TOML: {first_line(error)}") from None
     check_sweep(sweep, path)
     return sweep
 

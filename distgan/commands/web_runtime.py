@@ -54,7 +54,7 @@ def copy_runtime(out: Path) -> None:
     if not all(is_intact(cache / file.name, file) for file in (SCRIPT, WASM)):
         fetch_runtime(cache)
     for file in (SCRIPT, WASM):
-        write_atomic(out / file.name, (cache / file.name).read_bytes(), sync=False)
+        write_atomic(out / file.name, (cache / file.name).read_bytes())
 
 
 def fetch_runtime(cache: Path) -> None:
@@ -64,7 +64,7 @@ def fetch_runtime(cache: Path) -> None:
         try:
             for name, content in source().items():
                 cache.mkdir(parents=True, exist_ok=True)
-                write_atomic(cache / name, content, sync=False)
+                write_atomic(cache / name, content)
         except (OSError, subprocess.SubprocessError, tarfile.TarError, KeyError) as error:
             problems.append(first_line(error))
         else:

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from distgan.config.flat import flat_fields
 from distgan.config.schema import Config
 from distgan.errors import UserError
+from distgan.text import first_line
 
 PRESETS = files("distgan.config") / "presets"
 OPTIONS = ("--preset", "--data", "--run-dir", "--dry-run")  # the others are settings
@@ -77,8 +78,8 @@ def read_preset(preset: str) -> dict[str, Any]:
             raise UserError(f"cannot read the preset {preset}: {error}") from None
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"the preset {preset} is not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        raise UserError(f"the preset {preset} is not valid TOML: {first_line(error)}") from None
 
 
 def parse_override(override: str) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def parse_value(text: str) -> Any:
     """Return the TOML value that is the whole text, or else the text itself."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text
 

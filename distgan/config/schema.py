@@ -51,9 +51,13 @@ class Config(Section):
 
 
 def total_images(train: Train, num_samples: int) -> int:
-    """Return the length of the run in real images; raises UserError if none is set."""
+    """Return the length of the run in real images; raises UserError if it is not even one."""
     if train.kimg is not None:
-        return round(train.kimg * 1000)
-    if train.epochs is not None:
-        return round(train.epochs * num_samples)
-    raise UserError("the run has no length; set train.epochs or train.kimg")
+        setting, images = f"train.kimg={train.kimg:g}", train.kimg * 1000
+    elif train.epochs is not None:
+        setting, images = f"train.epochs={train.epochs:g}", train.epochs * num_samples
+    else:
+        raise UserError("the run has no length; set train.epochs or train.kimg")
+    if not 1 <= round(images) < 2**53:
+        raise UserError(f"{setting} is a run of {images:.3g} images; set another length")
+    return round(images)

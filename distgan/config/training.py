@@ -172,6 +172,7 @@ class Train(Section):
         "Threads of each CPU process. If not set: the cores are divided evenly.",
         identity=False,
         ge=1,
+        le=1024,
     )
     seed: int = setting(
         0, "Seed of the initial weights, the image order and all random draws.", ge=0, lt=2**31

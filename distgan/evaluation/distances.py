@@ -105,7 +105,10 @@ def vendi_score(features: Tensor, world: World) -> float:
     """
     own = torch.nn.functional.normalize(features[world.rank :: world.size].double(), dim=1)
     values = torch.linalg.eigvalsh(world.all_reduce_sum(own.T @ own) / len(features)).clamp_min(0)
-    return float(torch.special.entr(values / values.sum()).sum().exp())
+    shares = values / values.sum().clamp_min(
+        torch.finfo(values.dtype).tiny
+    )  # 0 if all are the same
+    return float(torch.special.entr(shares).sum().exp())
 
 
 def inception_score(logits: Tensor, *, num_splits: int = 10) -> float:

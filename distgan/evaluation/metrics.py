@@ -1,5 +1,6 @@
 """The metrics of an evaluation, computed from the features of generated and real images."""
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -167,12 +168,21 @@ def spread_values(fakes: Sample, reals: Reference) -> dict[str, float]:
     The score is that of the differences from the reals' mean. Otherwise a large common offset of
     all features would hide how they differ.
     """
-    ratio = fakes.moments.covariance.trace() / reals.moments.covariance.trace()
     centred = fakes.features - reals.moments.mean.to(fakes.features.dtype)
     return {
-        "diversity/spread": float(ratio.sqrt()),
+        "diversity/spread": relative_spread(fakes, reals),
         "diversity/vendi": distances.vendi_score(centred, fakes.world),
     }
+
+
+def relative_spread(fakes: Sample, reals: Reference) -> float:
+    """Return the standard deviation of the features of fakes over that of reals.
+
+    It is finite even if all reals are the same image.
+    """
+    least = 1e-30  # far below the precision of any other value
+    of_fakes, of_reals = (float(each.moments.covariance.trace()) for each in (fakes, reals))
+    return math.sqrt((of_fakes + least) / (of_reals + least))
 
 
 def duplicate_values(fakes: Sample, reals: Reference) -> dict[str, float]:
@@ -209,10 +219,9 @@ def thumbnail_values(fakes: Sample, reals: Reference) -> dict[str, float]:
     small, small_reals = fakes.thumbnails, reals.thumbnails
     if small is None or small_reals is None:
         return {}
-    ratio = small.moments.covariance.trace() / small_reals.moments.covariance.trace()
     nearest, threshold = small.radii(1), small_reals.duplicate_threshold
     return {
-        "diversity/pixel_spread": float(ratio.sqrt()),
+        "diversity/pixel_spread": relative_spread(small, small_reals),
         "diversity/pixel_duplicates": neighbours.fraction_below(nearest, threshold),
     }
 

@@ -7,14 +7,17 @@ import itertools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from distgan.errors import UserError
 from distgan.evaluation.extractors import Extracted, Extractor, fit_images, weights_hash
+from distgan.text import first_line
 from shards.files import cache_folder, write_atomic
 
 FEATURE_DIM = 128
@@ -31,11 +34,11 @@ class ProbeCard:
     """The description of a probe."""
 
     dataset_fingerprint: str
-    class_names: tuple[str, ...]
+    class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     accuracy: float  # on held-out images, in [0, 1]
-    channels: int
-    size: int  # pixels; images of another size are resized to it
-    width: int  # channels of the first block
+    channels: Annotated[int, Field(ge=1, le=4)]
+    size: Annotated[int, Field(ge=1, le=8192)]  # pixels; other images are resized to it
+    width: Annotated[int, Field(ge=1, le=1024)]  # channels of the first block
     num_train: int
     num_held_out: int
 
@@ -105,14 +108,15 @@ class Probe(Extractor):
             with safe_open(path, framework="pt") as file:
                 fields = json.loads((file.metadata() or {})["probe"])
                 weights = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            card = ProbeCard(**fields | {"class_names": tuple(fields["class_names"])})
-            network = ProbeNet(card.channels, card.width, len(card.class_names))
-            network.load_state_dict(weights)
+            card = TypeAdapter(ProbeCard).validate_python(fields)
+            with torch.device("meta"):  # a wrong card might ask for any amount of memory
+                network = ProbeNet(card.channels, card.width, len(card.class_names))
+            network.load_state_dict(weights, assign=True)
         except FileNotFoundError:
             raise UserError(f"no probe at {path}; train one with: distgan probe SHARDS") from None
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"{path} is not a probe ({error}); train one with: distgan probe SHARDS"
+                f"{path} is not a probe ({first_line(error)}); train one with: distgan probe SHARDS"
             ) from None
         return cls(network, card)
 

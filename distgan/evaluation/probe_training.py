@@ -133,7 +133,7 @@ class TrainingState:
         state = {"identity": self.identity, "seconds": clock.seconds, "loop": loop.state_dict()}
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomic(self.path, buffer.getvalue(), sync=False)
+        write_atomic(self.path, buffer.getvalue())
         self.last_save = time.monotonic()
 
 

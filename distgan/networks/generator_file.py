@@ -5,11 +5,13 @@ among its other tensors. This module is the one place that knows where to look.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -17,13 +19,14 @@ from distgan.errors import UserError
 from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import build_generator
 from distgan.networks.generator import Generator
-from distgan.networks.mixture import spec_from_dict
+from distgan.networks.mixture import MixtureSpec, spec_from_dict
 from distgan.runtime import hub
 from distgan.text import first_line
-from shards.files import write_atomic
+from shards.files import read_regular, write_atomic
 
 FORMAT = "distgan-generator/1"
 GENERATOR_FILES = ["generator.safetensors", "generator.json"]
+CHECKPOINT_NAME = re.compile(r"\d{8,}\.\d{3}")  # thousands of images
 EMA_PREFIX = "ema."  # of the averaged generator's tensors in a checkpoint
 
 
@@ -46,10 +49,10 @@ def save_generator(
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()
     }
-    write_atomic(folder / "generator.safetensors", save(tensors), sync=False)
+    write_atomic(folder / "generator.safetensors", save(tensors))
     description = {"format": FORMAT, "generator": spec.to_dict()} | facts
     text = json.dumps(description, indent=1) + "\n"
-    write_atomic(folder / "generator.json", text, sync=False)
+    write_atomic(folder / "generator.json", text)
 
 
 def load_generator(path: str | Path) -> Generator:
@@ -62,6 +65,7 @@ def load_generator(path: str | Path) -> Generator:
     files = find_generator(Path(path))
     try:
         spec = spec_from_dict(read_description(files)["generator"])
+        check_sizes(spec, stored_shapes(files))
         network = build_generator(spec)
         network.load_state_dict(
             {
@@ -70,9 +74,52 @@ def load_generator(path: str | Path) -> Generator:
                 if name.startswith(files.prefix)
             }
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError,
+        SafetensorError,
+    ) as error:  # fmt: skip
         raise UserError(f"cannot read a generator from {path}: {first_line(error)}") from None
     return Generator(network, spec)
+
+
+def is_generator(folder: Path) -> bool:
+    """Return whether a folder holds a generator.safetensors that can be loaded."""
+    try:
+        load_generator(folder / "generator.safetensors")
+    except UserError:
+        return False
+    return True
+
+
+def stored_shapes(files: GeneratorFiles) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a generator's tensors by name, from the header of its file."""
+    if not files.weights.is_file():  # a pipe would be waited for
+        raise OSError(f"{files.weights.name} is not a regular file")
+    with safe_open(files.weights, framework="pt") as file:
+        return {
+            name.removeprefix(files.prefix): tuple(file.get_slice(name).get_shape())
+            for name in sorted(file.keys())
+            if name.startswith(files.prefix)
+        }
+
+
+def check_sizes(spec: GeneratorSpec, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise ValueError if a spec does not fit the stored tensors; allocates nothing.
+
+    A wrong spec might otherwise ask for any amount of memory.
+    """
+    part = spec
+    if isinstance(spec, MixtureSpec):
+        part, prefixes = spec.part, {f"parts.{number}." for number in range(len(spec.classes))}
+        if prefixes != {name[: name.find(".", len("parts.")) + 1] for name in shapes}:
+            raise ValueError(f"generators of {len(spec.classes)} classes are described")
+        shapes = {n.removeprefix("parts.0."): s for n, s in shapes.items() if "parts.0." in n}
+    with torch.device("meta"):
+        expected = build_generator(part).state_dict()
+    for name, tensor in expected.items():
+        if shapes.get(name) != tuple(tensor.shape):
+            found = "is missing" if name not in shapes else f"has shape {list(shapes[name])}"
+            raise ValueError(f"{name} {found}, and {list(tensor.shape)} is described")
 
 
 def find_generator(path: Path) -> GeneratorFiles:
@@ -100,8 +147,9 @@ def find_generator(path: Path) -> GeneratorFiles:
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """Return the checkpoints of a run folder, oldest first."""
-    return [path.parent for path in sorted(run.glob("checkpoints/[0-9]*/tensors.safetensors"))]
+    """Return the checkpoints of a run folder, oldest first; ignore all other names."""
+    found = (path.parent for path in run.glob("checkpoints/[0-9]*/tensors.safetensors"))
+    return sorted(path for path in found if CHECKPOINT_NAME.fullmatch(path.name))
 
 
 def is_older(final: GeneratorFiles, checkpoint: Path) -> bool:
@@ -114,4 +162,10 @@ def is_older(final: GeneratorFiles, checkpoint: Path) -> bool:
 
 def read_description(files: GeneratorFiles) -> dict[str, Any]:
     """Return the contents of a generator's JSON file; raises OSError or ValueError."""
-    return json.loads(files.description.read_text())
+    try:
+        found = json.loads(read_regular(files.description))
+    except RecursionError:
+        raise ValueError(f"{files.description.name} is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{files.description.name} holds no object")
+    return found

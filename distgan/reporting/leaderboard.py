@@ -13,8 +13,15 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import BaseModel
 
 from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES
-from distgan.run.files import read_json, read_rows, read_status, training_seconds
-from distgan.text import NO_VALUE, format_number, markdown_cell
+from distgan.images import is_whole_image
+from distgan.run.files import (
+    read_json,
+    read_models,
+    read_rows,
+    read_status,
+    training_seconds,
+)
+from distgan.text import NO_VALUE, format_number, is_number, markdown_cell
 from shards.files import write_atomic
 
 JSON_FILE, MARKDOWN_FILE, SAMPLES_FILE = "leaderboard.json", "leaderboard.md", "samples.png"
@@ -29,6 +36,13 @@ class Leaderboard(BaseModel):
     rank_by: str = ""
     note: str = ""  # why the runs cannot be compared
     cells: list[dict[str, Any]] = []
+
+
+class Scores(BaseModel):
+    """What the leaderboard needs of a line of evaluations.jsonl."""
+
+    values: dict[str, float] = {}
+    protocol: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,15 +83,18 @@ class Cell:
 
 
 def read_run(entry: Entry) -> dict[str, Any]:
-    """Return status, speed and the last evaluation of a run."""
+    """Return status, speed and the last evaluation of a run; damaged lines are left out."""
     rows = read_rows(entry.folder / "metrics.jsonl")
-    evaluations = read_rows(entry.folder / "evaluations.jsonl")
-    evaluation = evaluations[-1] if evaluations else {}
-    values = dict(evaluation.get("values", {}))
+    evaluations = read_models(entry.folder / "evaluations.jsonl", Scores)
+    evaluation = evaluations[-1] if evaluations else Scores()
+    values = dict(evaluation.values)
     status = read_status(entry.folder)
-    if rows and (seconds := training_seconds(status, rows)):
+    images, seconds = rows[-1].get("progress/images") if rows else None, None
+    if is_number(images):
+        seconds = training_seconds(status, rows)
+    if is_number(images) and seconds:
         values["time/train_sec"] = seconds
-        values["time/images_per_sec"] = rows[-1]["progress/images"] / seconds
+        values["time/images_per_sec"] = images / seconds
     return {
         "seed": entry.seed,
         "folder": str(entry.folder),
@@ -85,7 +102,7 @@ def read_run(entry: Entry) -> dict[str, Any]:
         "verdict": status.verdict.partition(" (")[0],
         "images_seen": status.images_seen,
         "values": values,
-        "protocol": evaluation.get("protocol"),
+        "protocol": evaluation.protocol,
     }
 
 
@@ -203,7 +220,7 @@ def to_markdown(cells: Sequence[Cell], note: str, *, rank_by: str) -> str:
     has_seeds = any(len(cell.runs) > 1 for cell in cells)
     spread = ", mean ± standard deviation over seeds" if has_seeds else ""
     sentence = f"Sorted by {rank_by} of the last evaluation{spread}."
-    return "\n\n".join(filter(None, [table, sentence, note])) + "\n"
+    return "\n\n".join(filter(None, [table, sentence, markdown_cell(note)])) + "\n"
 
 
 def draw_sheet(cells: Sequence[Cell], path: Path, *, rank_by: str) -> Path | None:
@@ -235,7 +252,8 @@ def draw_sheet(cells: Sequence[Cell], path: Path, *, rank_by: str) -> Path | Non
 def last_samples(cell: Cell) -> Path | None:
     """Return the newest sample grid of the first run that has one."""
     grids = (sorted(Path(run["folder"], "samples").glob("[0-9]*.png")) for run in cell.runs)
-    return next((grid[-1] for grid in grids if grid), None)
+    whole = (list(filter(is_whole_image, paths[-1:])) for paths in grids)
+    return next((paths[-1] for paths in whole if paths), None)
 
 
 def caption(cell: Cell, place: int, *, rank_by: str) -> str:

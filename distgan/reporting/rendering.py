@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from distgan.text import format_kimg, format_number
-from shards.files import write_atomic
+from shards.files import read_regular, write_atomic
 
 MAX_WIDTH = 560  # of an image in a page, in pixels
 JPEG_QUALITY = 88
@@ -20,7 +20,7 @@ JPEG_QUALITY = 88
 def write_page(out: Path, text: str) -> Path:
     """Write a page to a file; raises OSError."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, text, sync=False)
+    write_atomic(out, text)
     return out
 
 
@@ -57,14 +57,14 @@ def image_file_uri(path: Path) -> str | None:
     """
     try:
         return encode_file(path, path.stat().st_mtime_ns)
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
 
 
 @lru_cache(maxsize=64)  # a live page shows the same files again and again
 def encode_file(path: Path, _: int) -> str:
     """Return an image file of a modification time as a data URI; raises OSError."""
-    with Image.open(path) as opened:
+    with Image.open(io.BytesIO(read_regular(path))) as opened:
         image = opened.convert("RGB")
     halved = image.reduce(2)
     is_doubled = halved.resize(image.size, Image.Resampling.NEAREST).tobytes() == image.tobytes()

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -22,12 +23,13 @@ from distgan.reporting.metrics import explain_distance
 from distgan.reporting.sinks import Sink
 from distgan.reporting.tensorboard_sink import TensorBoardSink
 from distgan.reporting.wandb_sink import WandbSink, default_group, new_run_id
-from distgan.run.files import read_rows, read_status
-from distgan.run.folder import RunFolder, explained
+from distgan.run.files import Status, read_rows, read_status
+from distgan.run.folder import FINISHED_STATES, RunFolder, explained
 from distgan.text import first_line, format_kimg
 from shards.files import write_atomic
 
 NO_PRESET = "run"  # name of runs without a preset
+REALS_FILE = "reals.png"  # among the samples
 
 
 def on_rank_zero(method: Callable[..., None]) -> Callable[..., None]:
@@ -223,7 +225,7 @@ class RunLogger:
                 )
             }
             if reals is not None:
-                pictures["samples/reals"] = (save_grid(reals, folder / "reals.png"), "real images")
+                pictures["samples/reals"] = (save_grid(reals, folder / REALS_FILE), "real images")
         for sink in self.sinks:
             sink.log({"progress/kimg": kimg}, pictures)
 
@@ -256,30 +258,37 @@ class RunLogger:
     def close(
         self, state: str, reason: str, *, images_seen: int, seconds: float | None = None
     ) -> None:
-        """Record the outcome, then write the plot and the report, then wait for W&B.
+        """Record the outcome, write the plot and the report, then wait for W&B.
 
-        The order matters: a preempted job may be killed before all of it is done. `seconds` is the
-        time of training over all starts.
+        A preempted job may be killed before all of it is done, so its outcome is recorded first.
+        The outcome of a finished run comes last: if the run is killed before it is recorded, the
+        same command writes the plot and the report again. `seconds` is the time of training over
+        all starts.
         """
         assert self.folder is not None
+        has_finished = state in FINISHED_STATES
+        status = Status(
+            state=state,
+            reason=reason,
+            verdict=self.last_verdict,
+            images_seen=images_seen,
+            seconds=seconds,
+        )
         try:
             self.folder.add_event(state, reason, images_seen=images_seen)
-            self.folder.write_status(
-                state,
-                reason,
-                images_seen=images_seen,
-                verdict=self.last_verdict,
-                seconds=seconds,
-            )
+            if not has_finished:
+                self.write_status(status)
             self.plot()
+            self.write_report(status)
+            if has_finished:
+                self.write_status(status)
         except RunFailed as error:
             self.say(f"the outcome could not be recorded: {error}")
-        self.write_report(state, images_seen=images_seen)
         if self.console is not None:
             self.console.close()
         for sink in self.sinks:
             sink.summarize({"state": state, "verdict": self.last_verdict})
-            if state in ("done", "collapsed"):
+            if has_finished:
                 sink.keep_generator(self.folder.path, metadata={"images_seen": images_seen})
             sink.close(has_failed=state == "failed")
         folder, self.folder = self.folder, None
@@ -302,18 +311,25 @@ class RunLogger:
                 equilibrium=equilibrium(self.config.loss),
             )
 
-    def write_report(self, state: str, *, images_seen: int) -> None:
-        """Write report.html. If that fails, the run only warns."""
+    def write_status(self, status: Status) -> None:
+        """Write the outcome to status.json."""
+        assert self.folder is not None
+        self.folder.write_status(**status.model_dump(exclude={"time"}))
+
+    def write_report(self, status: Status) -> None:
+        """Write report.html with this outcome. If that fails, the run only warns."""
         if self.folder is None or not self.config.log.report:
             return
         from distgan.reporting.page import REPORT_FILE, write_report
         from distgan.reporting.run_record import read_record
 
         folder = self.folder.path
-        search_nearest = state in ("done", "collapsed")  # it takes too long for an interrupted run
+        # It takes too long for an interrupted run.
+        search_nearest = status.state in FINISHED_STATES
         try:
-            write_report(read_record(folder), folder / REPORT_FILE, search_nearest=search_nearest)
+            record = replace(read_record(folder), status=status)
+            write_report(record, folder / REPORT_FILE, search_nearest=search_nearest)
         except Exception as error:  # a library or a disk may raise anything
             with suppress(RunFailed):  # a full disk has no room for the warning either
                 text = f"could not write report.html: {first_line(error)}"
-                self.event("warning", text, images_seen=images_seen)
+                self.event("warning", text, images_seen=status.images_seen)

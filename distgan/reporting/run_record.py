@@ -15,6 +15,7 @@ from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES
 from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.evaluation.evaluate import Result
+from distgan.networks.generator_file import checkpoint_folders
 from distgan.run.files import (
     EvaluationRow,
     Event,
@@ -228,8 +229,8 @@ def read_record(path: Path) -> RunRecord:
 
 def read_description(run: Path) -> Description:
     """Return what generator.json, or else the newest readable checkpoint, says of the generator."""
-    checkpoints = sorted(run.glob("checkpoints/[0-9]*/state.json"), reverse=True)
-    found = (read_json(path, Description) for path in [run / "generator.json", *checkpoints])
+    states = [folder / "state.json" for folder in reversed(checkpoint_folders(run))]
+    found = (read_json(path, Description) for path in [run / "generator.json", *states])
     return next((each for each in found if each.generator), Description())
 
 

@@ -16,6 +16,7 @@ from distgan.run.checkpoints import Tensors, checkpoint_name
 from distgan.run.folder import sync_rows
 from distgan.run.session import Session
 from distgan.runtime.distributed import World
+from distgan.text import first_line
 
 Checkpoint = tuple[Tensors, dict[str, Any]]
 
@@ -71,8 +72,18 @@ class Checkpointer:
         tensors = broadcast_tensors(
             checkpoint[0] if checkpoint else {}, self.world, self.session.device
         )
-        self.gan.load_state(tensors, contents["players"])
-        self.evaluator.load_state_dict(contents["quality"])
+        try:
+            self.gan.load_state(tensors, contents["players"])
+            self.evaluator.load_state_dict(contents["quality"])
+            RunState(**{name: contents[name] for name in vars(self.state)})
+        except (
+            ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError
+        ) as error:  # fmt: skip
+            raise UserError(
+                f"the newest checkpoint in {self.folder} does not belong to this run "
+                f"({type(error).__name__}: {first_line(error)}); remove it to resume from the one "
+                "before"
+            ) from None
         return contents
 
     def roll_back(self) -> None:
@@ -153,6 +164,13 @@ def find_checkpoint(
     if found is None:
         return None
     tensors, contents = found
+    missing = {"config", "fingerprint", "world_size", "images_seen"} - contents.keys()
+    if missing or not isinstance(contents["config"], dict):
+        raise UserError(
+            f"the newest checkpoint in {run_dir / 'checkpoints'} was not written by distgan or was "
+            f"edited (state.json: {', '.join(sorted(missing)) or 'config'}); remove it to resume "
+            "from the one before"
+        )
     now, identity = flat_values(config), identity_values(config)
     then = flat_values(Config()) | contents["config"]
     changed = {
@@ -160,7 +178,7 @@ def find_checkpoint(
     }
     conflicts = [text for name, text in changed.items() if name in identity]
     if contents["fingerprint"] != fingerprint:
-        was, is_now = contents["fingerprint"][:12], fingerprint[:12]
+        was, is_now = str(contents["fingerprint"])[:12], fingerprint[:12]
         conflicts.append(f"the dataset's fingerprint was {was}, now {is_now}")
     if conflicts:
         raise UserError(

@@ -5,9 +5,9 @@ checkpoints/<kimg>/  tensors.safetensors  state.json  manifest.json (sizes and s
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distgan.errors import UserError
+from distgan.networks.generator_file import CHECKPOINT_NAME as NAME
 from shards.files import sync_path
 
 FORMAT = "distgan-checkpoint/1"
-NAME = re.compile(r"\d{8,}\.\d{3}")
 FILES = ("tensors.safetensors", "state.json")  # those listed in the manifest
 Tensors = dict[str, Tensor]
 
@@ -46,7 +46,7 @@ def save(folder: Path, *, images_seen: int, tensors: Tensors, state: dict[str, A
     The folder gets its name only after all its files are on the disk.
     """
     target = folder / checkpoint_name(images_seen)
-    temporary = folder / f".{target.name}.tmp"
+    temporary = unfinished_path(target)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -92,6 +92,8 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
             if describe(path / name) != manifest["files"][name]:
                 raise damaged(path, f"{name} has changed since it was written")
         contents = json.loads((path / "state.json").read_text())
+        if not isinstance(contents, dict):
+            raise damaged(path, "state.json holds no object")
         return load_file(path / "tensors.safetensors"), contents
     except FileNotFoundError as error:
         raise damaged(path, f"{Path(error.filename or path).name} is missing") from None
@@ -101,7 +103,7 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
         ) from None
     except CheckpointError:
         raise
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise damaged(path, str(error)) from None
 
 
@@ -138,9 +140,23 @@ def prune(folder: Path, *, newest: str, keep: int, wanted: Collection[str] = ())
     paths = list_checkpoints(folder)
     kept = {path.name for path in [path for path in paths if path.name <= newest][-keep:]}
     kept |= set(wanted)
-    unfinished = [path for path in folder.glob(".*.tmp") if NAME.fullmatch(path.name[1:-4])]
-    for path in [*(path for path in paths if path.name not in kept), *unfinished]:
-        shutil.rmtree(path, ignore_errors=True)
+    for path in paths:
+        if path.name not in kept:
+            with suppress(OSError):  # renamed first, so that a kill leaves no half of it behind
+                path.rename(unfinished_path(path))
+    remove_unfinished(folder)
+
+
+def unfinished_path(path: Path) -> Path:
+    """Return the name of a checkpoint that is being written or removed."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process was writing or removing, and nothing else."""
+    for path in folder.glob(".*.tmp"):
+        if NAME.fullmatch(path.name[1:-4]):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------ optimizer states
@@ -163,7 +179,7 @@ def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> tuple[Tenso
 def unpack_optimizer(
     prefix: str, optimizer: torch.optim.Optimizer, tensors: Tensors, packed: dict[str, Any]
 ) -> None:
-    """Restore what `pack_optimizer` returned.
+    """Restore what `pack_optimizer` returned. Raises ValueError if only a part of it is there.
 
     Each moment gets the memory layout of its parameter. A fused optimizer walks both in memory
     order and would pair a channels-last weight with the wrong elements of a contiguous moment.
@@ -180,4 +196,7 @@ def unpack_optimizer(
         if tensor.shape == parameter.shape:
             tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         state.setdefault(int(index), {})[field] = tensor
+    fields = [state.get(index, {}).keys() for index in range(len(parameters))]
+    if any(each != fields[0] for each in fields):
+        raise ValueError(f"tensors of {prefix} are missing")
     optimizer.load_state_dict({"state": state, "param_groups": packed["param_groups"]})

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from distgan.errors import UserError
+from distgan.text import is_number
+from shards.files import read_regular
 
 Row = TypeVar("Row")
 Model = TypeVar("Model", bound=BaseModel)
@@ -106,16 +108,17 @@ def training_seconds(status: Status, rows: list[dict[str, Any]]) -> float:
     """Return the time of training until its end, or until the last row of metrics; 0 if unknown."""
     if status.seconds is not None:
         return status.seconds
-    return float(rows[-1].get("time/train_sec") or 0.0) if rows else 0.0
+    seconds = rows[-1].get("time/train_sec") if rows else None
+    return float(seconds) if is_number(seconds) else 0.0
 
 
 def read_json(path: Path, model: type[Model], *, warn: Warn = ignore) -> Model:
     """Return the contents of a JSON file, or the model's defaults if it is missing or damaged."""
     try:
-        return model.model_validate_json(path.read_bytes())
+        return model.model_validate_json(read_regular(path))
     except FileNotFoundError:
         return model()
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         warn(f"{path.name} is damaged")
         return model()
 
@@ -123,10 +126,10 @@ def read_json(path: Path, model: type[Model], *, warn: Warn = ignore) -> Model:
 def read_toml(path: Path, *, warn: Warn = ignore) -> dict[str, Any]:
     """Return the tables of a TOML file, or {} if it is missing or damaged."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(read_regular(path).decode())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         warn(f"{path.name} is damaged")
         return {}
 
@@ -142,13 +145,19 @@ def read_models(path: Path, model: type[Model], *, warn: Warn = ignore) -> list[
 
 
 def read_lines(path: Path, parse: Callable[[str], Row], *, warn: Warn = ignore) -> list[Row]:
-    """Return the parsed lines of a file; a line is damaged if `parse` raises ValueError."""
-    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    """Return the parsed lines of a file; a line is damaged if `parse` raises ValueError.
+
+    Raises OSError if the file exists but cannot be read.
+    """
+    try:
+        lines = read_regular(path).decode(errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
     rows, num_damaged = [], 0
     for line in filter(None, lines):
         try:
             rows.append(parse(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             num_damaged += 1
     if num_damaged:
         warn(f"{path.name}: skipped {num_damaged} damaged of {len(rows) + num_damaged} lines")

@@ -20,8 +20,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from distgan.errors import RunFailed, UserError
+from distgan.run.checkpoints import remove_unfinished
 from distgan.run.files import append_row, read_rows
-from shards.files import sync_path, write_atomic
+from shards.files import make_folder, sync_path, write_atomic
 
 FINISHED_STATES = ("done", "collapsed")  # nothing is left to train
 ROW_FILES = ("metrics.jsonl", "evaluations.jsonl", "events.jsonl")
@@ -69,7 +70,7 @@ class RunFolder:
         self.path = path
         try:
             for folder in (path, self.samples, self.checkpoints):
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
             self.lock = (path / ".lock").open("a+")
             self.status_lock = threading.Lock()  # a thread may report the loss of a rank
         except OSError as error:
@@ -78,6 +79,7 @@ class RunFolder:
                 "choose another with --run-dir"
             ) from None
         self.take_lock()
+        remove_unfinished(self.checkpoints)
 
     @property
     def samples(self) -> Path:
@@ -172,6 +174,7 @@ def sync_rows(run_dir: Path) -> None:
     for name in ROW_FILES:
         if (run_dir / name).exists():
             sync_path(run_dir / name)
+    sync_path(run_dir)  # which names the files
 
 
 def timestamp() -> str:

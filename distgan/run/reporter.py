@@ -12,15 +12,16 @@ from distgan.config.schema import Config
 from distgan.data import TrainingBatches
 from distgan.evaluation.evaluator import Evaluator
 from distgan.gan import GAN
-from distgan.images import to_uint8
+from distgan.images import is_whole_image, to_uint8
 from distgan.losses.adversarial import equilibrium
 from distgan.networks.latents import generate, sample_latents
 from distgan.reporting.metrics import RunningMeans
-from distgan.reporting.run_logger import RunLogger
+from distgan.reporting.run_logger import REALS_FILE, RunLogger
 from distgan.run.checkpointer import RunState
 from distgan.run.session import Session
 from distgan.runtime.provenance import peak_memory_gb
 from distgan.steps import StepResult
+from shards.reader import ShardReader
 
 NUM_SAMPLES = 64  # images of a sample grid
 
@@ -119,14 +120,9 @@ class Reporter:
                 return
             latents = sample_latents(NUM_SAMPLES, self.gan.spec, seed=self.config.train.seed)
             fakes = generate(self.gan.ema.generator, latents.to(self.session.device))
-            has_reals = (self.logger.folder.samples / "reals.png").exists()
-            reals = None if has_reals else self.first_reals()
+            has_reals = is_whole_image(self.logger.folder.samples / REALS_FILE)
+            reals = None if has_reals else first_reals(self.session.reader)
             self.logger.samples(to_uint8(fakes), reals, images_seen=self.state.images_seen)
-
-    def first_reals(self) -> Tensor:
-        """Return the first real images, uint8 [n, C, H, W], for one sample grid."""
-        reader = self.session.reader
-        return torch.from_numpy(reader.gather(np.arange(min(NUM_SAMPLES, reader.num_samples))))
 
     def evaluate(self) -> None:
         """Evaluate the averaged generator, and log the result and the verdict."""
@@ -138,6 +134,11 @@ class Reporter:
             )
             self.logger.evaluation(result, is_best=is_best, images_seen=images_seen)
             self.logger.verdict(verdict, images_seen=images_seen)
+
+
+def first_reals(reader: ShardReader) -> Tensor:
+    """Return the first real images, uint8 [n, C, H, W], for one sample grid."""
+    return torch.from_numpy(reader.gather(np.arange(min(NUM_SAMPLES, reader.num_samples))))
 
 
 def relative_losses(statistics: dict[str, float], config: Config) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The flag raised by SIGTERM, SIGUSR1 and Ctrl-C.
+"""The flag raised by SIGTERM, SIGUSR1, SIGHUP and Ctrl-C.
 
 It uses the standard library only, so that it can be installed before the slow imports.
 """
@@ -11,7 +11,7 @@ from types import FrameType
 class Interrupt:
     """The first signal since the start. The training loop checks `raised` before every step."""
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
@@ -23,9 +23,13 @@ class Interrupt:
         return self.signal_name is not None
 
     def install(self) -> "Interrupt":
-        """Handle the signals from now on. A second Ctrl-C ends the process at once."""
+        """Handle the signals from now on. A second Ctrl-C ends the process at once.
+
+        A hangup that is ignored, as under nohup, stays ignored.
+        """
         for number in self.SIGNALS:
-            signal.signal(number, self.handle)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self.handle)
         return self
 
     def handle(self, number: int, _frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import ShardError, printable
+from shards.files import expand_user, read_regular
 from shards.format.compressed import EXTENSION_OF, MAX_QUALITY, CompressedLayout
 from shards.format.raw import BLOCK, NPY_HEADER_BYTES, TRAILER, RawLayout
 from shards.images import EXTENSIONS
@@ -48,7 +49,7 @@ class ShardIndex:
     class_counts: tuple[int, ...] | None
     labels_sha256: str | None
     cls: bool  # whether the tars hold the labels too
-    num_rejected: int  # broken images, listed in rejected.jsonl
+    num_rejected: int  # images left out, listed in rejected.jsonl
     shards: tuple[ShardRecord, ...]
     plan: str  # identity of what was packed and how: the same plan gives the same bytes
     encoding: str = RAW  # or a key of EXTENSION_OF
@@ -125,10 +126,10 @@ def read_index(path: str | Path) -> ShardIndex:
 
     Raises ShardError if the folder or its index is missing, damaged or of another version.
     """
-    folder = Path(path).expanduser()
+    folder = expand_user(path)
     name = printable(path)
     try:
-        text = (folder / INDEX_FILE).read_bytes()
+        text = read_regular(folder / INDEX_FILE)
     except FileNotFoundError:
         if not folder.is_dir():
             raise ShardError(

@@ -11,16 +11,17 @@ that a dead process left behind are removed.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
-from shards.errors import ShardError, printable
-from shards.files import DISK_FULL, locked, readable_errors, sync_path
+from shards.errors import DISK_FULL, ShardError, printable
+from shards.files import locked, readable_errors, sync_path
 
 _POLL_SEC = 0.1
 
@@ -36,11 +37,12 @@ class NodeCache:
     max_bytes: int | None = None
     wait_sec: float = 60.0  # for files in use to be closed, if nothing else makes room
 
-    def open(self, name: str, *, num_bytes: int, fetch: Callable[[Path], object]) -> BinaryIO:
+    def open(self, name: str, *, num_bytes: int, fetch: Callable[[Path], object]) -> BufferedReader:
         """Open the file `name` of `num_bytes`. It is not evicted while it is open or mapped.
 
         If it is missing, `fetch` writes it to the path it is given, or raises, and then nothing of
-        it is left. Raises ShardError if there is no room.
+        it is left. Nothing is written if the file is there, so that caches of other users and
+        read-only ones can be read. Raises ShardError if there is no room.
         """
         path = self.folder / name
         with readable_errors(self.folder, doing="cannot keep shards in the cache"):
@@ -56,6 +58,20 @@ class NodeCache:
                         part.unlink(missing_ok=True)
                         lock.unlink(missing_ok=True)
             return file
+
+    def remove(self, name: str, *, why: str) -> None:
+        """Remove a damaged file, so that it is fetched again. Raises ShardError if it cannot be."""
+        path = self.folder / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ShardError(
+                f"the cache {printable(self.folder)}: {why}, and it cannot be removed "
+                f"({error.strerror}): delete {printable(path)}, or set DISTGAN_CACHE"
+            ) from None
+        logging.getLogger(__name__).warning(
+            "the cache %s: %s; it is fetched again", printable(self.folder), why
+        )
 
     def _fetch(self, part: Path, num_bytes: int, fetch: Callable[[Path], object]) -> None:
         self._make_room(part, num_bytes)
@@ -103,7 +119,8 @@ class NodeCache:
         for _, size, path in sorted(self._files()):
             if freed >= num_bytes:
                 break
-            with suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as file:
+            # Other users' files may be unreadable, or in a folder where only they may remove them.
+            with suppress(OSError), open(path, "rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
                 freed += size
@@ -120,11 +137,11 @@ class NodeCache:
         return found
 
     def _remove_orphans(self) -> None:
-        """Remove what killed processes were fetching."""
-        for part in self.folder.glob("*.part"):
-            lock = self._lock(part.name.split(".")[0])
-            with suppress(ShardError), locked(lock, busy="being fetched"):
-                part.unlink(missing_ok=True)
+        """Remove what killed processes were fetching, and their locks."""
+        for leftover in [*self.folder.glob("*.part"), *self.folder.glob("*.lock")]:
+            lock = self._lock(leftover.name.split(".")[0])
+            with suppress(ShardError, OSError), locked(lock, busy="being fetched"):
+                leftover.unlink(missing_ok=True)
                 lock.unlink(missing_ok=True)
 
     def _lock(self, name: str) -> Path:
@@ -136,7 +153,7 @@ def _reserved_bytes(part: Path) -> int:
     return int(part.name.split(".")[1])
 
 
-def _open_shared(path: Path, num_bytes: int) -> BinaryIO | None:
+def _open_shared(path: Path, num_bytes: int) -> BufferedReader | None:
     """Open the file under a shared lock, which a memory map keeps; return None if it is missing."""
     try:
         file = open(path, "rb")  # noqa: SIM115
@@ -147,7 +164,8 @@ def _open_shared(path: Path, num_bytes: int) -> BinaryIO | None:
         with suppress(FileNotFoundError):  # evicted before the lock was taken
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 if os.fstat(file.fileno()).st_size == num_bytes:
-                    os.utime(file.fileno())
+                    with suppress(OSError):  # only the owner may, and nobody if it is read-only
+                        os.utime(file.fileno())
                     return file
                 path.unlink()  # cut short by hand or by a broken disk
     except BaseException:

@@ -5,6 +5,8 @@ URL/index.json ──> ShardIndex          URL/000000.tar ──NodeCache, check
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,11 +48,13 @@ class RemoteFiles:
     def __init__(self, folder: RemoteFolder, cache: NodeCache) -> None:
         self._folder, self._cache = folder, cache
         self.source, self.max_bytes = folder.name, cache.max_bytes
+        self._checked: set[tuple[str, int]] = set()  # sha256 and inode of files of the cache
 
     def open(self, file: str, *, num_bytes: int, sha256: str) -> BinaryIO:
         """Open a file whose checksum has been compared. Raises ShardError if it cannot be fetched.
 
-        Other processes of the node that want the same file wait meanwhile.
+        Other processes of the node that want the same file wait meanwhile. Each process compares a
+        file of the cache once; a damaged one is fetched again.
         """
 
         def find_damage(path: Path) -> str | None:
@@ -64,4 +68,14 @@ class RemoteFiles:
         def fetch(part: Path) -> None:
             self._folder.fetch(file, part, max_bytes=num_bytes, find_damage=find_damage)
 
-        return self._cache.open(sha256, num_bytes=num_bytes, fetch=fetch)
+        while True:
+            opened = self._cache.open(sha256, num_bytes=num_bytes, fetch=fetch)
+            key = sha256, os.fstat(opened.fileno()).st_ino
+            if key in self._checked:
+                return opened
+            if hashlib.file_digest(opened, "sha256").hexdigest() == sha256:
+                self._checked.add(key)
+                opened.seek(0)
+                return opened
+            opened.close()
+            self._cache.remove(sha256, why=f"{file} is damaged there")

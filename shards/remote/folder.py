@@ -7,18 +7,19 @@ hold a password or a token, so messages and files never contain it, nor the erro
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from shards.errors import ShardError, printable, without_secrets
-from shards.files import DISK_FULL
+from shards.errors import DISK_FULL, ShardError, printable, without_secrets
 from shards.format.index import INDEX_FILE, ShardIndex, parse_index
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://\S+")
@@ -30,10 +31,12 @@ _MAX_INDEX_BYTES = 2**28
 class RetryPolicy:
     """How long and how often a remote folder is tried."""
 
-    tries: int = 5
+    tries: int = 5  # at least, and no more if what arrives is damaged
     connect_sec: float = 10.0
     stall_sec: float = 20.0  # without a byte
     backoff_sec: float = 0.5  # before the second try, doubled before each later one
+    max_backoff_sec: float = 5.0
+    outage_sec: float = 60.0  # for which a server that does not answer is tried at least
     min_bytes_per_sec: float = 2.0**16  # a slower file, on average, counts as stalled
 
     def max_seconds(self, num_bytes: int) -> float:
@@ -65,29 +68,44 @@ class RemoteFolder:
         """Write `file` to `into`, and try again after errors that may pass.
 
         `find_damage` says what is wrong with the bytes that arrived. Raises ShardError, and OSError
-        if the disk is full.
+        if the disk is full. The first failure is a warning, so that nobody waits without a reason.
         """
-        reason, tries = "", 0
-        for tries in range(1, self._retry.tries + 1):
-            if tries > 1:
-                time.sleep(self._retry.backoff_sec * 2 ** (tries - 2))
-            try:
-                self._get(file, into, max_bytes)
-                damage = find_damage(into)
-                if damage is None:
-                    return
-                reason, may_pass = damage, True
-            except Exception as error:  # as many types as there are file systems
-                if isinstance(error, OSError) and error.errno in DISK_FULL:
-                    raise
-                reason, may_pass = _reason(error)
-            if not may_pass:
+        retry, began, tries = self._retry, time.monotonic(), 0
+        while True:
+            tries += 1
+            failure = self._try(file, into, max_bytes, find_damage)
+            if failure is None:
+                return
+            is_short = not failure.is_damage and time.monotonic() - began < retry.outage_sec
+            may_wait = failure.wait_sec <= retry.outage_sec
+            if not (failure.may_pass and may_wait and (tries < retry.tries or is_short)):
                 break
+            if tries == 1:
+                logging.getLogger(__name__).warning(
+                    "cannot fetch %s/%s (%s); trying again", self.name, file, failure.reason
+                )
+            backoff = min(retry.backoff_sec * 2 ** (tries - 1), retry.max_backoff_sec)
+            time.sleep(max(backoff, failure.wait_sec))
         times = "once" if tries == 1 else f"{tries} times"
+        later = "" if may_wait else f" and asks to wait {failure.wait_sec:,.0f} s"
         raise ShardError(
-            f"cannot fetch {self.name}/{file}, tried {times}: {reason}; "
+            f"cannot fetch {self.name}/{file}, tried {times}: {failure.reason}{later}; "
             "check it and the network and start again"
         )
+
+    def _try(
+        self, file: str, into: Path, max_bytes: int, find_damage: Callable[[Path], str | None]
+    ) -> _Failure | None:
+        """Fetch a file once. Raises OSError if the disk is full."""
+        try:
+            self._get(file, into, max_bytes)
+        except Exception as error:  # as many types as there are file systems
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise
+            reason, may_pass = _reason(error)
+            return _Failure(reason, may_pass, wait_sec=_retry_after(error))
+        damage = find_damage(into)
+        return None if damage is None else _Failure(damage, may_pass=True, is_damage=True)
 
     def read_index(self) -> ShardIndex:
         """Fetch and parse the index of the packed shards in this folder."""
@@ -101,9 +119,15 @@ class RemoteFolder:
                 return str(error)
             return None
 
-        with tempfile.TemporaryDirectory() as folder:
-            part = Path(folder) / INDEX_FILE
-            self.fetch(INDEX_FILE, part, max_bytes=_MAX_INDEX_BYTES, find_damage=find_damage)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                part = Path(folder) / INDEX_FILE
+                self.fetch(INDEX_FILE, part, max_bytes=_MAX_INDEX_BYTES, find_damage=find_damage)
+        except OSError as error:
+            raise ShardError(
+                f"no file can be written to the temporary folder ({error.strerror or error}): "
+                "set TMPDIR to another folder"
+            ) from error
         assert index is not None, "a fetched index was checked"
         return index
 
@@ -119,7 +143,7 @@ class RemoteFolder:
                 "(a password's special characters are written %2F, %40 and so on)"
             ) from None
         try:
-            return fsspec.url_to_fs(
+            filesystem, path = fsspec.url_to_fs(
                 url.partition("#")[0], skip_instance_cache=True, **self._options()
             )
         except ImportError:
@@ -134,6 +158,9 @@ class RemoteFolder:
             raise ShardError(
                 f"cannot read {self.name}: use https://, http:// or s3://, or a folder"
             ) from None
+        if self._scheme == "s3":
+            filesystem.retries = 1  # `fetch` tries again, and says so
+        return filesystem, path
 
     def _options(self) -> dict[str, Any]:
         """Return options that make the tested file systems give up on a silent server."""
@@ -149,6 +176,7 @@ class RemoteFolder:
                 "config_kwargs": {
                     "connect_timeout": self._retry.connect_sec,
                     "read_timeout": self._retry.stall_sec,
+                    "retries": {"max_attempts": 0},
                 }
             }
         return {}
@@ -156,13 +184,18 @@ class RemoteFolder:
     def _get(self, file: str, into: Path, max_bytes: int) -> None:
         from fsspec.callbacks import Callback
 
+        began, limit = time.monotonic(), self._retry.max_seconds
+
         class Counter(Callback):
-            """Stops a file that is too long, so that a broken server cannot fill the disk."""
+            """Stops a file that is too long or too slow, which could fill the disk or never end."""
 
             def relative_update(self, inc: int = 1) -> None:
                 super().relative_update(inc)
                 if self.value > max_bytes:
-                    raise _TooLong(f"more than {max_bytes:,} bytes arrived")
+                    raise _Unacceptable(f"more than {max_bytes:,} bytes arrived")
+                seconds = time.monotonic() - began
+                if seconds > limit(self.value):
+                    raise _Unacceptable(f"only {self.value:,} bytes arrived in {seconds:.0f} s")
 
         options: dict[str, Any] = {"callback": Counter()}
         if self._filesystem.async_impl:
@@ -173,14 +206,34 @@ class RemoteFolder:
         self._filesystem.get_file(f"{path.rstrip('/')}/{file}{mark}{query}", str(into), **options)
 
 
-class _TooLong(Exception):
-    """A file is longer than the index says."""
+class _Unacceptable(Exception):
+    """A file is longer than the index says, or comes too slowly."""
+
+
+class _Failure(NamedTuple):
+    """Why a file did not arrive, and whether another try may help."""
+
+    reason: str
+    may_pass: bool
+    is_damage: bool = False  # bytes arrived, but the wrong ones
+    wait_sec: float = 0.0  # before the next try, as the server asks
+
+
+def _retry_after(error: Exception) -> float:
+    """Return the seconds that a server asks to wait (RFC 9110, 10.2.3); 0 if it does not."""
+    text = str((getattr(error, "headers", None) or {}).get("Retry-After", ""))
+    if text.isdecimal() and len(text) < 10:
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
 
 
 def _reason(error: Exception) -> tuple[str, bool]:
     """Say why a fetch failed, without secrets, and whether another try may help."""
     status = getattr(error, "status", None)
-    if isinstance(error, _TooLong):
+    if isinstance(error, _Unacceptable):
         return str(error), True
     if isinstance(error, FileNotFoundError):
         return "there is no such file", False

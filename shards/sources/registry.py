@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shards.errors import ShardError, printable
+from shards.errors import ShardError, describe_system_error, printable
+from shards.files import expand_user
 from shards.images import EXTENSIONS
 from shards.sources.folders import open_folder
 from shards.sources.official import open_cifar10, open_digits, open_mnist
@@ -53,9 +54,8 @@ def open_source(
         else:
             opened = _open_path(source, split, root, with_labels)
     except OSError as error:
-        raise ShardError(
-            f"cannot read {printable(error.filename or source)}: {error.strerror or error}"
-        ) from error
+        error.filename = error.filename or str(source)
+        raise ShardError(f"cannot read {describe_system_error(error)}") from error
     if opened.skipped:
         logging.getLogger(__name__).warning("%s", describe_skipped(opened.skipped))
     if not len(opened):
@@ -77,7 +77,7 @@ def describe_skipped(skipped: Sequence[Skipped]) -> str:
 
 
 def _open_path(source: str | Path, split: str, root: Path | None, with_labels: bool) -> Source:
-    name, path = printable(source), Path(source).expanduser()
+    name, path = printable(source), expand_user(source)
     if split != "train" or root is not None:
         raise ShardError(
             f"--split and --root belong to {', '.join(NAMED_SOURCES)}, not to {name}: "

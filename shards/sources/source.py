@@ -128,8 +128,8 @@ def list_images(
 
 
 def extension_of(path: str) -> str:
-    """Return the extension of a path in lower case, or an empty string."""
-    return os.path.splitext(path)[1].lower()
+    """Return the extension of a path in lower case and safe to print, or an empty string."""
+    return printable(os.path.splitext(path)[1].lower())
 
 
 def is_image_name(path: str) -> bool:

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from distgan.config.schema import Evaluation, Thresholds
 from distgan.errors import UserError
+from distgan.evaluation.evaluate import evaluate
 from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.extractors import RandomConv
+from distgan.evaluation.reference import RealImages, prepare_reference
+from distgan.evaluation.verdict import assess
 from shards.format.index import read_index
 from shards.reader import ShardReader
 from tests.evaluation.sets import ALONE
@@ -97,3 +100,15 @@ def test_a_value_that_is_not_finite_is_never_the_best(shards: Path) -> None:
         False,
         False,
     ]
+
+
+def test_real_images_that_are_all_the_same_are_no_divergence(tmp_path: Path) -> None:
+    """Every metric is finite, whatever the fakes are."""
+    grey = torch.full((1, 3, 32, 32), 90, dtype=torch.uint8)
+    reals = RealImages(lambda ids: grey.expand(len(ids), -1, -1, -1), 60, "grey")
+    prepared = prepare_reference(reals, RandomConv(), world=ALONE, num_samples=24, folder=tmp_path)
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8, generator=draw)
+    for fakes in (grey.expand(24, -1, -1, -1), grey.expand(24, -1, -1, -1) // 2, noise):
+        result = evaluate(lambda a, b, x=fakes: x[a:b], prepared, RandomConv(), world=ALONE)
+        assert assess(result).name != "diverged"

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from distgan.run.files import read_rows
+from tests.faults.limits import MAX_BYTES, MAX_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
 ROWS = ROOT / "tests" / "faults" / "rows.jsonl"
 PAGE = ROOT / "docs" / "reliability.md"
+IO_ROWS = ROOT / "tests" / "faults" / "io" / "pass.jsonl"
+IO_HEAD = """\
+| command | fault | every | operations | survived | lost | repeated rows | tracebacks |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"""
 HEAD = """\
 | fault | tried | survived | images lost | images repeated | computed again \
 | s to detect | s to resume |
@@ -52,6 +57,25 @@ def record_fault(kind: str, path: Path | None = None, **figures: Any) -> None:
             file.write(json.dumps(row) + "\n")
 
 
+def record_operations(row: dict[str, Any]) -> None:
+    """Record the sums of a pass over one command with one fault, in place of earlier ones."""
+    key = row["command"], row["fault"]
+    others = [each for each in read_rows(IO_ROWS) if (each["command"], each["fault"]) != key]
+    dated = row | {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
+    IO_ROWS.write_text("".join(json.dumps(each) + "\n" for each in [*others, dated]))
+
+
+def io_table(rows: Iterable[dict[str, Any]]) -> str:
+    """Return the table of operations that failed, by command and fault."""
+    lines = []
+    for row in rows:
+        lost = row["operations"] - row["survived"]
+        figures = (row[name] for name in ("command", "fault", "every", "operations", "survived"))
+        cells = (*figures, lost, row["repeated_rows"], row["tracebacks"])
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([IO_HEAD, *lines])
+
+
 def median_and_worst(rows: list[dict[str, Any]], name: str) -> str:
     """Return the median and the largest value of a figure as text, or a dash if no row has it."""
     values = sorted(row[name] for row in rows if row.get(name) is not None)
@@ -85,7 +109,7 @@ def explain_failure(row: dict[str, Any]) -> str:
 
 def page(rows: Iterable[dict[str, Any]]) -> str:
     """Return the text of docs/reliability.md."""
-    rows = list(rows)
+    rows, passes = list(rows), read_rows(IO_ROWS)
     kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         kinds[row["kind"]].append(row)
@@ -97,6 +121,9 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
         failed="\n".join(map(explain_failure, failed)) or "None.",
         dates=" to ".join(dict.fromkeys([dates[0], dates[-1]])),
         machine="; ".join(sorted({row["machine"] for row in rows})),
+        operations=OPERATIONS_TEXT.format(io_table=io_table(passes)) if passes else "",
+        max_seconds=MAX_SECONDS,
+        max_megabytes=MAX_BYTES // 10**6,
     )
 
 
@@ -133,9 +160,68 @@ Seconds are medians, with the worst case in brackets. Measured {dates} on {machi
 (CPU, gloo; shared with other work, so that seconds are upper bounds). NCCL between several GPUs
 was not tested.
 
+{operations}## What a power cut may cost
+
+Data that is written but not synced (`fsync`) may be lost when the power fails. A run writes in this
+order, and each step is on the disk before the next one begins:
+
+1. `config.toml` and `provenance.json`, then `status.json` with the state `running`.
+2. Rows are appended to `metrics.jsonl`, `evaluations.jsonl` and `events.jsonl` without a sync.
+   Sample grids are synced.
+3. Before a checkpoint, all rows and the names of their files.
+4. The three files of the checkpoint and their folder, under a temporary name.
+5. The checkpoint gets its name, and `checkpoints/` is synced.
+6. Older checkpoints are renamed and then removed.
+7. At the end, the last checkpoint, `generator.safetensors` and `generator.json`. If the run is done
+   or has collapsed, `losses.png` and `report.html` follow, and `status.json` comes last; otherwise
+   `status.json` comes before these two.
+
+Every file but the three with rows is written under a temporary name, synced, renamed, and then its
+folder is synced, so it has either its old or its new content. A power cut therefore costs at most
+the steps since the last checkpoint. The same command drops their rows, which may be there in part,
+and trains these steps again, with the same result. Events since the last checkpoint may be lost.
+
+`distgan pack` syncs each shard, renames it, syncs the folder, and then records the shard in
+`.packing/`. `labels.npy`, `spans.npy` and `rejected.jsonl` follow, `index.json` comes after them
+and makes the dataset, and `.packing/` is removed last. A power cut costs at most the shard that was
+being written.
+
+The cache of remote shards syncs a file before it gets its name. Probes and measured references are
+synced, too.
+
+## Damaged files
+
+    python -m tests.faults.fuzz --minutes 10
+
+changes bytes and values of everything that distgan reads from files: archives, index, spans,
+checkpoint manifests, generators and their descriptions, probes, `status.json`, `.jsonl`, TOML and
+sweep files. Each must be read or refused with one line, within {max_seconds} s and {max_megabytes}
+MB of memory. Inputs that fail are saved in `tests/faults/corpus/`, and the tests read them again.
+
 ## Measure it yourself
 
     python -m tests.faults.campaign --kills 20    # adds 20 random kills to the file of results
     DISTGAN_FAULT_ROWS=tests/faults/rows.jsonl pytest -n 0 -m slurm tests/slurm
     python -m tests.faults.campaign --report      # writes this page
+"""
+
+OPERATIONS_TEXT = """## Every file operation
+
+Each file operation of a command (open, read, write, sync, truncate, rename, remove, create) in its
+run folder or output folder was disturbed: it failed once, or it and all later ones failed, or it
+wrote only half, or the process was killed before or in the middle of it, or the power failed after
+it and all or a random half of what was not synced was lost. Then the same command was run again,
+undisturbed.
+
+{io_table}
+
+**Survived**: the same command ended without an error, with the same files as a command that was
+never disturbed: the same bytes of shards, weights, samples and settings, every row once, and
+nothing left over but empty lock files. **Lost** are all others. **Tracebacks** counts commands that
+ended in one instead of in one line. **Every** is 1 if each operation was disturbed, and n if only
+each n-th was. `checkpoint` saves three checkpoints with their rows, without training. `train` is a
+run of three steps with a checkpoint after each, and `resume` the same run, killed half-way before.
+
+    python -m tests.faults.io.harness --record
+
 """

@@ -113,6 +113,16 @@ def test_a_shard_that_goes_while_it_is_read(copy: ShardIndex) -> None:
             file.truncate(copy.shards[2].num_bytes)
 
 
+def test_a_shard_cut_short_while_it_is_mapped(copy: ShardIndex) -> None:
+    """An error before the page that is gone is read, which would end the process without a word."""
+    reader = ShardReader(copy)
+    reader.gather(np.arange(reader.num_samples))
+    (copy.path / copy.shards[1].file).write_bytes(b"overwritten in place")
+    reader.gather(np.arange(20))
+    with pytest.raises(ShardError, match=r"000001.tar was cut short .*\(20 bytes are left of"):
+        reader.gather(np.arange(reader.num_samples))
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "swap", "missing"])
 def test_damaged_remote_shards_never_arrive(copy: ShardIndex, tmp_path: Path, damage: str) -> None:
     """The checksum of a remote file is checked before it is read; a file that fails is not kept."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import signal
 import tarfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +24,10 @@ from shards.reader import ShardReader
 from shards.remote.files import open_shards
 from shards.sources.registry import open_source
 from shards.verify import verify
+from tests.faults.fuzz import no_hang
 from tests.shards.servers import QUICK, serving
 
 LENGTHS = pytest.mark.parametrize("num_examples", [40, pytest.param(3000, marks=pytest.mark.slow)])
-
-
-@contextmanager
-def no_hang(seconds: int = 20) -> Iterator[None]:
-    """Fails where the block takes longer."""
-
-    def late(*_: object) -> None:
-        raise AssertionError(f"still busy after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def fuzz(strategy: st.SearchStrategy[Any], num_examples: int, check: Callable[[Any], None]) -> None:
@@ -231,7 +215,7 @@ def test_any_bytes_as_labels(copy: ShardIndex, num_examples: int) -> None:
 def test_any_bytes_as_a_remote_index(tmp_path: Path, whole: ShardIndex, num_examples: int) -> None:
     """What a server calls an index is judged as strictly."""
     pytest.importorskip("aiohttp")
-    quick = type(QUICK)(tries=1, connect_sec=2, stall_sec=2)
+    quick = type(QUICK)(tries=1, connect_sec=2, stall_sec=2, outage_sec=0)
     folder = tmp_path / "served"
     folder.mkdir()
     with serving(folder) as server:

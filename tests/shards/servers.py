@@ -20,7 +20,7 @@ from shards.remote.folder import RetryPolicy
 from shards.sources.official import ArraySource
 
 FAULTS = ("drop", "stall", "truncate", "corrupt", "long", "500")
-QUICK = RetryPolicy(tries=3, connect_sec=2, stall_sec=0.5, backoff_sec=0.01)
+QUICK = RetryPolicy(tries=3, connect_sec=2, stall_sec=0.5, backoff_sec=0.01, outage_sec=0)
 
 
 class Server(ThreadingHTTPServer):
@@ -61,6 +61,11 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.server.folder / file
         if fault.isdigit() or not path.is_file():
             return self.send_error(int(fault or 404))
+        if fault.startswith("busy "):  # with the value of Retry-After
+            self.send_response(503)
+            self.send_header("Retry-After", fault.removeprefix("busy "))
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         data = path.read_bytes()
         if fault == "corrupt":
             data = data[:-1] + bytes([data[-1] ^ 1])
@@ -70,6 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if fault in ("drop", "stall", "truncate"):
             data = data[: len(data) // 2]
+        while fault == "trickle" and data and not self.server.over.wait(0.05):
+            self.wfile.write(data[:1])
+            data = data[1:]
         self.wfile.write(data)
         if fault == "long":
             self.wfile.write(data)

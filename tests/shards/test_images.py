@@ -126,6 +126,29 @@ def test_orientation_is_applied(format: str, orientation: int) -> None:
     assert np.allclose(upright[:, 8, 24], GREEN, atol=12)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"\xff" * 50]
+)
+def test_garbage_in_place_of_exif_is_ignored(format: str, exif: bytes) -> None:
+    """A sound image stays one, the right way up."""
+    data = encoded(quadrants(), format, exif=exif)
+    assert np.allclose(decode_image(data, size=32, channels=3)[:, 8, 8], RED, atol=12)
+
+
+def test_transparent_grey_of_sixteen_bits_is_white() -> None:
+    """The colour that a PNG file names as transparent may have two bytes."""
+    values = np.full((8, 8), 1000, np.uint16)
+    values[:4] = 40000
+    data = encoded(Image.fromarray(values))
+    chunk = b"tRNS" + (1000).to_bytes(2)
+    start = data.index(b"IDAT") - 4
+    chunk = (2).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
+    flat = decode_image(data[:start] + chunk + data[start:], size=8, channels=1)
+    assert flat[0, [0, 7], 0].tolist() == [156, 255]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_alpha_lies_on_white(channels: int) -> None:
     """Transparent pixels are white, half-transparent black is grey, whatever their colour."""

@@ -271,3 +271,27 @@ def test_a_full_disk_is_one_line_and_the_pack_goes_on(
             pack(images, out, size=32, shard_size_mb=1, workers=1)
     pack(images, out, size=32, shard_size_mb=1, workers=1)
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_every_image_left_out_is_listed(make_images: MakeImages, tmp_path: Path) -> None:
+    """Broken images and those that could not even be read are in rejected.jsonl, with reasons."""
+    images, out = make_images(20), tmp_path / "out"
+    (images / "a" / "scan.tif").write_bytes(b"II*")
+    os.symlink("nowhere", images / "b" / "link.png")
+    (images / "a" / "readme.txt").write_text("no image")
+    index = pack(images, out, size=16)
+    assert pack(images, out, size=16) == index
+    assert index.num_rejected == 2
+    (images / "a" / "0000.png").write_bytes(b"broken")
+    index = pack(images, tmp_path / "skip", size=16, bad_images="skip")
+    lines = (index.path / "rejected.jsonl").read_text().splitlines()
+    reasons = {line["name"]: line["reason"] for line in map(json.loads, lines)}
+    assert reasons == {
+        "a/scan.tif": ".tif files are not read",
+        "b/link.png": "broken link",
+        "a/0000.png": "not a JPEG, PNG, WebP, BMP or GIF image",
+    }
+    assert (index.num_samples, index.num_rejected) == (19, 3)
+    assert verify(index.path) == []
+    with pytest.raises(ShardError, match="without 1 broken image "):
+        pack(images, index.path, size=16)
