@@ -14,13 +14,20 @@ from distgan.runtime.accelerator import build_accelerator
 PLAIN = Config()
 
 
-def make_gan(loss: Loss = PLAIN.loss, optim: Optim = PLAIN.optim, **networks: Any) -> GAN:
-    """Build a small GAN on the CPU."""
+def make_gan(
+    loss: Loss = PLAIN.loss,
+    optim: Optim = PLAIN.optim,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+    **networks: Any,
+) -> GAN:
+    """Build a small GAN on the CPU, with the loss scaler of fp16 if one is given."""
     train = Train(cpu_threads=1, precision="launcher")
     config = Config(
         networks=Networks(discriminator_width=4, **networks), loss=loss, optim=optim, train=train
     )
     accelerator, _ = build_accelerator(train)
+    accelerator.scaler = scaler
     spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=8)
     return build_gan(accelerator, spec, config)
 

@@ -40,6 +40,7 @@ def child(
         if faults[rank] == "fails":
             raise ZeroDivisionError("division by zero")
         if num_batches == 20:
+            print("hangs")
             time.sleep(HOUR)
         return next_batch(stream)
 
@@ -124,6 +125,8 @@ def test_status_has_the_error_of_the_rank_that_failed(shards: Path, tmp_path: Pa
 def test_a_loss_is_recorded_while_rank_zero_hangs(shards: Path, tmp_path: Path) -> None:
     """NCCL may end a process that hangs in a collective, so the status does not wait for it."""
     ranks, run_dir = start(shards, tmp_path / "run", {0: "hangs"}, grace_sec=HOUR), tmp_path / "run"
+    output = run_dir.with_suffix(".0")
+    wait_until(lambda: "hangs" in output.read_text(), "rank zero to hang")
     ranks[2].kill()
     wait_until(lambda: recorded(run_dir)[0] == "failed", "the status", timeout=20)
     assert ranks[0].is_alive()

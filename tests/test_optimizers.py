@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState
 from torch import nn
 
-from distgan.config.schema import Loss, Optim
+from distgan.config.schema import Loss, Optim, Train
 from distgan.optimizers import OPTIMIZERS, Lookahead, lr_schedule, penalty_scale
 from distgan.run.checkpoints import pack_optimizer, unpack_optimizer
+from distgan.runtime.accelerator import build_accelerator, reset_accelerator
+from tests.small_gan import make_gan
 
 
 @pytest.mark.parametrize(
@@ -87,14 +86,23 @@ def test_optimizer_resumes_bit_identically(name: str) -> None:
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "rmsprop"])
 def test_a_step_skipped_by_the_loss_scaler_is_reported(name: str) -> None:
     """After an overflow under fp16 the weights stay, and the moving average is told so."""
-    weight = torch.nn.Parameter(torch.ones(3))
-    Accelerator(cpu=True)
-    inner = OPTIMIZERS[name]([weight], Optim(name=name), fused=False)
-    optimizer = AcceleratedOptimizer(inner, scaler=torch.amp.GradScaler("cpu"))
+    gan = make_gan(optim=Optim(name=name), scaler=torch.amp.GradScaler("cpu"))
+    optimizer, weight = gan.optimizer_g, gan.weights_g[0]
+    before = weight.detach().clone()
     for gradient, is_skipped in ((torch.inf, True), (1.0, False)):
         optimizer.zero_grad()
         optimizer.scaler.scale((weight * gradient).sum()).backward()
         optimizer.step()
         assert optimizer.step_was_skipped is is_skipped
-    AcceleratorState._reset_state(True)
-    assert torch.isfinite(weight).all() and not torch.equal(weight, torch.ones(3))
+        assert torch.equal(weight, before) is is_skipped
+    reset_accelerator()
+
+
+def test_the_loss_scale_grows_as_often_whatever_the_number_of_optimizer_steps() -> None:
+    """The scaler counts the updates of both networks, so its interval does too."""
+    intervals = []
+    for d_steps in (1, 3):
+        accelerator, _ = build_accelerator(Train(d_steps=d_steps, cpu_threads=1))
+        intervals.append(accelerator.scaler_handler.growth_interval / (d_steps + 1))
+        reset_accelerator()
+    assert intervals == [2000, 2000]

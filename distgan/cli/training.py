@@ -13,7 +13,7 @@ from typer import Argument, Option
 from distgan.cli.app import Overrides, app, command
 from distgan.config.load import load_config, preset_names
 from distgan.errors import RunFailed, UserError
-from distgan.reporting.console import say, show_columns, show_error
+from distgan.reporting.console import show_error
 from distgan.runtime.signals import INTERRUPT
 from distgan.runtime.streams import keep_streams
 from shards.errors import ShardError, describe_system_error
@@ -152,21 +152,21 @@ def bench(
     size: Annotated[int, Option(help="Height and width of the images.")] = 64,
     channels: Annotated[int, Option(help="1 (gray) or 3 (color).")] = 3,
     quick: Annotated[bool, Option(help="Fewer repeats, without torch.compile.")] = False,
+    estimate: Annotated[
+        bool,
+        Option("--estimate", help="Measure nothing; estimate what a step costs on some GPUs."),
+    ] = False,
     json: Annotated[Path | None, Option(help="JSON file to write the numbers to.")] = None,
 ) -> None:
     """Measure in a few minutes how fast this machine packs, loads and trains."""
-    from distgan.commands.bench import bench as measure
-    from distgan.commands.bench import settings_to_measure
-    from distgan.run.folder import check_writable, write_json
+    from distgan.commands.bench import settings_to_measure, show_bench
+    from distgan.commands.estimate import show_estimate
+    from distgan.run.folder import check_writable
 
     config = settings_to_measure(preset, overrides or (), size=size)
     if json is not None:
         check_writable(json)
-    results = measure(
-        config, size=size, channels=channels, quick=quick, progress=lambda what: say(f"{what} ...")
-    )
-    show_columns(["", "median (least to most)", ""], [list(row) for row in results.rows])
-    say(", ".join(f"{name} {value}" for name, value in results.machine.items()))
-    if json is not None:
-        write_json(json, {"machine": results.machine, "measured": results.values})
-        say(f"wrote {json}")
+    if estimate:
+        show_estimate(config, size=size, channels=channels, json=json)
+    else:
+        show_bench(config, size=size, channels=channels, quick=quick, json=json)

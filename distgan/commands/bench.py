@@ -30,6 +30,8 @@ from distgan.config.recipe import recipe_for
 from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.networks.sizes import pyramid
+from distgan.reporting.console import say, show_columns
+from distgan.run.folder import write_json
 from distgan.run.preflight import group_sizes, settings_for
 from distgan.runtime.accelerator import choose_precision, default_num_threads
 from distgan.text import format_number
@@ -76,17 +78,24 @@ def settings_to_measure(preset: str | None, overrides: Sequence[str], *, size: i
     return build_config(recipe_for(size, size, num_images=0), overrides)
 
 
+def show_bench(config: Config, *, size: int, channels: int, quick: bool, json: Path | None) -> None:
+    """Measure this machine as `bench` does, print the results, and write them to a JSON file."""
+    results = bench(
+        config, size=size, channels=channels, quick=quick, progress=lambda what: say(f"{what} ...")
+    )
+    show_columns(["", "median (least to most)", ""], [list(row) for row in results.rows])
+    say(", ".join(f"{name} {value}" for name, value in results.machine.items()))
+    if json is not None:
+        write_json(json, {"machine": results.machine, "measured": results.values})
+        say(f"wrote {json}")
+
+
 def bench(config: Config, *, size: int, channels: int, quick: bool, progress: Progress) -> Results:
     """Measure this machine with a run's settings, on generated images of `size` pixels.
 
     `quick` repeats less and does not compile. Raises UserError for an unusual shape.
     """
-    try:
-        pyramid(size)
-    except ValueError as error:
-        raise UserError(f"--size {size}: {error}") from None
-    if channels not in (1, 3):
-        raise UserError(f"--channels {channels}: give 1 or 3")
+    check_shape(size, channels)
     repeats, num_images = (3, 1000) if quick else (5, 6000)
     machine = {
         "python": platform.python_version(),
@@ -127,6 +136,16 @@ def bench(config: Config, *, size: int, channels: int, quick: bool, progress: Pr
         if on_gpu:
             add_batch_sizes(results, benchmark, progress)
     return results
+
+
+def check_shape(size: int, channels: int) -> None:
+    """Raise UserError if there are no networks for images of this shape."""
+    try:
+        pyramid(size)
+    except ValueError as error:
+        raise UserError(f"--size {size}: {error}") from None
+    if channels not in (1, 3):
+        raise UserError(f"--channels {channels}: give 1 or 3")
 
 
 # ----------------------------------------------------------------------------- packing and loading

@@ -1,4 +1,4 @@
-"""A model of training on many GPUs: what the reductions of gradients cost. It is not a measurement.
+"""A model of training on many GPUs: what reducing gradients costs. It is not a measurement.
 
 python -m tests.benchmarks.scaling
 """
@@ -7,11 +7,14 @@ import math
 import textwrap
 from dataclasses import dataclass
 
-from distgan.commands.bench_training import make_gan
-from distgan.config.schema import Config
+from distgan.commands.estimate import LAUNCH_US, StepCost, estimate
+from distgan.config.load import load_config
 
-IMAGES_PER_SEC = 100_000  # assumed, of one GPU
-WORLDS = (1, 2, 4, 8, 16, 64, 256, 1024)
+WORLDS = (1, 8, 64, 1024)
+GPU = "H100 SXM"
+PRESETS = {"cifar10": 32, "cifar10-strong": 32, "anime-faces": 64}  # size of the images
+LAUNCHES_PER_REDUCTION = 2  # DDP divides the gradients by the size of the world, and reduces them
+STOP_MS = 0.0006  # per step, of agreeing on where to stop; measured at 2 to 16 ranks, the same
 
 
 @dataclass(frozen=True)
@@ -41,44 +44,69 @@ def reduction_ms(num_bytes: float, gpus: int, network: Network = Network()) -> f
     return seconds * 1e3
 
 
-def table(step_ms: float, reduced_bytes: list[float], batch_size: int) -> list[str]:
-    """Return a table of step time and efficiency; no reduction overlaps with arithmetic."""
+@dataclass(frozen=True)
+class ScaledStep:
+    """The times of a step in a world of `gpus`, each with the preset's batch."""
+
+    gpus: int
+    reductions_ms: float
+    step_ms: float
+    images_per_sec: float
+    efficiency: float  # of this step compared with one GPU alone
+
+
+def scale(cost: StepCost, gpus: int) -> ScaledStep:
+    """Model a step on several GPUs; no reduction overlaps with arithmetic."""
+    alone = cost.step_ms(GPU)
+    waiting = launching = stopping = 0.0
+    if gpus > 1:
+        waiting = sum(reduction_ms(size, gpus) for size in cost.reduced_bytes)
+        launching = len(cost.reduced_bytes) * LAUNCHES_PER_REDUCTION * LAUNCH_US / 1e3
+        stopping = STOP_MS
+    step = max(cost.launch_ms() + launching, cost.roofline_ms[GPU]) + waiting + stopping
+    rate = gpus * cost.batch_size / step * 1e3
+    return ScaledStep(gpus, waiting, step, rate, alone / step)
+
+
+def table(costs: dict[str, StepCost]) -> list[str]:
+    """Return the Markdown table of all presets and worlds."""
     lines = [
-        "| GPUs | reductions | step | images/s | efficiency |",
-        "| ---: | ---: | ---: | ---: | ---: |",
+        "| preset, images per GPU | GPUs | reductions | step | images/s | efficiency |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for gpus in WORLDS:
-        waiting = sum(reduction_ms(size, gpus) for size in reduced_bytes) if gpus > 1 else 0.0
-        total = step_ms + waiting
-        lines.append(
-            f"| {gpus:,} | {waiting:.3f} ms | {total:.2f} ms "
-            f"| {gpus * batch_size / total * 1e3:,.0f} | {step_ms / total:.0%} |"
-        )
+    for name, cost in costs.items():
+        for gpus in WORLDS:
+            scaled = scale(cost, gpus)
+            lines.append(
+                f"| `{name}`, {cost.batch_size} | {gpus:,} | {scaled.reductions_ms:.2f} ms "
+                f"| {scaled.step_ms:.2f} ms | {scaled.images_per_sec:,.0f} "
+                f"| {scaled.efficiency:.0%} |"
+            )
     return lines
 
 
-def describe(batch_size: int) -> list[str]:
-    """Return the model of the default networks at 64 px, in Markdown, with its assumptions."""
-    gan = make_gan(Config(), (3, 64, 64))
-    sizes = [
-        4.0 * sum(parameter.numel() for parameter in network.parameters())
-        for network in (gan.raw_generator, gan.raw_discriminator)
-    ]
+def describe() -> list[str]:
+    """Return the model of several presets in Markdown, with its assumptions."""
+    costs = {
+        preset: estimate(load_config(preset, []), size=size, channels=3).average
+        for preset, size in PRESETS.items()
+    }
+    sizes = ", ".join(
+        f"{cost.reduced_bytes[0] / 1e6:.1f} + {cost.reduced_bytes[1] / 1e6:.1f} MB ({name})"
+        for name, cost in costs.items()
+    )
     network = Network()
     assumptions = (
-        f"Assumed, not measured: one GPU at {IMAGES_PER_SEC:,} images/s with {batch_size} images "
-        f"per GPU; {sizes[0] / 1e6:.1f} MB and {sizes[1] / 1e6:.1f} MB of fp32 gradients, one "
-        f"reduction each, none of it overlapping with arithmetic; {network.nvlink_gb_per_sec:.0f} "
-        f"GB/s and {network.nvlink_latency_us:g} us per hop between the {network.gpus_per_node} "
-        f"GPUs of a node, {network.fabric_gb_per_sec:.0f} GB/s per GPU and "
-        f"{network.fabric_latency_us:g} us between nodes."
+        f"Estimated, not measured: steps as `distgan bench --estimate` estimates them for the "
+        f"{GPU}, eager, {LAUNCH_US:g} us per launch; one all-reduce of each network's gradients, "
+        f"{sizes}, none of it overlapping with arithmetic; {network.nvlink_gb_per_sec:.0f} GB/s "
+        f"and {network.nvlink_latency_us:g} us per hop between the {network.gpus_per_node} GPUs of "
+        f"a node, {network.fabric_gb_per_sec:.0f} GB/s per GPU and "
+        f"{network.fabric_latency_us:g} us between nodes. Agreeing on where to stop costs "
+        f"{STOP_MS:g} ms per step (measured)."
     )
-    return [
-        textwrap.fill(assumptions, 120),
-        "",
-        *table(batch_size / IMAGES_PER_SEC * 1e3, sizes, batch_size),
-    ]
+    return [textwrap.fill(assumptions, 120), "", *table(costs)]
 
 
 if __name__ == "__main__":
-    print("\n".join(describe(batch_size=128)))
+    print("\n".join(describe()))

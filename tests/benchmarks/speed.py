@@ -233,7 +233,7 @@ def main() -> None:
             for row in rows:
                 lines.append(row.line())
                 print(lines[-1], flush=True)
-    model = ["", "### A model of many GPUs", "", *scaling.describe(BATCH)]
+    model = ["", "### A model of many GPUs", "", *scaling.describe()]
     print("\n".join(model))
     if options.write:
         write_page(lines + model)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from distgan.commands.bench import write_images
+from distgan.commands.estimate import LAUNCH_US, StepCost
 from shards.pack import pack
 from tests.benchmarks import mixtures, scaling, textbook, time_to_quality, verdicts
 from tests.benchmarks.time_to_quality import Point
@@ -27,6 +28,14 @@ def test_modelled_efficiency_falls_with_the_number_of_gpus() -> None:
     times = [scaling.reduction_ms(1e7, gpus) for gpus in scaling.WORLDS]
     assert times[0] == 0
     assert times == sorted(times)
+    cost = StepCost(200, 1e9, 1e6, 1e6, {scaling.GPU: 0.2}, (4_000_000, 3_000_000), batch_size=128)
+    scaled = [scaling.scale(cost, gpus) for gpus in scaling.WORLDS]
+    assert scaled[0].step_ms == cost.launch_ms() and scaled[0].efficiency == 1
+    efficiencies = [each.efficiency for each in scaled]
+    assert efficiencies == sorted(efficiencies, reverse=True)
+    # One of 1,024 GPUs waits for its reductions, launches four kernels more, and agrees on a stop.
+    extra = scaled[-1].reductions_ms + 4 * LAUNCH_US / 1e3 + scaling.STOP_MS
+    assert scaled[-1].step_ms == pytest.approx(cost.launch_ms() + extra)
 
 
 def test_textbook_loop_resumes_with_its_state() -> None:

@@ -35,9 +35,10 @@ from distgan.trainer import Trainer
 from shards.pack import pack
 from tests.worlds import SMALL
 
-NUM_STEPS = 12
+NUM_STEPS, NUM_SAMPLES = 12, 32  # of the run, and of its evaluation
 PLACES = {  # function -> phase of a run
     "train_step": "step",
+    "should_stop": "step",
     "save_checkpoint": "checkpoint",
     "evaluate": "evaluation",
     "log_metrics": "report",
@@ -119,7 +120,7 @@ def run(size: int, preset: str, words: list[str]) -> dict[str, Any]:
             *SMALL, f"data.shards={str(shards)!r}", f"train.batch_size={2 * size}",
             f"train.kimg={NUM_STEPS * kimg}", f"log.every_kimg={4 * kimg}",
             "log.samples_every_kimg=1e9", "checkpoint.every_kimg=1e9", "evaluation.every_kimg=1e9",
-            "evaluation.num_samples=32", "train.compile=never", *words,
+            f"evaluation.num_samples={NUM_SAMPLES}", "train.compile=never", *words,
         ]  # fmt: skip
         with seen:
             trainer = Trainer(

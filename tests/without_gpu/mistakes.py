@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.without_gpu.fake_device import DEVICE, install
+from distgan.commands.fake_device import DEVICE, install
 
 
 def message(mistake: Callable[[Tensor], object]) -> str:
