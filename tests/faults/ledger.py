@@ -107,6 +107,14 @@ def explain_failure(row: dict[str, Any]) -> str:
     return textwrap.fill(text, 120, subsequent_indent="  ")
 
 
+def operations_section(passes: list[dict[str, Any]]) -> str:
+    """Return the section about single file operations."""
+    dates, machines = (sorted({row[name] for row in passes}) for name in ("date", "machine"))
+    return OPERATIONS_TEXT.format(
+        io_table=io_table(passes), io_dates=", ".join(dates), io_machine="; ".join(machines)
+    )
+
+
 def page(rows: Iterable[dict[str, Any]]) -> str:
     """Return the text of docs/reliability.md."""
     rows, passes = list(rows), read_rows(IO_ROWS)
@@ -121,7 +129,7 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
         failed="\n".join(map(explain_failure, failed)) or "None.",
         dates=" to ".join(dict.fromkeys([dates[0], dates[-1]])),
         machine="; ".join(sorted({row["machine"] for row in rows})),
-        operations=OPERATIONS_TEXT.format(io_table=io_table(passes)) if passes else "",
+        operations=operations_section(passes) if passes else "",
         max_seconds=MAX_SECONDS,
         max_megabytes=MAX_BYTES // 10**6,
     )
@@ -219,8 +227,12 @@ undisturbed.
 never disturbed: the same bytes of shards, weights, samples and settings, every row once, and
 nothing left over but empty lock files. **Lost** are all others. **Tracebacks** counts commands that
 ended in one instead of in one line. **Every** is 1 if each operation was disturbed, and n if only
-each n-th was. `checkpoint` saves three checkpoints with their rows, without training. `train` is a
-run of three steps with a checkpoint after each, and `resume` the same run, killed half-way before.
+each n-th was. Measured {io_dates} on {io_machine}.
+
+The command below disturbs each operation of all commands that it knows: `pack`, `checkpoint` (three
+checkpoints with their rows, without training), `train` (three steps with a checkpoint after each),
+`resume` (the same run, killed half-way before), `report`, `export` and `cache`. The table lists the
+passes that were made.
 
     python -m tests.faults.io.harness --record
 
