@@ -16,7 +16,7 @@ from distgan.config.schema import Config
 from distgan.data import TrainingBatches
 from distgan.gan import build_gan, generator_spec
 from distgan.images import is_whole_image, save_grid
-from distgan.networks.generator_file import is_generator, save_generator
+from distgan.networks.generator_file import YOUNG_UNTIL, is_generator, save_generator
 from distgan.reporting.console import show_table
 from distgan.reporting.metrics import RunningMeans
 from distgan.reporting.run_logger import REALS_FILE, RunLogger
@@ -308,6 +308,7 @@ class Trainer:
         """Write the averaged generator to the run folder."""
         facts = {
             "images_seen": self.state.images_seen,
+            YOUNG_UNTIL: self.evaluator.tracker.young_until,
             "dataset": self.session.fingerprint,
             "weights": "moving average",
         }

@@ -164,3 +164,20 @@ def test_probe_and_evaluate(shards: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for place in (tmp_path / "file" / "scores.json", noise):  # below a file; a folder
         code, said = call("evaluate", noise, "--data", digits, "--json", place)
         assert (code, "cannot write" in said) == (2, True), said
+
+
+def test_young_generator_is_learning_as_its_run_said(shards: Path, tmp_path: Path) -> None:
+    """The run folder and its checkpoints say until when it is young; others count as trained."""
+    run = tmp_path / "run"
+    run_world(1, train_run, shards, run, ["train.kimg=0.024"])
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    for path in (run, newest, run / "generator.safetensors"):
+        code, said = call("evaluate", path, "--data", shards)
+        assert (code, "learning (too early to tell" in said) == (0, True), said
+    description = run / "generator.json"
+    contents = json.loads(description.read_text())
+    description.write_text(json.dumps(contents | {"young_until_images": 24}))
+    assert "too early to tell" not in call("evaluate", run, "--data", shards)[1]
+    del contents["young_until_images"]
+    description.write_text(json.dumps(contents))
+    assert "too early to tell" not in call("evaluate", run, "--data", shards)[1]

@@ -14,7 +14,7 @@ from distgan.evaluation.evaluate import Fakes, Result, evaluate
 from distgan.evaluation.evaluator import choose_extractor, real_images
 from distgan.evaluation.reference import prepare_reference
 from distgan.evaluation.verdict import Verdict, assess
-from distgan.networks.generator_file import load_generator
+from distgan.networks.generator_file import is_young, load_generator
 from distgan.reporting.console import say, show_columns
 from distgan.reporting.metrics import explain_distance
 from distgan.run.folder import check_writable, write_json
@@ -40,11 +40,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Input:
-    """Generated images by number, their origin (`ema` or `images`), and their count."""
+    """Generated images by number, their origin (`ema` or `images`), and their count.
+
+    `is_young` if the run of their generator had not trained long enough for a verdict.
+    """
 
     fakes: Fakes
     weights: str
     count: int
+    is_young: bool = False
 
 
 def evaluate_inputs(
@@ -89,7 +93,8 @@ def evaluate_inputs(
             weights=each.weights,
             wanted=settings.metrics,
         )
-        scores.append(Score(str(path), result.only(settings.metrics), assess(result)))
+        verdict = assess(result, is_young=each.is_young)
+        scores.append(Score(str(path), result.only(settings.metrics), verdict))
     if json_file is not None:
         write_json(json_file, [to_row(score) for score in scores])
     return scores
@@ -175,7 +180,7 @@ def open_generator(path: Path, image_shape: Shape, *, seed: int) -> Input:
         numbers, latent_shape = torch.arange(start, stop), (generator.spec.latent_dim,)
         return generator.images(normal(latent_shape, numbers, seed=seed, purpose="evaluation"))
 
-    return Input(generate, "ema", UNLIMITED)
+    return Input(generate, "ema", UNLIMITED, is_young(path))
 
 
 def holds_images(folder: Path) -> bool:

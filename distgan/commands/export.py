@@ -19,6 +19,7 @@ from distgan.images import save_grid
 from distgan.networks.base import GeneratorSpec
 from distgan.networks.generator import Generator
 from distgan.networks.generator_file import (
+    YOUNG_UNTIL,
     find_generator,
     load_generator,
     read_description,
@@ -77,6 +78,7 @@ def read_facts(source: Path) -> dict[str, Any]:
     description = read_description(files)
     facts = {
         "images_seen": description.get("images_seen"),
+        YOUNG_UNTIL: description.get(YOUNG_UNTIL),
         "dataset": description.get("dataset") or description.get("fingerprint"),
         "weights": description.get("weights", "moving average"),
     }

@@ -50,7 +50,7 @@ class VerdictTracker:
 
     thresholds: Thresholds = DEFAULT_THRESHOLDS
     young_images: int = 0  # images during which a run is young
-    began_images: int = 0  # images seen at the start, or at the last rollback
+    began_images: int = 0  # images seen at the start; a rollback moves it by the images it undid
     images_seen: int = 0
     history: History = field(default_factory=History)
     evaluated: Verdict = NOT_EVALUATED  # the verdict of evaluations alone
@@ -65,8 +65,13 @@ class VerdictTracker:
     @property
     def is_young(self) -> bool:
         """Whether the run has not trained long enough for a verdict."""
-        few_images = self.images_seen - self.began_images < self.young_images
+        few_images = self.images_seen < self.young_until
         return few_images or self.history.evaluations < self.thresholds.grace_evaluations
+
+    @property
+    def young_until(self) -> int:
+        """Images seen from which on the run is no longer young."""
+        return self.began_images + self.young_images
 
     @property
     def verdict(self) -> Verdict:
@@ -139,8 +144,13 @@ class VerdictTracker:
         return self.verdict
 
     def restart(self, *, images_seen: int) -> None:
-        """Treat a run that was rolled back as a young one, except for its best coverage."""
-        self.images_seen = self.began_images = images_seen
+        """Continue from a restored checkpoint, with fewer evaluations to compare with.
+
+        The networks are as old as they were at the checkpoint, so only what it lacked of its youth
+        is left. One that was no longer young must not lose what it had.
+        """
+        age = self.images_seen - self.began_images
+        self.images_seen, self.began_images = images_seen, images_seen - age
         self.history.evaluations, self.history.since_better = 0, 0
         self.history.best_frechet = math.inf
         self.evaluated, self.quiet_evaluations = Verdict("learning", "rolled back"), 0

@@ -28,6 +28,7 @@ FORMAT = "distgan-generator/1"
 GENERATOR_FILES = ["generator.safetensors", "generator.json"]
 CHECKPOINT_NAME = re.compile(r"\d{8,}\.\d{3}")  # thousands of images
 EMA_PREFIX = "ema."  # of the averaged generator's tensors in a checkpoint
+YOUNG_UNTIL = "young_until_images"  # key: images seen from which on a verdict can be relied on
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,18 @@ def find_generator(path: Path) -> GeneratorFiles:
         f"{path} holds no generator; "
         "give a run folder, a checkpoint folder or a generator.safetensors"
     )
+
+
+def is_young(path: Path) -> bool:
+    """Return whether the run of a stored generator had not trained long enough for a verdict.
+
+    Files of older versions and generators from elsewhere do not say, and count as trained.
+    """
+    try:
+        description = read_description(find_generator(path))
+        return description["images_seen"] < description[YOUNG_UNTIL]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def checkpoint_folders(run: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.evaluation.evaluator import Evaluator
 from distgan.gan import GAN
+from distgan.networks.generator_file import YOUNG_UNTIL
 from distgan.run import checkpoints
 from distgan.run.checkpoints import Tensors, checkpoint_name
 from distgan.run.folder import sync_rows
@@ -122,6 +123,7 @@ class Checkpointer:
         contents = asdict(self.state) | {
             "players": plain,
             "quality": self.evaluator.state_dict(),
+            YOUNG_UNTIL: self.evaluator.tracker.young_until,
             "config": flat_values(self.config),
             "fingerprint": self.session.fingerprint,
             "world_size": self.world.size,

@@ -232,12 +232,18 @@ def test_one_image_is_seen_between_evaluations_but_not_at_the_start() -> None:
     assert report(tracker, same, times=5)[-1] == "complete collapse"
 
 
-def test_a_run_that_was_rolled_back_is_young_again() -> None:
-    tracker = healthy_run()
-    assert evaluate(tracker, result(8, 0.2)) == ["partial collapse"]
-    tracker.restart(images_seen=10 * EVERY)
-    for images_seen, name in ((11 * EVERY, "learning"), (12 * EVERY, "partial collapse")):
-        assert tracker.add_evaluation(result(8, 0.2), images_seen=images_seen).name == name
+def test_a_run_that_was_rolled_back_is_as_young_as_its_checkpoint() -> None:
+    """From the start it is young again in full, from half of its youth for the other half."""
+    for checkpoint, young_until in ((0, 14), (2, 12), (4, 10), (5, 10)):
+        tracker = VerdictTracker(young_images=4 * EVERY, images_seen=checkpoint * EVERY)
+        tracker.history.best_coverage = 0.8
+        tracker.restart(images_seen=10 * EVERY)
+        found = [
+            tracker.add_evaluation(result(8, 0.2), images_seen=images * EVERY).name
+            for images in range(10, 16)
+        ]
+        num_young = young_until - 10
+        assert found == ["learning"] * num_young + ["partial collapse"] * (6 - num_young)
 
 
 def test_state_survives_json_and_rewinds() -> None:
