@@ -92,6 +92,7 @@ class NodeCache:
 
     def _make_room(self, part: Path, num_bytes: int) -> None:
         """Create the empty `part`, whose name reserves its bytes, once there is room for it."""
+        part.unlink(missing_ok=True)  # a killed process left it: this one holds its lock now
         deadline = time.monotonic() + self.wait_sec
         while True:
             with locked(self.folder / "lock", busy=None):

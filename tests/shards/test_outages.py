@@ -18,6 +18,7 @@ import shards.remote.cache
 from shards.errors import ShardError
 from shards.format.index import ShardIndex
 from shards.reader import ShardReader
+from shards.remote.cache import NodeCache
 from shards.remote.files import open_shards
 from tests.shards.servers import QUICK, Server, pack_noise, serving
 
@@ -117,6 +118,14 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(
     shard.write_bytes(data)
     assert np.array_equal(open_reader(server.url, tmp_path).gather(ids), expected)
     assert server.gets[noise.shards[0].file] == 2
+
+
+def test_what_a_killed_process_was_fetching_takes_no_room(tmp_path: Path) -> None:
+    """The file that it left unfinished does not count beside the same file, fetched again."""
+    (tmp_path / "b.9.part").write_bytes(b"half")
+    cache = NodeCache(tmp_path, max_bytes=10, wait_sec=0.2)
+    with cache.open("b", num_bytes=9, fetch=lambda path: path.write_bytes(b"0" * 9)) as file:
+        assert file.read() == b"0" * 9
 
 
 def test_a_cache_of_another_user_is_read(
