@@ -139,7 +139,7 @@ def wait_until(condition: Callable[[], bool], *, seconds: float = 120) -> None:
 def test_page_follows_a_running_training(shards: Path, tmp_path: Path) -> None:
     """Samples and curves arrive without reloading; the slider stays where the user left it."""
     run = tmp_path / "run"
-    settings = [*SMALL, "train.kimg=100000", "log.samples_every_kimg=0.6", "log.every_kimg=0.3"]
+    settings = [*SMALL, "train.kimg=100000", "log.samples_every_kimg=1", "log.every_kimg=0.5"]
     code = "from distgan.cli import app; app()"
     data = ["--preset", "classic", "--data", str(shards)]
     with training([*data, "--run-dir", str(run), *settings], tmp_path):
@@ -153,30 +153,31 @@ def test_page_follows_a_running_training(shards: Path, tmp_path: Path) -> None:
             browser.get(url)
             browser.execute_script("window.isSamePage = true")
 
-            def num_frames() -> int:
-                return int(browser.execute_script("return frames.length"))
-
             def points() -> str:
                 return str(
                     browser.find_element("css selector", "#curves svg path").get_dom_attribute("d")
                 )
 
-            def place() -> tuple[int, int]:
-                slider = "return [Number(byId('slider').value), Number(byId('slider').max)]"
-                value, last = browser.execute_script(slider)
-                return value, last
+            def state() -> tuple[int, int, int]:
+                """Return the number of frames, and the slider's value and maximum, at one time."""
+                slider = "Number(byId('slider').value), Number(byId('slider').max)"
+                num_frames, value, last = browser.execute_script(
+                    f"return [frames.length, {slider}]"
+                )
+                return num_frames, value, last
 
-            frames, curve = num_frames(), points()
-            assert place() == (frames - 1, frames - 1)
-            wait_until(lambda: num_frames() > frames and points() != curve)
-            value, last = place()
+            frames, value, last = state()
+            curve = points()
+            assert (value, last) == (frames - 1, frames - 1)
+            wait_until(lambda: state()[0] > frames and points() != curve)
+            _, value, last = state()
             assert value == last
             browser.execute_script(
                 "byId('slider').value = 0;"
                 "byId('slider').dispatchEvent(new Event('input', {bubbles: true}))"
             )
-            frames = num_frames()
-            wait_until(lambda: num_frames() > frames)
-            assert place()[0] == 0
+            frames = state()[0]
+            wait_until(lambda: state()[0] > frames)
+            assert state()[1] == 0
             assert browser.execute_script("return window.isSamePage === true")
             assert browser.get_log("browser") == []
