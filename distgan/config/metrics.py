@@ -175,6 +175,12 @@ EVALUATION_METRICS = {
         "fraction of generated images",
         "lower",
     ),
+    "diversity/missing_kinds": Metric(
+        "Kinds of real images, of about 20 found as clusters of features, with less than a tenth "
+        "of their fraction among generated images.",
+        "kinds",
+        "lower",
+    ),
     "diversity/modes": Metric("Classes with at least one generated image.", "classes", "higher"),
     "diversity/effective_classes": Metric(
         "Number of classes in equal use: the exponential of their entropy.", "classes", "higher"

@@ -111,6 +111,13 @@ class Thresholds(Section):
         "Partial collapse: more than this fraction of the classes are missing.",
         identity=False,
     )
+    missing_kinds: float = setting(
+        1,
+        "Partial collapse: more than this number of the kinds of real images are missing, "
+        "which are found as about 20 clusters of features, and recall is high enough for healthy.",
+        identity=False,
+        ge=0,
+    )
     coverage_fall: float = setting(
         0.6,
         "Partial collapse: coverage below this fraction of the run's own best coverage; "

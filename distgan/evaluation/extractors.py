@@ -127,6 +127,11 @@ def thumbnails(images: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(images.float() / 127.5 - 1, THUMBNAIL_SIZE).flatten(1)
 
 
+def mirrored(thumbnails: Tensor) -> Tensor:
+    """Return the thumbnails [B, 64 C] of mirrored images."""
+    return thumbnails.unflatten(1, (-1, THUMBNAIL_SIZE, THUMBNAIL_SIZE)).flip(3).flatten(1)
+
+
 class RandomConv(Extractor):
     """Three convolutions with fixed random weights, which need neither labels nor a download.
 

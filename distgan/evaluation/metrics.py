@@ -5,11 +5,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from distgan.config.metrics import PUBLISHED_NAMES
-from distgan.evaluation import distances, modes, neighbours
+from distgan.evaluation import distances, kinds, modes, neighbours
 from distgan.evaluation.distances import Moments
+from distgan.evaluation.extractors import mirrored
 from distgan.runtime.distributed import World
 
 
@@ -93,6 +95,8 @@ class Reference:
     class_shares: Tensor | None  # [C], among the reals that are classified with confidence
     label_shares: Tensor | None  # [C], known, or as predicted for all reals
     shares_are_exact: bool  # whether label_shares are known
+    kinds: Tensor | None = None  # [k, d], centres of clusters
+    kind_shares: Tensor | None = None  # [k], of the reals
     thumbnails: "Reference | None" = None
 
     def __len__(self) -> int:
@@ -114,6 +118,9 @@ class Reference:
         closeness, _ = neighbours.relative_distances(
             others.features, reals.features, reals.radii(settings.k_coverage), reals.world
         )
+        centres = None
+        if reals.thumbnails is not None:
+            centres = kinds.find_kinds(reals.features, reals.world)
         confident = predicted = None
         if reals.num_classes is not None:
             confident = reals.class_shares
@@ -128,6 +135,10 @@ class Reference:
             class_shares=confident,
             label_shares=predicted if known_shares is None else known_shares,
             shares_are_exact=known_shares is not None,
+            kinds=centres,
+            kind_shares=None
+            if centres is None
+            else kinds.kind_shares(reals.features, centres, reals.world),
             thumbnails=thumbnails,
         )
 
@@ -195,22 +206,29 @@ def duplicate_values(fakes: Sample, reals: Reference) -> dict[str, float]:
 
 
 def copy_values(fakes: Sample, reals: Reference) -> dict[str, float]:
-    """Return the copies, and those of which the thumbnail is a copy of the same real."""
-    are_copies, originals = find_copies(fakes, reals)
+    """Return the copies, and those of which the thumbnail is a copy of the same real.
+
+    The thumbnail may be mirrored, as some training images and many features are.
+    """
+    world, radii = fakes.world, reals.radii(fakes.settings.k_coverage)
+    are_copies, originals = find_copies(fakes.features, reals, radii, world)
     values = {"diversity/copies": float(are_copies.double().mean())}
-    if fakes.thumbnails is not None and reals.thumbnails is not None:
-        confirmed, same_originals = find_copies(fakes.thumbnails, reals.thumbnails)
-        confirmed &= are_copies & (originals == same_originals)
+    small, small_reals = fakes.thumbnails, reals.thumbnails
+    if small is not None and small_reals is not None:
+        radii = small_reals.radii(fakes.settings.k_coverage)
+        confirmed = torch.zeros_like(are_copies)
+        for pixels in (small.features, mirrored(small.features)):
+            alike, same_originals = find_copies(pixels, small_reals, radii, world)
+            confirmed |= are_copies & alike & (originals == same_originals)
         values["diversity/confirmed_copies"] = float(confirmed.double().mean())
     return values
 
 
-def find_copies(fakes: Sample, reals: Reference) -> tuple[Tensor, Tensor]:
-    """Return which fakes are copies of their nearest reals [n], and the indices of these [n]."""
-    radii = reals.radii(fakes.settings.k_coverage)
-    closeness, nearest = neighbours.relative_distances(
-        fakes.features, reals.features, radii, fakes.world
-    )
+def find_copies(
+    features: Tensor, reals: Reference, radii: Tensor, world: World
+) -> tuple[Tensor, Tensor]:
+    """Return which images are copies of their nearest reals [n], and the indices of these [n]."""
+    closeness, nearest = neighbours.relative_distances(features, reals.features, radii, world)
     return closeness <= reals.copy_threshold, nearest
 
 
@@ -224,6 +242,17 @@ def thumbnail_values(fakes: Sample, reals: Reference) -> dict[str, float]:
         "diversity/pixel_spread": relative_spread(small, small_reals),
         "diversity/pixel_duplicates": neighbours.fraction_below(nearest, threshold),
     }
+
+
+def kind_values(fakes: Sample, reals: Reference) -> dict[str, float]:
+    """Return the number of kinds of real images that the fakes lack."""
+    if reals.kinds is None or reals.kind_shares is None:
+        return {}
+    shares = kinds.kind_shares(fakes.features, reals.kinds, fakes.world)
+    missing = kinds.missing_kinds(
+        shares, reals.kind_shares * len(reals), below=fakes.settings.missing_below
+    )
+    return {"diversity/missing_kinds": float(missing)}
 
 
 def class_values(fakes: Sample, reals: Reference) -> dict[str, float]:
@@ -259,6 +288,7 @@ GROUPS: dict[tuple[str, ...], Compute] = {
     ("diversity/duplicates",): duplicate_values,
     ("diversity/copies", "diversity/confirmed_copies"): copy_values,
     ("diversity/pixel_spread", "diversity/pixel_duplicates"): thumbnail_values,
+    ("diversity/missing_kinds",): kind_values,
     CLASS_METRICS: class_values,
 }
 VERDICT_METRICS = (
@@ -271,6 +301,7 @@ VERDICT_METRICS = (
     "diversity/confirmed_copies",
     "diversity/pixel_spread",
     "diversity/pixel_duplicates",
+    "diversity/missing_kinds",
     "diversity/effective_classes",
     "diversity/missing_classes",
 )

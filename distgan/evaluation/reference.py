@@ -24,7 +24,7 @@ from distgan.runtime.distributed import World
 from shards.files import cache_folder
 
 CHUNK = 250  # images per call of the extractor; another number would round differently
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ def flatten(reference: Reference, prefix: str = "") -> tuple[Tensors, Scalars]:
         "sqrt": reference.sqrt,
         "class_shares": reference.class_shares,
         "label_shares": reference.label_shares,
+        "kinds": reference.kinds,
+        "kind_shares": reference.kind_shares,
     }
     scalars = {
         "duplicate_threshold": reference.duplicate_threshold,
@@ -92,7 +94,8 @@ def unflatten(tensors: Tensors, scalars: Scalars, prefix: str = "") -> Reference
     """Return the reference that `flatten` took apart."""
     own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     shares = {
-        name: own[name].cpu() if name in own else None for name in ("class_shares", "label_shares")
+        name: own[name].cpu() if name in own else None
+        for name in ("class_shares", "label_shares", "kind_shares")
     }
     has_thumbnails = not prefix and f"{THUMBNAILS}features" in tensors
     return Reference(
@@ -105,5 +108,7 @@ def unflatten(tensors: Tensors, scalars: Scalars, prefix: str = "") -> Reference
         shares_are_exact=scalars[f"{prefix}shares_are_exact"],
         class_shares=shares["class_shares"],
         label_shares=shares["label_shares"],
+        kinds=own.get("kinds"),
+        kind_shares=shares["kind_shares"],
         thumbnails=unflatten(tensors, scalars, THUMBNAILS) if has_thumbnails else None,
     )

@@ -37,6 +37,7 @@ NAMES = tuple(EXPLANATIONS)
 DEFAULT_THRESHOLDS = Thresholds()
 BETTER = 0.98  # a distance counts as better than the best from this fraction of it on
 BELOW_BEST = 0.95  # coverage below this fraction of the best is shown beside the best
+BLURRED = 0.6  # implausible fakes that vary less than this fraction of reals lack detail
 RECALL_FALL = 0.8  # a fall of coverage is confirmed by recall below this fraction of its best
 
 
@@ -153,9 +154,15 @@ class Evidence:
 
     @property
     def has_duplicates(self) -> bool:
-        """Whether most fakes have a near-duplicate, in features and in pixels."""
+        """Whether most fakes have a near-duplicate, in features and in pixels.
+
+        Blurred images are all alike, although they show different things.
+        """
         names = ("diversity/duplicates", "diversity/pixel_duplicates")
-        return all(self.exceeds(name, self.thresholds.duplicates) for name in names)
+        are_blurred = not self.are_plausible and self.relative("diversity/spread") < BLURRED
+        return not are_blurred and all(
+            self.exceeds(name, self.thresholds.duplicates) for name in names
+        )
 
     @property
     def is_one_image(self) -> bool:
@@ -195,13 +202,26 @@ class Evidence:
             and self.misses_more_than(self.history.fewest_missing)
         )
 
+    @property
+    def lacks_kinds(self) -> bool:
+        """Whether kinds of reals are missing, beyond what chance explains.
+
+        Blurred fakes lack kinds, too, but their recall is low for all kinds.
+        """
+        name = "diversity/missing_kinds"
+        missing = self.result.values.get(name, 0.0) - self.result.reals.get(name, 0.0)
+        could_be_healthy = self.are_plausible and self.has_recall
+        return could_be_healthy and missing > self.thresholds.missing_kinds
+
     def misses_more_than(self, usual: float) -> bool:
         tolerance = self.thresholds.missing_classes * len(self.result.class_counts)
         return self.result.values.get("diversity/missing_classes", 0.0) > usual + tolerance
 
     @property
     def lacks_diversity(self) -> bool:
-        return self.lacks_classes or self.has_low_coverage or self.has_duplicates
+        return (
+            self.lacks_classes or self.lacks_kinds or self.has_low_coverage or self.has_duplicates
+        )
 
     @property
     def has_copies(self) -> bool:
@@ -262,6 +282,8 @@ def describe_complete(seen: Evidence) -> str:
 
 def describe_partial(seen: Evidence) -> str:
     reasons = [f"{list_classes(seen.result.missing)} missing"] if seen.lacks_classes else []
+    if seen.lacks_kinds and not reasons:
+        reasons.append(f"{seen.value('diversity/missing_kinds'):.0f} kinds of reals missing")
     reasons += [describe_duplicates(seen)] if seen.has_duplicates else []
     return "; ".join([*reasons, describe_coverage(seen)])
 

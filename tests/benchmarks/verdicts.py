@@ -1,15 +1,17 @@
 """How often the verdict is right on sets of images of which we know what is wrong with them.
 
-    python -m tests.benchmarks.verdicts SHARDS ... [--probe] [--num 1000] [--generator PATH=VERDICT]
+    python -m tests.benchmarks.verdicts SHARDS ... [--features random] [--num 1000]
+        [--generator PATH=VERDICT] [--figures]
 
 The sets are arranged from one half of each dataset, and compared with the other half. RIGHT says
-beforehand which verdicts are right. The features are those of data without labels, or with --probe
-those of the dataset's own probe. Labels, or the hue if there are none, tell which images are of one
-kind. Prints a table of all verdicts and a confusion matrix, in Markdown.
+beforehand which verdicts are right. The features are those of the random convolution, which data
+without labels get, or with `--features probe` those of the dataset's own probe. Labels, or the hue
+if there are none, tell which images are of one kind. Prints a table of all verdicts and a confusion
+matrix, in Markdown; --figures also prints the metrics.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from distgan.evaluation.evaluate import evaluate
-from distgan.evaluation.extractors import Extractor, RandomConv
-from distgan.evaluation.probe import Probe, probe_path
+from distgan.config.schema import Evaluation
+from distgan.evaluation.evaluate import Result, evaluate
+from distgan.evaluation.evaluator import choose_extractor
+from distgan.evaluation.extractors import Extractor
 from distgan.evaluation.reference import PreparedReference, RealImages, prepare_reference
 from distgan.evaluation.verdict import assess
-from distgan.networks.generator_file import load_generator
+from distgan.networks.generator_file import is_young, load_generator
 from distgan.runtime.distributed import World
 from distgan.runtime.randomness import normal
 from shards.format.index import read_index
@@ -139,31 +142,33 @@ def generated(path: Path, *, num: int) -> Tensor:
     return torch.cat(parts)
 
 
-def verdict_on(images: Tensor, prepared: PreparedReference, extractor: Extractor) -> str:
-    """Return the name of the verdict, outside of a run."""
-    result = evaluate(
+def judge(images: Tensor, prepared: PreparedReference, extractor: Extractor) -> Result:
+    """Return what a verdict rests on."""
+    return evaluate(
         lambda start, stop: images[start:stop], prepared, extractor, world=ALONE, wanted=()
     )
-    return assess(result).name
 
 
-def assess_dataset(
-    shards: Path, *, num: int, use_probe: bool, generators: dict[str, str]
-) -> dict[str, str]:
-    """Return the names of the verdicts on all sets of a dataset, and on generators of it."""
+def choose(name: str, reader: ShardReader) -> Extractor:
+    """Return the extractor `random` or `probe`."""
+    return choose_extractor(Evaluation(extractor=name), reader, world=ALONE)[0]
+
+
+def judge_dataset(
+    shards: Path, *, num: int, features: str = "random", generators: Collection[str] = ()
+) -> dict[str, Result]:
+    """Return what the verdicts rest on, for all sets of a dataset and for generators of it."""
     reader = ShardReader(read_index(shards))
-    extractor: Extractor = RandomConv()
-    if use_probe:
-        extractor = Probe.load(probe_path(reader.index.fingerprint))
+    extractor = choose(features, reader)
     halves = split_dataset(reader, num=num)
     prepared = prepare_reference(halves.reals, extractor, world=ALONE, num_samples=num)
     num = prepared.protocol.num_fakes
     chosen = reference_images(halves.reals, prepared)
     sets = arrange(halves, chosen, num=num)
-    found = {name: verdict_on(make(), prepared, extractor) for name, make in sets.items()}
+    found = {name: judge(make(), prepared, extractor) for name, make in sets.items()}
     for path in generators:
         if load_generator(Path(path)).image_shape == reader.image_shape:
-            found[path] = verdict_on(generated(Path(path), num=num), prepared, extractor)
+            found[path] = judge(generated(Path(path), num=num), prepared, extractor)
     return found
 
 
@@ -174,6 +179,20 @@ def reference_images(reals: RealImages, prepared: PreparedReference) -> Tensor:
         reals.num_images, generator=torch.Generator().manual_seed(protocol.split_seed)
     )
     return reals.images(order[: protocol.num_reference].sort().values)
+
+
+def show_figures(results: dict[str, dict[str, Result]]) -> list[str]:
+    """Return lines with the metrics of each set, and those of real images."""
+    lines = []
+    for dataset, each in results.items():
+        first = next(iter(each.values()))
+        names = list(first.values)
+        lines += [f"{dataset}: " + ", ".join(names)]
+        rows = {"reals": first.reals} | {name: result.values for name, result in each.items()}
+        for name, values in rows.items():
+            figures = " ".join(f"{values[metric]:7.2f}" for metric in names)
+            lines.append(f"{name[-26:]:26s} {figures}")
+    return lines
 
 
 def show(found: dict[str, dict[str, str]], right: dict[str, tuple[str, ...]]) -> list[str]:
@@ -209,17 +228,27 @@ def main(arguments: list[str] | None = None) -> list[str]:
     parser = command_line(__doc__)
     parser.add_argument("shards", type=Path, nargs="+")
     parser.add_argument("--num", type=int, default=1000, help="images of each set")
-    parser.add_argument("--probe", action="store_true", help="features of the datasets' probes")
+    parser.add_argument("--features", default="random", help="random or probe")
+    parser.add_argument("--figures", action="store_true", help="show the metrics as well")
     parser.add_argument("--generator", action="append", default=[], metavar="PATH=VERDICT")
     options = parser.parse_args(arguments)
     generators = dict(word.rsplit("=", 1) for word in options.generator)
     torch.set_num_threads(1)
-    found = {
-        path.name: assess_dataset(
-            path, num=options.num, use_probe=options.probe, generators=generators
+    results = {
+        path.name: judge_dataset(
+            path, num=options.num, features=options.features, generators=generators
         )
         for path in options.shards
     }
+    found = {
+        dataset: {
+            name: assess(result, is_young=name in generators and is_young(Path(name))).name
+            for name, result in each.items()
+        }
+        for dataset, each in results.items()
+    }
+    if options.figures:
+        print(*show_figures(results), sep="\n")
     lines = [
         *show(found, RIGHT | {path: (verdict,) for path, verdict in generators.items()}),
         "",

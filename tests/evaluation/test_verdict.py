@@ -30,6 +30,7 @@ REALS = {
     "diversity/confirmed_copies": 0.01,
     "diversity/pixel_spread": 1.0,
     "diversity/pixel_duplicates": 0.01,
+    "diversity/missing_kinds": 0.0,
     "diversity/missing_classes": 0.0,
     "diversity/effective_classes": 10.0,
 }
@@ -183,6 +184,23 @@ def test_near_duplicates_count_only_if_pixels_confirm_them() -> None:
     one_image = {"duplicates": 0.9, "spread": 0.1}
     assert assess(result(5, 0.0, **one_image)).name == "complete collapse"
     assert assess(result(5, 0.7, **one_image, pixel_spread=0.9)).name == "partial collapse"
+
+
+def test_blurred_images_are_alike_and_yet_no_collapse() -> None:
+    """Implausible images that vary little are learning; if they vary, their duplicates count."""
+    alike = {"duplicates": 0.9, "precision": 0.1}
+    assert assess(result(5, 0.0, **alike, spread=0.5)).name == "learning"
+    assert assess(result(5, 0.0, **alike, spread=0.9)).name == "partial collapse"
+
+
+def test_kinds_that_are_missing_are_named_without_labels() -> None:
+    few = assess(result(5, 0.7, missing_kinds=4.0))
+    assert str(few) == ("partial collapse (4 kinds of reals missing; coverage 0.70, reals 0.97)")
+    assert assess(result(5, 0.7, missing_kinds=1.0)).name == "healthy"
+    assert assess(result(5, 0.3, missing_kinds=4.0, precision=0.2)).name == "learning"
+    assert assess(result(5, 0.7, missing_kinds=4.0, recall=0.1)).name == "learning"
+    run = VerdictTracker()  # which is still improving
+    assert evaluate(run, result(9, 0.5), result(5, 0.6, missing_kinds=4.0))[-1] == "learning"
 
 
 def test_a_winning_discriminator_is_named_when_samples_stop_improving() -> None:
