@@ -87,13 +87,13 @@ class DecodeWorkers:
         """
         process, receiver = self._workers[self._num_read % len(self._workers)]
         self._num_read += 1
-        deadline = math.inf if self._is_remote else time.monotonic() + _MAX_WAIT_SEC
+        started = math.inf if self._is_remote else time.monotonic()
         header, pixels = bytearray(_HEADER.size), out.reshape(-1).data
         try:
-            self._receive(receiver, memoryview(header), deadline)
+            self._receive(receiver, memoryview(header), started)
             (num_error_bytes,) = _HEADER.unpack(header)
             content = memoryview(bytearray(num_error_bytes)) if num_error_bytes else pixels
-            self._receive(receiver, content, deadline)
+            self._receive(receiver, content, started)
         except (EOFError, OSError):
             if self._stop.is_set():
                 raise
@@ -113,7 +113,7 @@ class DecodeWorkers:
             process.join()
             receiver.close()
 
-    def _receive(self, receiver: Connection, into: memoryview, deadline: float) -> None:
+    def _receive(self, receiver: Connection, into: memoryview, started: float) -> None:
         """Fill `into`. Raises EOFError if the pipe is closed or `stop` is set."""
         while into:
             if receiver.poll(_POLL_SEC):
@@ -123,7 +123,7 @@ class DecodeWorkers:
                 into = into[num_bytes:]
             elif self._stop.is_set():
                 raise EOFError
-            elif time.monotonic() > deadline:
+            elif time.monotonic() - started > _MAX_WAIT_SEC:
                 raise ShardError(
                     f"a process that decodes images has sent nothing for {_MAX_WAIT_SEC:g} s: "
                     "start again, with data.workers=0 if it recurs"

@@ -114,7 +114,7 @@ def stopped_at(signalled_rank: int) -> int:
     import torch
     import torch.distributed as dist
 
-    from distgan.runtime.distributed import current_world
+    from distgan.runtime.distributed import current_world, leave_world
     from distgan.runtime.heartbeat import Heartbeat
 
     dist.init_process_group("gloo")
@@ -125,7 +125,7 @@ def stopped_at(signalled_rank: int) -> int:
         dist.all_reduce(torch.ones(1))
         step += 1
     heartbeat.close()
-    dist.destroy_process_group()
+    leave_world()
     return step
 
 

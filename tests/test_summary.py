@@ -71,7 +71,7 @@ def test_a_problem_has_the_advice_of_its_verdict_alone(tmp_path: Path) -> None:
     """The page does not recommend training on a collapsed generator."""
     run = write_run(tmp_path / "run", [1.2, 0.5], verdict="complete collapse")
     assert "help most" not in summarize(read_record(run))
-    assert "networks.minibatch_stddev=4" in report_text(run)
+    assert "collapse.action=rollback" in report_text(run)
 
 
 def test_a_run_without_evaluations_has_no_summary(tmp_path: Path) -> None:

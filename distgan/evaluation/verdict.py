@@ -19,9 +19,10 @@ EXPLANATIONS = {
     "diverged": "A loss or a metric is no longer finite, so these weights cannot be used. "
     "Lower optim.lr_g and optim.lr_d, or train with collapse.action=rollback.",
     "complete collapse": "The generator makes only one image, or a few, and rarely recovers. "
-    "Try 'optim.betas=[0.0,0.99]' or networks.minibatch_stddev=4; more in docs/remedies.md.",
+    "Train without --preset, with settings that prevent most collapses, or try "
+    "collapse.action=rollback; more in docs/remedies.md.",
     "partial collapse": "Some kinds of images are missing, however good the others look. "
-    "Try networks.minibatch_stddev=4 or loss.diversity.mode_seeking=5; more in docs/remedies.md.",
+    "Train without --preset, or try loss.diversity.mode_seeking=5; more in docs/remedies.md.",
     "memorising": "Some generated images are copies of training images. "
     "Use more images, or augment them: \"loss.augment=['color','translation','cutout']\".",
     "unbalanced": "One network dominates, so the other one learns little from it. "

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ T = TypeVar("T")
 # dead one much sooner.
 START_TIMEOUT = timedelta(minutes=30)  # until the first step is done
 STEP_TIMEOUT = timedelta(minutes=10)
+LEAVE_TIMEOUT = timedelta(minutes=1)  # for which a rank that has ended waits for the others
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,17 @@ def current_world() -> World:
 
 
 def leave_world() -> None:
-    """Destroy the process group, if there is one, before the process ends."""
+    """Destroy the process group, if there is one, before the process ends.
+
+    Ranks wait for each other, because gloo drops what is under way when a peer disconnects, and the
+    last collective may have ended on one rank earlier than on another.
+    """
     if dist.is_available() and dist.is_initialized():
+        store = dist.distributed_c10d._get_default_store()
+        with suppress(RuntimeError):  # the store goes with the process that holds it
+            if store.add("ranks that leave", 1) == dist.get_world_size():
+                store.set("all ranks leave", "")
+            store.wait(["all ranks leave"], LEAVE_TIMEOUT)
         dist.destroy_process_group()
 
 

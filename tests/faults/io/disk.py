@@ -115,6 +115,8 @@ class Disk:
     def sync(self, record: Record, path: Path) -> None:
         """Make a file's content, or a folder's entries, safe."""
         node = self.by_inode.get(record.inode)
+        if node is not None and path.parts:
+            self.rename_unrecorded(node, path)
         if node is None or (path.parts and path.name in self.parent(path).now):
             found = self.find(path)
             if isinstance(found, Folder):
@@ -122,6 +124,13 @@ class Disk:
                 return
             node = found
         node.safe = bytes(node.now)
+
+    def rename_unrecorded(self, node: File, path: Path) -> None:
+        """Give a file its name if it was renamed unseen, as libraries do that do without libc."""
+        entries = self.parent(path).now
+        if path.name not in entries:
+            old = next(name for name, entry in entries.items() if entry is node)
+            entries[path.name] = entries.pop(old)
 
 
 def load(folder: Path) -> Folder:
