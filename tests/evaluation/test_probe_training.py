@@ -30,6 +30,7 @@ def train(**arguments: Any) -> Probe:
 def train_until_signal(state_file: Path, number: int) -> None:
     """Train in this process, which gets a signal when half is done; save after each step."""
     training.SECONDS_BETWEEN_SAVES = 0.0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in background jobs
 
     def progress(fraction: float, _accuracy: float | None, _left: float) -> None:
         if fraction > 0.5:
