@@ -154,9 +154,9 @@ def test_page_follows_a_running_training(shards: Path, tmp_path: Path) -> None:
             browser.execute_script("window.isSamePage = true")
 
             def points() -> str:
-                return str(
-                    browser.find_element("css selector", "#curves svg path").get_dom_attribute("d")
-                )
+                """Return the first curve, which a poll may replace at any time."""
+                path = "document.querySelector('#curves svg path')"
+                return str(browser.execute_script(f"return {path}.getAttribute('d')"))
 
             def state() -> tuple[int, int, int]:
                 """Return the number of frames, and the slider's value and maximum, at one time."""
