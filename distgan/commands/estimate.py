@@ -69,7 +69,7 @@ GPUS = (
 
 @dataclass(frozen=True)
 class StepCost:
-    """What training steps consist of; a mean over steps, or one of them."""
+    """Cost of a training step, or the mean over several."""
 
     launches: float
     flops: float

@@ -134,7 +134,7 @@ def copy_module(module: nn.Module) -> nn.Module:
 
 
 class FakeOptimizer:
-    """What the step uses of Accelerate's optimizer."""
+    """Stand-in for Accelerate's optimizer, with the parts that a step uses."""
 
     step_was_skipped = False
 
@@ -147,7 +147,7 @@ class FakeOptimizer:
 
 
 class FakeAccelerator:
-    """What a GAN uses of an Accelerator, on the fake device."""
+    """Stand-in for an Accelerator on the fake device, with the parts that a GAN uses."""
 
     num_processes, process_index, scaler = 1, 0, None
 
@@ -205,9 +205,9 @@ class FakeAccelerator:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One operation that launches a kernel: its FLOPs, and the bytes of its arguments and results.
+    """Cost of an operation that launches a kernel; its arguments and results have `num_bytes`.
 
-    `is_float32`: its arithmetic is not in lower precision.
+    `is_float32` says that its arithmetic is not in lower precision.
     """
 
     num_bytes: int

@@ -44,7 +44,7 @@ class ProbeCard:
 
     @property
     def is_weak(self) -> bool:
-        """Whether it is little better than guessing, so that its features mean little."""
+        """Return whether it is little better than guessing, so that its features mean little."""
         guess = 1 / len(self.class_names)
         return self.accuracy - guess < WEAK * (1 - guess)
 

@@ -44,3 +44,10 @@ def packed(make_images: MakeImages, tmp_path: Path) -> ShardIndex:
 def indices(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ShardIndex]:
     """Pack the same images in every encoding, to be read only."""
     return pack_all(tmp_path_factory.mktemp("encoded"))
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reach local servers directly, whatever proxy the machine uses."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)

@@ -95,10 +95,8 @@ def _group_lives(group: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("damage", ["shard", "record", "missing"])
-def test_resuming_trusts_nothing(make_images: MakeImages, tmp_path: Path, damage: str) -> None:
-    """A finished shard that was damaged since, or whose record was, is packed again."""
-    images, out = make_images(300, size=32), tmp_path / "out"
+def pack_until_killed(images: Path, out: Path) -> None:
+    """Pack all shards, and stop before the index is written."""
 
     def stop(done: int, total: int) -> None:
         if done == total:
@@ -106,6 +104,14 @@ def test_resuming_trusts_nothing(make_images: MakeImages, tmp_path: Path, damage
 
     with pytest.raises(KeyboardInterrupt):
         pack(images, out, size=32, shard_size_mb=1, workers=1, progress=stop)
+
+
+@pytest.mark.parametrize("damage", ["shard", "record", "missing"])
+def test_resuming_trusts_nothing(make_images: MakeImages, tmp_path: Path, damage: str) -> None:
+    """A finished shard that was damaged since, or whose record was, is packed again."""
+    images, out = make_images(300, size=32), tmp_path / "out"
+
+    pack_until_killed(images, out)
     if damage == "shard":
         flip(out / "000000.tar", 5000)
     elif damage == "record":
@@ -136,12 +142,7 @@ def test_images_overwritten_after_a_kill_are_packed_again(
     """A resumed pack mixes no old pixels with new ones, even with equal names, sizes and times."""
     images, out = make_images(300, size=32), tmp_path / "out"
 
-    def stop(done: int, total: int) -> None:
-        if done == total:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pack(images, out, size=32, shard_size_mb=1, workers=1, progress=stop)
+    pack_until_killed(images, out)
     assert (out / "000000.tar").exists()
     for path in images.rglob("*.png"):
         overwrite(path)
