@@ -160,11 +160,13 @@ def sha256_of_file(path: Path) -> str:
 
 
 @contextmanager
-def locked(lock: Path, *, busy: str | None) -> Iterator[None]:
+def locked(lock: Path, *, busy: str | None, shared: bool = False) -> Iterator[None]:
     """Hold the file `lock`, which is created together with its folder if it does not exist.
 
-    If another process holds it, raises ShardError(busy), or waits if `busy` is None.
+    If another process holds it, raises ShardError(busy), or waits if `busy` is None. Several
+    processes may hold it at a time if all of them set `shared`.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         make_folder(lock.parent)
         try:
@@ -172,7 +174,7 @@ def locked(lock: Path, *, busy: str | None) -> Iterator[None]:
         except FileNotFoundError:  # the previous holder has just removed the folder
             continue
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy is not None else 0))
+            fcntl.flock(handle, kind | (fcntl.LOCK_NB if busy is not None else 0))
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(lock)):
                     break

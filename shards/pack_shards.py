@@ -23,8 +23,8 @@ from shards.errors import ShardError
 from shards.files import sha256_of_file, sync_path, write_atomic
 from shards.format.index import WORK_FOLDER, ShardRecord
 from shards.format.raw import TRAILER
-from shards.pack_workers import Chunk, Packing, Rejected, Written, pwrite_all, run
-from shards.processes import num_usable_cores
+from shards.pack_workers import Chunk, Packing, Rejected, Written, pwrite_all
+from shards.processes import num_usable_cores, run
 
 Progress = Callable[[int, int], None]
 
@@ -40,17 +40,22 @@ class FinishedShard(NamedTuple):
 
 
 def write_shards(
-    packing: Packing, out: Path, workers: int | None, bad_images: str, progress: Progress
+    packing: Packing,
+    out: Path,
+    numbers: Sequence[int],
+    workers: int | None,
+    bad_images: str,
+    progress: Progress,
 ) -> list[FinishedShard]:
-    """Write every shard that is not finished yet."""
-    finished = {
-        number: _read_record(out, number, stamp=packing.stamp(number))
-        for number in range(packing.num_shards)
-    }
-    for shard in finished.values():
-        _check_rejected(shard.rejected if shard else [], bad_images)
+    """Write every shard of these numbers that is not finished yet, and return them all."""
+    finished: dict[int, FinishedShard | None] = {}
+    for number in numbers:
+        shard = read_finished(out, number)
+        is_current = shard is not None and shard.stamp == packing.stamp(number)
+        finished[number] = shard if is_current else None
+        check_rejected(shard.rejected if shard and is_current else [], bad_images)
     pending = [number for number, shard in finished.items() if shard is None]
-    num_items = len(packing.source)
+    num_items = sum(len(packing.slots(number)) for number in numbers)
     num_done = num_items - sum(len(packing.slots(number)) for number in pending)
     progress(num_done, num_items)
     workers = workers or _default_num_workers(packing, pending)
@@ -58,7 +63,7 @@ def write_shards(
         for number, chunks in groupby(results, key=lambda result: result[0].shard):
             done: list[tuple[Chunk, Written]] = []
             for chunk, written in chunks:
-                _check_rejected(written.rejected, bad_images)
+                check_rejected(written.rejected, bad_images)
                 done.append((chunk, written))
                 num_done += len(chunk.slots)
                 progress(num_done, num_items)
@@ -70,14 +75,18 @@ def source_sha256(packing: Packing, workers: int | None) -> str | None:
     """Read the source, and return the sha256 that the index of its dataset records."""
     if packing.source.in_memory:
         return None
-    shards = range(packing.num_shards)
-    chunks = (chunk for number in shards for chunk in packing.chunks(number))
-    workers = workers or _default_num_workers(packing, shards)
+    return combine_sha256(content_of_shards(packing, range(packing.num_shards), workers))
+
+
+def content_of_shards(
+    packing: Packing, numbers: Sequence[int], workers: int | None
+) -> Iterator[str]:
+    """Read the source files of shards, and yield the `content_sha256` of each shard."""
+    chunks = (chunk for number in numbers for chunk in packing.chunks(number))
+    workers = workers or _default_num_workers(packing, numbers)
     with closing(run(packing.digests, chunks, workers=workers)) as results:
-        return combine_sha256(
-            _sha256_of(digests for _, digests in group)
-            for _, group in groupby(results, key=lambda result: result[0].shard)
-        )
+        for _, group in groupby(results, key=lambda result: result[0].shard):
+            yield _sha256_of(digests for _, digests in group)
 
 
 def combine_sha256(shards: Iterable[str]) -> str:
@@ -103,7 +112,8 @@ def _chunks(packing: Packing, out: Path, shards: list[int]) -> Iterator[Chunk]:
         yield from packing.chunks(shard, str(file))
 
 
-def _check_rejected(rejected: list[Rejected], bad_images: str) -> None:
+def check_rejected(rejected: list[Rejected], bad_images: str) -> None:
+    """Raise ShardError for the first broken image, unless those are to be left out."""
     if rejected and bad_images == "fail":
         raise ShardError(
             f"broken image {rejected[0].name} ({rejected[0].reason}): go on without such images "
@@ -144,19 +154,17 @@ def _finish_shard(
     return finished
 
 
-def _read_record(out: Path, shard: int, *, stamp: str) -> FinishedShard | None:
-    """Return a finished shard, or None if it or a file it was packed from has changed."""
+def read_finished(out: Path, shard: int) -> FinishedShard | None:
+    """Return a shard that was recorded, or None if there is none or its bytes have changed."""
     try:
-        fields, rejected, spans, found, content = json.loads(_record_file(out, shard).read_bytes())
+        fields, rejected, spans, stamp, content = json.loads(_record_file(out, shard).read_bytes())
         record = ShardRecord(**fields)
         file = out / f"{shard:06d}.tar"
-        if found != stamp or file.stat().st_size != record.num_bytes:
-            return None
-        if sha256_of_file(file) != record.sha256:
+        if file.stat().st_size != record.num_bytes or sha256_of_file(file) != record.sha256:
             return None
         images = [Rejected(*image) for image in rejected]
         spans = np.array(spans, np.int64).reshape(-1, 2)
-        return FinishedShard(record, images, spans, found, str(content))
+        return FinishedShard(record, images, spans, str(stamp), str(content))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

@@ -10,15 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +23,10 @@ from shards.format.index import RAW, VERSION
 from shards.format.raw import RawLayout
 from shards.images import BadImage, Fit, decode_image
 from shards.order.permutation import order_key, sample_ids
-from shards.processes import SPAWN, exit_with_parent
 from shards.sources.source import Source
 
-_CHUNKS_AHEAD = 16  # in flight per worker
 _MAX_CHUNK_IMAGES = 128
 _MAX_CHUNK_BYTES = 2**24
-Result = TypeVar("Result")
 _STORED_ORDER_KEY = order_key("stored order", 0)
 
 
@@ -185,44 +176,6 @@ class Packing:
         return data, hashlib.sha256(data).digest() if isinstance(data, bytes) else b""
 
 
-def run(
-    task: Callable[[Chunk], Result], chunks: Iterable[Chunk], *, workers: int
-) -> Generator[tuple[Chunk, Result]]:
-    """Yield each chunk with the result of `task`, in order. One worker means this process.
-
-    Close the generator: that ends the processes.
-    """
-    if workers == 1:
-        for chunk in chunks:
-            yield chunk, task(chunk)
-        return
-    try:
-        pool = ProcessPoolExecutor(
-            workers, mp_context=SPAWN, initializer=_start_worker, initargs=(task,)
-        )
-    except OSError as error:
-        raise ShardError(
-            f"worker processes cannot share locks, which Linux keeps in /dev/shm "
-            f"({error.strerror or error}): pack with --workers 1"
-        ) from error
-    ahead: deque[tuple[Chunk, Future[Result]]] = deque()
-    try:
-        for chunk in chunks:
-            ahead.append((chunk, pool.submit(_run_in_worker, chunk)))
-            if len(ahead) == workers * _CHUNKS_AHEAD:
-                first, future = ahead.popleft()
-                yield first, future.result()
-        while ahead:
-            first, future = ahead.popleft()
-            yield first, future.result()
-    except BrokenProcessPool as error:
-        raise ShardError(
-            "a worker process died (out of memory?): pack again, with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def pwrite_all(handle: int, data: bytes, offset: int) -> None:
     """Write all of `data` at `offset`.
 
@@ -232,19 +185,3 @@ def pwrite_all(handle: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(handle, view, offset)
         view, offset = view[written:], offset + written
-
-
-# Set once in each worker process: a pool has no other way to keep what all chunks share.
-_task_of_worker: Callable[[Chunk], Any]
-
-
-def _start_worker(task: Callable[[Chunk], Any]) -> None:
-    global _task_of_worker
-    _task_of_worker = task
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    # Otherwise an orphan would wait on the pool's queue without end.
-    threading.Thread(target=exit_with_parent, daemon=True).start()
-
-
-def _run_in_worker(chunk: Chunk) -> Any:
-    return _task_of_worker(chunk)

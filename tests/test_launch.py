@@ -2,11 +2,16 @@
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
+
+from shards.format.index import read_index
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
@@ -66,7 +71,7 @@ def test_a_job_of_one_class_ends_as_the_class_did(tmp_path: Path) -> None:
     shutil.which("shellcheck") is None, reason="no shellcheck: apt-get install shellcheck"
 )
 @pytest.mark.parametrize(
-    "script", [SCRIPT, SCRIPT.with_name("sweep.sbatch")], ids=lambda script: script.name
+    "script", sorted(SCRIPT.parent.glob("*.sbatch")), ids=lambda script: script.name
 )
 def test_shellcheck_finds_nothing(script: Path) -> None:
     """Lint the batch scripts."""
@@ -74,6 +79,63 @@ def test_shellcheck_finds_nothing(script: Path) -> None:
         ["shellcheck", "-x", str(script)], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stdout
+
+
+def pack_task(
+    tmp_path: Path, *words: str, task: int | None = None, count: int = 2, warn: bool = False
+) -> tuple[int, str]:
+    """Run launch/pack.sbatch as SLURM would a task; return its exit code and output."""
+    (tmp_path / "scontrol").write_text('#!/bin/bash\necho "scontrol $*"; exit 1\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    tools = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": tools, "SLURM_JOB_ID": "7"}
+    if task is not None:
+        numbers = {"TASK_ID": task, "TASK_MIN": 1, "TASK_MAX": count, "TASK_COUNT": count}
+        environment |= {f"SLURM_ARRAY_{name}": str(value) for name, value in numbers.items()}
+    job = subprocess.Popen(
+        ["bash", str(ROOT / "launch" / "pack.sbatch"), *words],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert job.stdout is not None
+    said = ""
+    if warn:
+        while "starts" not in said:
+            said += job.stdout.readline()
+        job.send_signal(signal.SIGUSR1)
+    said += job.communicate()[0]
+    return job.returncode, said
+
+
+def test_an_array_of_pack_jobs_writes_a_dataset(tmp_path: Path) -> None:
+    """Each task packs its part, one job joins them, and a wrong submission is one line."""
+    out, images = tmp_path / "shards", tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        Image.new("L", (32, 32), number).save(images / f"{number}.png")
+    for task in (2, 1):
+        code, said = pack_task(tmp_path, str(images), str(out), task=task)
+        assert code == 0 and f"packed part {task}/2" in said, said
+    code, said = pack_task(tmp_path, str(images), str(out), "--join")
+    assert code == 0, said
+    assert read_index(out).num_samples == 3
+    code, said = pack_task(tmp_path, "--size", "64", "digits", str(out))
+    assert code == 2 and "error: name source and folder first" in said
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_pack_job_that_runs_out_of_time_is_requeued_if_it_got_further(
+    tmp_path: Path, progress: bool
+) -> None:
+    """SLURM's warning ends the pack; without a shard more, a requeue would loop."""
+    out = tmp_path / "shards"
+    record = f"touch {out}/.packing/000001.json" if progress else ""
+    (tmp_path / "distgan").write_text(
+        f"#!/bin/bash\nmkdir -p {out}/.packing; {record}\nexec sleep 60\n"
+    )
+    (tmp_path / "distgan").chmod(0o755)
+    code, said = pack_task(tmp_path, "digits", str(out), task=2, warn=True)
+    assert code == 143
+    assert ("scontrol requeue 7" in said) == progress, said
 
 
 LAUNCHERS = sorted({*(ROOT / "launch").glob("*.yaml")} - {ROOT / "launch" / "wandb-sweep.yaml"})

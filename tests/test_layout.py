@@ -31,7 +31,7 @@ LIBRARY_OWNERS = {  # the modules that may import a library
     "rich": {"reporting/console"},
     "typer": {"train", "cli"},
     "huggingface_hub": {"runtime/hub"},
-    "webdataset": {"shards/verify", "shards/sources/webdataset_tars"},
+    "webdataset": {"shards/verify_shard", "shards/sources/webdataset_tars"},
 }
 
 

@@ -150,12 +150,12 @@ def test_locks_of_worker_processes_are_blamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full /dev/shm is not the output folder."""
-    from shards import pack_workers
+    from shards import processes
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(pack_workers, "ProcessPoolExecutor", full)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", full)
     with pytest.raises(ShardError, match=r"/dev/shm \(No space left.*--workers 1"):
         pack("digits", tmp_path / "out", workers=2)
 

@@ -7,7 +7,7 @@ import typer
 from typer import Argument, Option
 
 from distgan.cli.app import Shards, command, parse_size
-from distgan.reporting.console import counting_progress, say, show_error, show_table
+from distgan.reporting.console import say, show_error, show_table
 
 
 @command
@@ -53,14 +53,21 @@ def pack(
     preview: Annotated[
         Path | None, Option(help="PNG file of some images as they would be packed; packs nothing.")
     ] = None,
+    part: Annotated[
+        str | None,
+        Option(metavar="K/N", help="Pack the K-th of N parts, on as many machines; then --join."),
+    ] = None,
+    join: Annotated[
+        bool, Option("--join", help="Check the packed parts, write the index.")
+    ] = False,
 ) -> None:
     """Pack images into WebDataset shards.
 
     Images are cropped and resized to the training size, which is a square by default.
     Repeat the command to resume an interrupted pack.
     """
-    from distgan.commands.info import describe, describe_other_files
-    from shards.pack import pack as pack_shards
+    from distgan.commands.pack import write_packing
+    from shards.pack import plan_packing
     from shards.sources.registry import open_source
 
     pixels = None if size is None else parse_size(size)
@@ -70,29 +77,35 @@ def pack(
 
         say(write_preview(opened, preview, size=pixels, channels=channels, fit=fit))
         return
-    with counting_progress("packing") as progress:
-        index = pack_shards(
-            opened, out, size=pixels, channels=channels, fit=fit,
-            shard_size_mb=shard_size_mb, encoding=encoding, quality=quality, workers=workers,
-            bad_images=bad_images, cls=cls, progress=progress,
-        )  # fmt: skip
-    show_table(f"packed {out}", describe(index) + describe_other_files(opened.other_files))
+    packing = plan_packing(
+        opened, size=pixels, channels=channels, fit=fit, shard_size_mb=shard_size_mb,
+        encoding=encoding, quality=quality, cls=cls,
+    )  # fmt: skip
+    write_packing(packing, out, part=part, join=join, workers=workers, bad_images=bad_images)
 
 
 @command
-def verify(shards: Shards) -> None:
+def verify(
+    shards: Shards,
+    part: Annotated[
+        str, Option(metavar="K/N", help="Check only the K-th of N parts, every N-th shard.")
+    ] = "1/1",
+    workers: Annotated[int | None, Option(help="Processes. Default: one per core.", min=1)] = None,
+) -> None:
     """Check shards for damage.
 
     Prints what is damaged and exits with code 1.
     """
+    from shards.parts import parse_part
     from shards.verify import verify as verify_shards
 
-    problems = verify_shards(shards)
+    which = parse_part(part)
+    problems = verify_shards(shards, part=which, workers=workers)
     for problem in problems:
         show_error(str(problem))
     if problems:
         raise typer.Exit(1)
-    say(f"{shards}: all shards are intact")
+    say(f"{shards}: all shards {f'of part {which} ' if which.total > 1 else ''}are intact")
 
 
 @command

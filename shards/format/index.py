@@ -136,8 +136,10 @@ def read_index(path: str | Path) -> ShardIndex:
                 f"no folder {name}: pack your images with `distgan pack SOURCE {name}`"
             ) from None
         if (folder / WORK_FOLDER).is_dir():
+            join = " for each part that is left, and then with --join"
+            again = join if (folder / WORK_FOLDER / "parts").exists() else ""
             raise ShardError(
-                f"{name} holds an unfinished pack: run the same `distgan pack` again"
+                f"{name} holds an unfinished pack: run the same `distgan pack` again{again}"
             ) from None
         if _holds_images(folder):
             raise ShardError(_unpacked(name)) from None

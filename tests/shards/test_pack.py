@@ -17,7 +17,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from shards import pack as pack_module
+from shards import output
 from shards.errors import ShardError
 from shards.format.index import read_index
 from shards.format.raw import RawLayout
@@ -156,7 +156,7 @@ def test_a_folder_that_cannot_be_written(
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(pack_module, "write_atomic", denied)
+    monkeypatch.setattr(output, "write_atomic", denied)
     with pytest.raises(ShardError, match="no permission"):
         pack(images, tmp_path / "out")
 

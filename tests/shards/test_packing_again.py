@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import shutil
@@ -16,9 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from shards.errors import ShardError
 from shards.files import locked
@@ -26,7 +23,7 @@ from shards.format.index import read_index
 from shards.pack import pack
 from shards.sources.registry import open_source
 from shards.verify import verify
-from tests.shards.images import WRITERS, contents, flip, png
+from tests.shards.images import WRITERS, contents, flip, overwrite, png
 
 MakeImages = Callable[..., Path]
 
@@ -121,19 +118,6 @@ def test_resuming_trusts_nothing(make_images: MakeImages, tmp_path: Path, damage
     pack(images, out, size=32, shard_size_mb=1)
     pack(images, tmp_path / "whole", size=32, shard_size_mb=1)
     assert contents(out) == contents(tmp_path / "whole")
-
-
-def overwrite(path: Path) -> None:
-    """Replace an image by another of the same length, as the user's next export would."""
-    data = path.read_bytes()
-    image = Image.open(path)
-    flipped = io.BytesIO()
-    Image.fromarray(255 - np.asarray(image)).save(flipped, "PNG")
-    other = flipped.getvalue()
-    assert len(other) <= len(data) + 200
-    status = path.stat()
-    path.write_bytes(other[: len(data)].ljust(len(data), b"\0"))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # not even the time tells
 
 
 def test_images_overwritten_after_a_kill_are_packed_again(
@@ -240,7 +224,7 @@ def test_a_pack_killed_after_its_index_leaves_nothing_behind(
         raise SystemExit
 
     with monkeypatch.context() as patched:
-        patched.setattr("shards.pack.shutil.rmtree", die)
+        patched.setattr("shards.output.shutil.rmtree", die)
         with pytest.raises(SystemExit):
             pack(images, out, size=32, workers=1)
     assert (out / ".packing").exists()
