@@ -1,4 +1,4 @@
-"""From packed shards to micro-batches on the device: normalised images and their latents.
+"""From packed shards to micro-batches on the device: normalised images, latents and labels.
 
 shards -> ShardReader -> stream of uint8 batches on the device -> TrainingBatches -> MicroBatch
 
@@ -8,17 +8,18 @@ reads ahead, or from the device's own memory if all images fit. Both give the sa
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distgan.config.schema import Config, Data
+from distgan.draws import Draws, LabelsAt, draw
 from distgan.errors import UserError
-from distgan.runtime.randomness import normal, uniform
+from distgan.labels import Labels
 from shards.decode_workers import default_num_workers
 from shards.files import cache_folder, locked
 from shards.format.index import INDEX_FILE, ShardIndex
@@ -29,7 +30,6 @@ from shards.reader import ShardReader
 from shards.remote.files import open_shards
 from shards.stream import BatchStream
 
-DRAWN_IMAGES = 4096  # latents and flips are drawn for so many images of a rank at once
 MAX_DECODED = 100_000  # compressed images decoded before training begins, which takes about 10 s
 CHUNK = 4096  # images per copy to the device when all are kept there
 
@@ -77,49 +77,20 @@ class MicroBatch:
 
     reals [b, C, H, W] in [-1, 1], latents [b, Z], and positions int64 [b], the number of images of
     the run that precede each real. All other random draws for these images derive from `seed` and
-    `positions`.
+    `positions`. labels int64 [b] are those of the reals, and of the fakes at the same places; None
+    if the networks are not conditional.
     """
 
     reals: Tensor
     latents: Tensor
     positions: Tensor
     seed: int
+    labels: Tensor | None = None
 
-
-@dataclass(frozen=True)
-class Draws:
-    """Random draws for several batches of one rank, made together to launch fewer kernels.
-
-    positions int64 [n, b], latents [n, b, Z] and mirrored bool [n, b] or None, for n batches of b
-    images on this rank. The first batch is at position `start`.
-    """
-
-    start: int
-    rollbacks: int
-    batch_size: int  # over all ranks
-    positions: Tensor
-    latents: Tensor
-    mirrored: Tensor | None
-
-    def has(self, position: int, rollbacks: int) -> bool:
-        """Return whether these include the draws of the batch at this position."""
-        number, rest = divmod(position - self.start, self.batch_size)
-        is_inside = rest == 0 and 0 <= number < len(self.positions)
-        return is_inside and rollbacks == self.rollbacks
-
-    def of_batch(self, position: int) -> "BatchDraws":
-        """Return the draws of the batch at this position."""
-        number = (position - self.start) // self.batch_size
-        mirrored = None if self.mirrored is None else self.mirrored[number]
-        return BatchDraws(self.positions[number], self.latents[number], mirrored)
-
-
-class BatchDraws(NamedTuple):
-    """The draws of one batch: positions int64 [b], latents [b, Z], mirrored bool [b] or None."""
-
-    positions: Tensor
-    latents: Tensor
-    mirrored: Tensor | None
+    @property
+    def condition(self) -> tuple[Tensor, ...]:
+        """What both networks take beside latents or images: the labels, or nothing."""
+        return () if self.labels is None else (self.labels,)
 
 
 class TrainingBatches:
@@ -134,6 +105,7 @@ class TrainingBatches:
         rank: int,
         world_size: int,
         device: torch.device,
+        labels: Labels | None = None,
     ) -> None:
         train = config.train
         self.config, self.device = config, device
@@ -142,9 +114,14 @@ class TrainingBatches:
         self.micro_batch_size = self.batch_size_per_rank // train.accumulate
         self.wait_seconds = 0.0  # spent waiting for images
         self.draws: Draws | None = None
+        key = order_key(reader.index.fingerprint, train.seed)
+        self.labels_at: LabelsAt | None = None
+        if labels is not None:
+            order = reader.make_order(key, batch_size=train.batch_size)
+            self.labels_at = lambda positions: labels.of_samples(order.ids(positions))
         self.stream = open_stream(
             reader,
-            key=order_key(reader.index.fingerprint, train.seed),
+            key=key,
             start=start,
             batch_size=train.batch_size,
             rank=rank,
@@ -173,31 +150,22 @@ class TrainingBatches:
             tensor.split(self.micro_batch_size)
             for tensor in (reals, drawn.latents, drawn.positions)
         )
-        return [MicroBatch(r, z, p, seed) for r, z, p in zip(*parts, strict=True)]
+        batches = [MicroBatch(r, z, p, seed) for r, z, p in zip(*parts, strict=True)]
+        if drawn.labels is None:
+            return batches
+        labels = drawn.labels.split(self.micro_batch_size)
+        return [replace(batch, labels=own) for batch, own in zip(batches, labels, strict=True)]
 
     def draw(self, position: int, rollbacks: int) -> Draws:
-        """Draw latents and flips for the batches from this position on."""
-        train, per_rank = self.config.train, self.batch_size_per_rank
-        num_batches = max(1, DRAWN_IMAGES // per_rank)
-        # Random bits need 64-bit integers, which mps lacks.
-        device = torch.device("cpu") if self.device.type == "mps" else self.device
-        first = position + self.offset
-        starts = torch.arange(num_batches, device=device) * train.batch_size + first
-        positions = (starts[:, None] + torch.arange(per_rank, device=device)).flatten()
-        purpose = f"latents/{rollbacks}" if rollbacks else "latents"
-        shape = (self.config.networks.latent_dim,)
-        latents = normal(shape, positions, seed=train.seed, purpose=purpose)
-        mirrored = None
-        if self.config.data.flip:
-            mirrored = uniform((), positions, seed=train.seed, purpose="flip") < 0.5
-            mirrored = mirrored.view(num_batches, -1).to(self.device)
-        return Draws(
+        """Draw latents, flips and labels for the batches from this position on."""
+        return draw(
+            self.config,
             position,
-            rollbacks,
-            train.batch_size,
-            positions.view(num_batches, -1).to(self.device),
-            latents.view(num_batches, per_rank, -1).to(self.device),
-            mirrored,
+            rollbacks=rollbacks,
+            offset=self.offset,
+            batch_size_per_rank=self.batch_size_per_rank,
+            device=self.device,
+            labels_at=self.labels_at,
         )
 
     def next_reals(self, mirrored: Tensor | None) -> Tensor:

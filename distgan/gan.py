@@ -15,9 +15,16 @@ from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 
 from distgan.config.schema import Config, Loss, Networks, Optim, Train
+from distgan.labels import Labels
 from distgan.losses.augmentation import adapt_probability
-from distgan.networks.base import Discriminator, DiscriminatorSpec, GeneratorSpec
+from distgan.networks.base import (
+    ConditionalSpec,
+    Discriminator,
+    DiscriminatorSpec,
+    GeneratorSpec,
+)
 from distgan.networks.build import build_discriminator, build_generator
+from distgan.networks.conditioning import spread_labels
 from distgan.networks.ema import GeneratorEma, recalibrate_batch_norm
 from distgan.networks.generator_file import EMA_PREFIX
 from distgan.networks.sizes import image_size
@@ -62,17 +69,21 @@ class GAN:
     compares_in_one_forward: bool
     is_calibrated: bool = False  # whether batch norm statistics belong to the current weights
 
-    def float32_discriminator(self, parameters: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    def float32_discriminator(
+        self, parameters: dict[str, Tensor], *condition: Tensor
+    ) -> Callable[[Tensor], Tensor]:
         """Return a function from images to logits that uses these parameters in full precision.
 
-        It can be differentiated twice, and it leaves the discriminator's buffers unchanged.
+        It can be differentiated twice, and it leaves the discriminator's buffers unchanged. The
+        labels of a batch, if there are any, hold for each of several batches in a row.
         """
         buffers = {n: buffer.clone() for n, buffer in self.raw_discriminator.named_buffers()}
 
         def discriminate(images: Tensor) -> Tensor:
             with torch.autocast(images.device.type, enabled=False):
                 state = {**parameters, **buffers}
-                return functional_call(self.float32_skeleton, state, (images.float(),))
+                labels = (each.repeat(len(images) // len(each)) for each in condition)
+                return functional_call(self.float32_skeleton, state, (images.float(), *labels))
 
         return discriminate
 
@@ -184,7 +195,10 @@ class GAN:
         positions = torch.arange(NUM_CALIBRATION_LATENTS, device=self.accelerator.device)
         shape = (self.spec.latent_dim,)
         latents = normal(shape, positions, seed=seed, purpose="norm statistics")
-        recalibrate_batch_norm(self.ema.generator, latents)
+        condition: tuple[Tensor, ...] = ()
+        if isinstance(self.spec, ConditionalSpec):
+            condition = (spread_labels(positions, self.spec.shares),)
+        recalibrate_batch_norm(self.ema.generator, latents, *condition)
         for network in self.networks().values():
             self.world.broadcast_(list(network.buffers()))
         self.is_calibrated = True
@@ -199,10 +213,18 @@ def depends_on_forwards(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d) or is_parametrized(module)
 
 
-def generator_spec(networks: Networks, image_shape: tuple[int, int, int]) -> GeneratorSpec:
-    """Return the spec of a generator of images [C, H, W]."""
+def generator_spec(
+    networks: Networks,
+    image_shape: tuple[int, int, int],
+    labels: Labels | None = None,
+) -> GeneratorSpec:
+    """Return the spec of a generator of images [C, H, W]; labels make it a conditional one."""
+    assert (labels is None) == (networks.condition == "none"), "a condition is given by labels"
     channels, height, width = image_shape
-    return GeneratorSpec(
+    spec: Callable[..., GeneratorSpec] = GeneratorSpec
+    if labels is not None:
+        spec = partial(ConditionalSpec, classes=labels.names, shares=labels.shares)
+    return spec(
         architecture=networks.architecture,
         image_size=image_size(height, width),
         channels=channels,
@@ -234,6 +256,7 @@ def build_gan(
         train,
         (generator.to(accelerator.device), discriminator.to(accelerator.device)),
         latent_shape=(spec.latent_dim,),
+        num_labels=spec.num_labels,
         image_shape=spec.image_shape,
         micro_batch_size=micro_batch_size,
         num_passes=total_images / accelerator.num_processes / micro_batch_size,

@@ -29,7 +29,8 @@ from distgan.run.class_plan import ClassRun, plan_classes
 from distgan.run.files import read_rows, read_status
 from distgan.run.folder import FINISHED_STATES, RunFolder, explained
 from distgan.run.preflight import check_agreement, settings_for
-from distgan.run.reporter import NUM_SAMPLES, first_reals
+from distgan.run.reporter import first_reals
+from distgan.run.sample_grid import NUM_SAMPLES
 from distgan.run.session import build_evaluator, open_session, recorded_outcome
 from distgan.runtime.distributed import launched_world_size
 from distgan.runtime.heartbeat import Heartbeat

@@ -25,6 +25,7 @@ from distgan.losses.augmentation import augment
 from distgan.losses.diversity import feature_distance, mode_seeking
 from distgan.losses.penalties import PENALTIES, gradient_penalties
 from distgan.losses.unrolling import DifferentiableAdam, sgd, unroll
+from distgan.networks.conditioning import label_strength, set_label_strength
 from distgan.optimizers import lr_schedule, penalty_scale
 from distgan.runtime.randomness import uniform
 
@@ -57,6 +58,10 @@ def train_step(
     train, loss = config.train, config.loss
     lr_factor *= lr_schedule(config.optim, progress)
     gan.set_optimizers(config.optim, lr_factor=lr_factor)
+    if start_kimg := config.networks.conditional_start_kimg:
+        strength = label_strength(images_seen, start_kimg=start_kimg)
+        for network in gan.networks().values():
+            set_label_strength(network, strength)
     statistics = []
     for d_step in range(train.d_steps):
         position = images_seen + d_step * train.batch_size
@@ -102,7 +107,7 @@ def discriminator_step(
     gan.optimizer_d.zero_grad()
     all_fakes, all_statistics = [], []
     for index, batch in enumerate(batches):
-        fakes = generate(gan, batch.latents, keep_graph=keep_graph)
+        fakes = generate(gan, batch, keep_graph=keep_graph)
         with reduce_on_last(accelerator, gan.discriminator, index, len(batches)):
             total, statistics = discriminator_loss(
                 gan, batch, fakes.detach(), loss=loss, penalty_scale=penalty_scale
@@ -117,12 +122,12 @@ def discriminator_step(
     return all_fakes, means
 
 
-def generate(gan: GAN, latents: Tensor, *, keep_graph: bool) -> Tensor:
+def generate(gan: GAN, batch: MicroBatch, *, keep_graph: bool) -> Tensor:
     """Return fakes [b, C, H, W], with the generator's graph if `keep_graph`."""
     if keep_graph:
-        return gan.generator(latents)
+        return gan.generator(batch.latents, *batch.condition)
     with torch.no_grad():
-        return gan.raw_generator(latents)
+        return gan.raw_generator(batch.latents, *batch.condition)
 
 
 def discriminator_loss(
@@ -132,7 +137,8 @@ def discriminator_loss(
     adversarial = ADVERSARIAL[loss.adversarial]
     reals = augmented(batch.reals, batch, "reals", gan=gan, loss=loss)
     fakes = augmented(fakes, batch, "fakes", gan=gan, loss=loss)
-    real_logits, fake_logits = adversarial.relate(*discriminate(gan, reals, fakes))
+    both = discriminate(gan, reals, fakes, *batch.condition)
+    real_logits, fake_logits = adversarial.relate(*both)
     real_loss, fake_loss = adversarial.discriminator_losses(
         real_logits, fake_logits, loss.label_smoothing
     )
@@ -153,22 +159,33 @@ def discriminator_loss(
     }
 
 
-def discriminate(gan: GAN, reals: Tensor, fakes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits of reals and of fakes.
+def discriminate(
+    gan: GAN, reals: Tensor, fakes: Tensor, *condition: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of reals and of fakes, which have the same labels if there are any.
 
     One forward takes both, unless batch norm has to see them apart.
     """
     if gan.images_are_independent:
-        real_logits, fake_logits = gan.discriminator(torch.cat([reals, fakes])).chunk(2)
-        return real_logits, fake_logits
-    return gan.discriminator(reals), gan.discriminator(fakes)
+        return in_one_forward(gan.discriminator, reals, fakes, *condition)
+    return gan.discriminator(reals, *condition), gan.discriminator(fakes, *condition)
+
+
+def in_one_forward(
+    discriminator: nn.Module, reals: Tensor, fakes: Tensor, *condition: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of reals and of fakes, from one forward of both."""
+    labels = (torch.cat([each, each]) for each in condition)
+    real_logits, fake_logits = discriminator(torch.cat([reals, fakes]), *labels).chunk(2)
+    return real_logits, fake_logits
 
 
 def weighted_penalties(
     gan: GAN, batch: MicroBatch, reals: Tensor, fakes: Tensor, *, loss: Loss
 ) -> dict[str, Tensor]:
     """Return every gradient penalty whose weight is not zero, times its weight."""
-    discriminator = gan.float32_discriminator(dict(gan.raw_discriminator.named_parameters()))
+    parameters: dict[str, Tensor] = dict(gan.raw_discriminator.named_parameters())
+    discriminator = gan.float32_discriminator(parameters, *batch.condition)
     mixing = batch.positions
     if loss.gradient_penalty:
         mixing = uniform((), batch.positions, seed=batch.seed, purpose="gradient penalty")
@@ -192,7 +209,7 @@ def generator_step(
     all_statistics = []
     for index, batch in enumerate(batches):
         with reduce_on_last(accelerator, gan.generator, index, len(batches)):
-            images = gan.generator(batch.latents) if fakes is None else fakes[index]
+            images = generate(gan, batch, keep_graph=True) if fakes is None else fakes[index]
             adversarial_loss, terms = generator_losses(gan, batch, images, loss=loss)
             total = sum(terms.values(), adversarial_loss)
             accelerator.backward(total / len(batches) if len(batches) > 1 else total)
@@ -218,38 +235,37 @@ def generator_losses(
     if is_paired or weights.feature_distance or loss.unroll_steps:
         reals = augmented(batch.reals, batch, "reals", gan=gan, loss=loss)
     if weights.feature_distance:
-        of_reals, of_fakes = compare(gan, reals, fakes, with_features=True)
+        of_reals, of_fakes = compare(gan, reals, fakes, *batch.condition, with_features=True)
         (real_logits, real_features), (logits, fake_features) = of_reals, of_fakes
         distance = feature_distance(fake_features, real_features)
         terms["feature_distance"] = weights.feature_distance * distance
     elif is_paired:
-        real_logits, logits = compare(gan, reals, fakes)
+        real_logits, logits = compare(gan, reals, fakes, *batch.condition)
     elif not loss.unroll_steps:
-        logits = gan.raw_discriminator(fakes)
+        logits = gan.raw_discriminator(fakes, *batch.condition)
     if weights.mode_seeking:
         term = mode_seeking(images, batch.reals, batch.latents)
         terms["mode_seeking"] = weights.mode_seeking * term
     if loss.unroll_steps:
-        return unrolled_loss(gan, reals, fakes, loss=loss), terms
+        return unrolled_loss(gan, reals, fakes, *batch.condition, loss=loss), terms
     if adversarial.paired:
         _, logits = adversarial.relate(real_logits, logits)
     return adversarial.generator_loss(logits), terms
 
 
 def compare(
-    gan: GAN, reals: Tensor, fakes: Tensor, *, with_features: bool = False
+    gan: GAN, reals: Tensor, fakes: Tensor, *condition: Tensor, with_features: bool = False
 ) -> tuple[Any, Any]:
     """Return what the discriminator returns for reals and for fakes; no gradient flows to reals."""
     discriminator = gan.raw_discriminator
     if gan.compares_in_one_forward and not with_features:
-        real_logits, fake_logits = discriminator(torch.cat([reals, fakes])).chunk(2)
-        return real_logits, fake_logits
+        return in_one_forward(discriminator, reals, fakes, *condition)
     with torch.no_grad():
-        of_reals = discriminator(reals, with_features=with_features)
-    return of_reals, discriminator(fakes, with_features=with_features)
+        of_reals = discriminator(reals, *condition, with_features=with_features)
+    return of_reals, discriminator(fakes, *condition, with_features=with_features)
 
 
-def unrolled_loss(gan: GAN, reals: Tensor, fakes: Tensor, *, loss: Loss) -> Tensor:
+def unrolled_loss(gan: GAN, reals: Tensor, fakes: Tensor, *condition: Tensor, loss: Loss) -> Tensor:
     """Return the generator's loss against the discriminator after `unroll_steps` more steps.
 
     `saddle` is the whole value function. It includes the loss on reals, which depends on the
@@ -266,7 +282,7 @@ def unrolled_loss(gan: GAN, reals: Tensor, fakes: Tensor, *, loss: Loss) -> Tens
         step = DifferentiableAdam(moments, betas=group.get("betas", (0.9, 0.999)))
 
     def losses(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        discriminator = gan.float32_discriminator(parameters)
+        discriminator = gan.float32_discriminator(parameters, *condition)
         real_logits, fake_logits = adversarial.relate(discriminator(reals), discriminator(fakes))
         real_loss = adversarial.real_loss(real_logits, loss.label_smoothing)
         fake_loss = adversarial.fake_loss(fake_logits)

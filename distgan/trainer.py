@@ -21,6 +21,7 @@ from distgan.reporting.console import show_table
 from distgan.reporting.metrics import RunningMeans
 from distgan.reporting.run_logger import REALS_FILE, RunLogger
 from distgan.run.checkpointer import Checkpointer
+from distgan.run.clusters import write_clusters
 from distgan.run.collapse import Reaction, react, reason_to_stop
 from distgan.run.files import read_status
 from distgan.run.folder import FINISHED_STATES, RunFolder, explained
@@ -34,6 +35,7 @@ from distgan.run.preflight import (
     start_table,
 )
 from distgan.run.reporter import Reporter, first_reals
+from distgan.run.sample_grid import grid_columns
 from distgan.run.schedule import Schedule
 from distgan.run.session import build_evaluator, open_session, recorded_outcome
 from distgan.runtime.distributed import launched_world_size
@@ -74,10 +76,16 @@ class Trainer:
         self.folder: RunFolder | None = None
         if not dry:
             self.folder = self.world.run_on_main(lambda: open_folder(session.run_dir))
-        spec = generator_spec(config.networks, self.reader.image_shape)
+        if self.folder is not None and session.clusters is not None:
+            with explained(self.folder.path):
+                write_clusters(self.folder.path, session.clusters, self.reader)
+        labels = session.labels
+        spec = generator_spec(config.networks, self.reader.image_shape, labels=labels)
         self.gan = build_gan(session.accelerator, spec, config, total_images=session.total_images)
         self.checkpointer = Checkpointer(session, config, gan=self.gan, evaluator=self.evaluator)
         self.notes = self.checkpointer.restore_newest()
+        if labels is not None and (warning := labels.warning()):
+            self.notes.append(warning)
         if config.train.init_from is not None and self.checkpointer.state.images_seen == 0:
             path, with_optimizers = Path(config.train.init_from), config.train.init_optimizers
             self.notes += start_from(self.gan, path, with_optimizers=with_optimizers)
@@ -229,6 +237,7 @@ class Trainer:
             rank=self.world.rank,
             world_size=self.world.size,
             device=self.device,
+            labels=self.session.labels,
         )
 
     def train_step(self) -> StepResult:
@@ -324,7 +333,9 @@ class Trainer:
         reals = self.folder.samples / REALS_FILE
         if not is_whole_image(reals):
             with explained(self.folder.path):
-                save_grid(first_reals(self.reader), reals)
+                labels = self.session.labels
+                images = first_reals(self.reader, labels)
+                save_grid(images, reals, columns=grid_columns(labels))
 
     def interruption(self) -> str:
         """Say which signal interrupted the run and how long saving took."""

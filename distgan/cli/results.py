@@ -28,7 +28,14 @@ def sample(
         Option(help="0 to 1. Below 1: more typical, less varied images.", min=0.0, max=1.0),
     ] = None,
     class_name: Annotated[
-        str | None, Option("--class", help="Class to sample, if networks.per_class=true.")
+        str | None, Option("--class", help="Class to sample, if the generator has classes.")
+    ] = None,
+    labels: Annotated[
+        str | None,
+        Option(
+            help="Of a conditional generator: the class of each image, separated by commas. "
+            "With --interpolate: classes that each row leads through."
+        ),
     ] = None,
     out: Annotated[Path, Option(help="PNG file to write.")] = Path("samples.png"),
     files: Annotated[Path | None, Option(help="Folder for one PNG file per image.")] = None,
@@ -43,7 +50,8 @@ def sample(
     """Generate images: a grid, single files, an interpolation or a video."""
     from distgan.commands.sample import Selection, write_images
 
-    selection = Selection(num, seed, truncation, class_name)
+    names = tuple(name.strip() for name in labels.split(",")) if labels else ()
+    selection = Selection(num, seed, truncation, class_name, names)
     say(
         write_images(
             sources,

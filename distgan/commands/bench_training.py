@@ -19,6 +19,7 @@ from distgan.commands.timing import Rate, measure_rate
 from distgan.config.schema import Config
 from distgan.data import MicroBatch, TrainingBatches
 from distgan.gan import GAN, build_gan, generator_spec
+from distgan.labels import stand_in_labels
 from distgan.run.forecast import synchronize
 from distgan.runtime.accelerator import build_accelerator, reset_accelerator
 from distgan.runtime.flops import FlopCounter
@@ -138,7 +139,9 @@ def measure_training(benchmark: TrainingBenchmark) -> TrainingSpeed:
 def make_gan(config: Config, image_shape: tuple[int, int, int]) -> GAN:
     """Build a GAN for images [C, H, W] on the device of this process."""
     accelerator, _ = build_accelerator(config.train)
-    return build_gan(accelerator, generator_spec(config.networks, image_shape), config)
+    labels = stand_in_labels(config.networks)
+    spec = generator_spec(config.networks, image_shape, labels=labels)
+    return build_gan(accelerator, spec, config)
 
 
 def open_batches(
@@ -154,6 +157,7 @@ def open_batches(
         rank=gan.accelerator.process_index,
         world_size=gan.accelerator.num_processes,
         device=gan.accelerator.device,
+        labels=stand_in_labels(benchmark.config.networks),
     )
 
 
@@ -204,11 +208,13 @@ def take_step(gan: GAN, next_batch: NextBatch, config: Config, *, number: int) -
 def noise_batch(
     config: Config, image_shape: tuple[int, int, int], *, size: int, device: torch.device
 ) -> MicroBatch:
-    """Return `size` images of noise [size, C, H, W], and latents, in the device's memory."""
+    """Return `size` images of noise [size, C, H, W], latents and labels, in the device's memory."""
     noise = (torch.rand(size, *image_shape) * 2 - 1).to(device)
     reals = noise.to(memory_format=torch.channels_last)
     latents = torch.randn(size, config.networks.latent_dim).to(device)
-    return MicroBatch(reals, latents, torch.arange(size, device=device), seed=0)
+    positions, stand_in = torch.arange(size, device=device), stand_in_labels(config.networks)
+    labels = None if stand_in is None else positions % len(stand_in.names)
+    return MicroBatch(reals, latents, positions, seed=0, labels=labels)
 
 
 # -------------------------------------------------------------------------- arithmetic and machine

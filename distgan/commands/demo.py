@@ -10,6 +10,8 @@ from typing import Any
 from distgan.commands import web_runtime
 from distgan.commands.export import read_facts, write_onnx
 from distgan.commands.output import writing_to
+from distgan.errors import UserError
+from distgan.networks.base import ConditionalSpec
 from distgan.networks.directions import latent_directions
 from distgan.networks.generator import Generator
 from distgan.networks.generator_file import load_generator
@@ -29,6 +31,11 @@ def demo(
     may also load files from `hosts`. Raises UserError.
     """
     generator = load_generator(source)
+    if isinstance(generator.spec, ConditionalSpec):
+        raise UserError(
+            f"{source} is a conditional generator, which the page cannot show; "
+            "export it with: distgan export --format onnx"
+        )
     with writing_to(out, option="--out"):
         out.mkdir(parents=True, exist_ok=True)
         sentences = [write_onnx(generator, out, read_facts(source))]

@@ -14,7 +14,11 @@ from distgan.evaluation.evaluate import Fakes, Result, evaluate
 from distgan.evaluation.evaluator import choose_extractor, real_images
 from distgan.evaluation.reference import prepare_reference
 from distgan.evaluation.verdict import Verdict, assess
+from distgan.labels import Labels, class_labels
+from distgan.networks.base import ConditionalSpec, GeneratorSpec
+from distgan.networks.conditioning import spread_labels
 from distgan.networks.generator_file import is_young, load_generator
+from distgan.reporting.classes import class_lines
 from distgan.reporting.console import say, show_columns
 from distgan.reporting.metrics import explain_distance
 from distgan.run.folder import check_writable, write_json
@@ -42,13 +46,15 @@ class Score:
 class Input:
     """Generated images by number, their origin (`ema` or `images`), and their count.
 
-    `is_young` if the run of their generator had not trained long enough for a verdict.
+    `is_young` if the run of their generator had not trained long enough for a verdict. `spec` is
+    that of a conditional generator.
     """
 
     fakes: Fakes
     weights: str
     count: int
     is_young: bool = False
+    spec: GeneratorSpec | None = None
 
 
 def evaluate_inputs(
@@ -75,8 +81,10 @@ def evaluate_inputs(
     extractor, _ = choose_extractor(settings, reader, world=world)
     opened = [open_input(path, reader.image_shape, seed=seed) for path in inputs]
     num_samples = min([settings.num_samples, *(each.count for each in opened)])
+    labels = labels_of_classes(opened, reader)
+    num_reals = max(num_samples, num_reference or 0)
     reference = prepare_reference(
-        real_images(reader, None, num_samples=max(num_samples, num_reference or 0)),
+        real_images(reader, None, num_samples=num_reals, labels=labels),
         extractor,
         world=world,
         num_samples=num_samples,
@@ -92,12 +100,34 @@ def evaluate_inputs(
             seed=seed,
             weights=each.weights,
             wanted=settings.metrics,
+            fake_labels=labels_asked_for(each, reference.protocol.num_fakes, seed=seed),
         )
         verdict = assess(result, is_young=each.is_young)
         scores.append(Score(str(path), result.only(settings.metrics), verdict))
     if json_file is not None:
         write_json(json_file, [to_row(score) for score in scores])
     return scores
+
+
+def labels_of_classes(inputs: list[Input], reader: ShardReader) -> Labels | None:
+    """Return the labels of the real images, if all conditional generators have the same classes.
+
+    None if there is no such generator, or the dataset does not have its classes.
+    """
+    classes = {each.spec.classes for each in inputs if isinstance(each.spec, ConditionalSpec)}
+    if len(classes) != 1:
+        return None
+    (wanted,) = classes
+    if not set(wanted) <= set(reader.index.class_names or ()):
+        return None
+    return class_labels(reader, wanted)
+
+
+def labels_asked_for(each: Input, num: int, *, seed: int) -> Tensor | None:
+    """Return the labels of the fakes of a conditional generator, with the shares of training."""
+    if not isinstance(each.spec, ConditionalSpec):
+        return None
+    return spread_labels(torch.arange(num), each.spec.shares, seed=seed)
 
 
 def to_row(score: Score) -> dict[str, object]:
@@ -116,6 +146,10 @@ def show_scores(scores: list[Score]) -> None:
     if len(set(names)) < len(names):
         names = [score.name for score in scores]
     show_columns(["metric", *names, "real images"], rows)
+    for score in scores:
+        if score.result.by_class:
+            say(f"classes of {score.name}:")
+            show_columns(*class_lines(score.result.by_class))
     if explanation := explain_distance(scores[0].result.values, reals):
         say(explanation)
     for score in scores:
@@ -178,9 +212,13 @@ def open_generator(path: Path, image_shape: Shape, *, seed: int) -> Input:
 
     def generate(start: int, stop: int) -> Tensor:
         numbers, latent_shape = torch.arange(start, stop), (generator.spec.latent_dim,)
-        return generator.images(normal(latent_shape, numbers, seed=seed, purpose="evaluation"))
+        latents = normal(latent_shape, numbers, seed=seed, purpose="evaluation")
+        if isinstance(generator.spec, ConditionalSpec):
+            labels = spread_labels(numbers, generator.spec.shares, seed=seed)
+            return generator.images(latents, labels)
+        return generator.images(latents)
 
-    return Input(generate, "ema", UNLIMITED, is_young(path))
+    return Input(generate, "ema", UNLIMITED, is_young(path), generator.spec)
 
 
 def holds_images(folder: Path) -> bool:

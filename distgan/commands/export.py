@@ -10,13 +10,14 @@ from typing import Any
 import torch
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch import Tensor
 
 from distgan.commands.output import writing_to
 from distgan.config.flat import identity_values
 from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.images import save_grid
-from distgan.networks.base import GeneratorSpec
+from distgan.networks.base import ConditionalSpec, GeneratorSpec
 from distgan.networks.generator import Generator
 from distgan.networks.generator_file import (
     YOUNG_UNTIL,
@@ -26,10 +27,11 @@ from distgan.networks.generator_file import (
     save_generator,
 )
 from distgan.networks.latents import generate
-from distgan.networks.mixture import MixtureSpec
+from distgan.networks.mixture import MixtureSpec, classes_of
 from distgan.networks.sizes import pyramid, sides
 from distgan.reporting.run_record import RunRecord, read_record
 from distgan.run.files import is_run
+from distgan.run.sample_grid import COLUMNS, class_grid
 from distgan.text import format_number
 
 MARK_START = "<!-- Written by distgan export."  # a card without this mark was edited by its owner
@@ -53,7 +55,8 @@ def export(
     with writing_to(out, option="--out"):
         out.mkdir(parents=True, exist_ok=True)
         wrote_weights = WRITERS[format](generator, out, facts)
-        save_grid(generator.sample(64), out / "samples.png")
+        images, columns = sample_images(generator)
+        save_grid(images, out / "samples.png", columns=columns)
         card = out / "README.md"
         if card.exists() and MARK_START not in card.read_text():
             return [wrote_weights, f"kept {card}, which you have edited"]
@@ -67,6 +70,14 @@ def export(
         f"wrote {card}; fill in what only you know: the images, their licence, "
         "what the model is for",
     ]
+
+
+def sample_images(generator: Generator) -> tuple[Tensor, int | None]:
+    """Return images for the card, and how many are in a row: of a conditional GAN one class."""
+    if not isinstance(generator.spec, ConditionalSpec):
+        return generator.sample(64), None
+    latents, labels = class_grid(generator.inputs(COLUMNS)[0], len(generator.classes))
+    return generator.images(latents, labels), COLUMNS
 
 
 def read_facts(source: Path) -> dict[str, Any]:
@@ -106,26 +117,29 @@ def write_onnx(generator: Generator, out: Path, facts: dict[str, Any]) -> str:
         raise UserError(
             f"an ONNX file needs {error.name}; type: pip install 'distgan[onnx]'"
         ) from None
-    path, latents = out / "generator.onnx", generator.latents(7)
+    path, inputs = out / "generator.onnx", generator.inputs(7)
+    names = ["latents", "labels"][: len(inputs)]
     network = generator.network.to(memory_format=torch.contiguous_format)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecation warnings inside the exporter's libraries
         program = torch.onnx.export(
             network,
-            (latents[:2],),
+            tuple(each[:2] for each in inputs),
             dynamo=True,
             verbose=False,
-            input_names=["latents"],
+            input_names=names,
             output_names=["images"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=({0: torch.export.Dim("batch")},) * len(inputs),
         )
     assert program is not None
     program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     difference = 0.0
-    for batch in (latents, latents[:1]):
-        (images,) = session.run(None, {"latents": batch.numpy()})
-        expected = generate(network, batch)
+    for num in (7, 1):
+        batch = [each[:num] for each in inputs]
+        feeds = {name: each.numpy() for name, each in zip(names, batch, strict=True)}
+        (images,) = session.run(None, feeds)
+        expected = generate(network, *batch)
         difference = max(difference, float((torch.from_numpy(images) - expected).abs().max()))
     if difference > TOLERANCE:
         raise UserError(
@@ -148,15 +162,17 @@ def model_card(
     hub_name: str | None,
 ) -> str:
     """Return the text of the model card for the files in a folder."""
-    classes = spec.classes if isinstance(spec, MixtureSpec) else ()
+    classes, is_conditional = classes_of(spec), isinstance(spec, ConditionalSpec)
     height, width = sides(spec.image_size)
     kind = spec.architecture.upper()
     if isinstance(spec, MixtureSpec):
         kind = f"{spec.part.architecture.upper()} for each of {len(classes)} classes"
+    if is_conditional:
+        kind = f"conditional {kind} of {len(classes)} classes"
     front_matter = {
         "license": license,
         "library_name": "pytorch",
-        "pipeline_tag": "unconditional-image-generation",
+        **({} if is_conditional else {"pipeline_tag": "unconditional-image-generation"}),
         "tags": ["gan", spec.architecture, "distgan"],
     }
     return render_card(
@@ -167,6 +183,7 @@ def model_card(
         hub_name=hub_name,
         architecture=spec.architecture,
         classes=classes,
+        is_conditional=is_conditional,
         height=height,
         width=width,
         channels=spec.channels,

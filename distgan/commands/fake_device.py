@@ -28,6 +28,7 @@ import distgan.networks.ema
 from distgan.config.schema import Config
 from distgan.data import TrainingBatches
 from distgan.gan import GAN, generator_spec, prepare_gan
+from distgan.labels import stand_in_labels
 from distgan.networks.base import DiscriminatorSpec
 from distgan.networks.build import build_discriminator, build_generator
 
@@ -292,7 +293,9 @@ class FakeBatches(TrainingBatches):
         self.batch_size_per_rank, self.offset = train.batch_size, 0
         self.micro_batch_size = train.batch_size // train.accumulate
         self.wait_seconds, self.stream = 0.0, self  # type: ignore[assignment]
-        self.draws = None
+        self.draws, self.labels_at = None, None
+        if (labels := stand_in_labels(config.networks)) is not None:
+            self.labels_at = labels.of_samples
         images = torch.zeros((1000, *image_shape), dtype=torch.uint8, device=DEVICE)
         self.images = images.to(memory_format=torch.channels_last)
 
@@ -302,7 +305,8 @@ class FakeBatches(TrainingBatches):
 
 def fake_gan(config: Config, image_shape: tuple[int, int, int], precision: str) -> GAN:
     """Build a GAN on the device."""
-    spec = generator_spec(config.networks, image_shape)
+    labels = stand_in_labels(config.networks)
+    spec = generator_spec(config.networks, image_shape, labels=labels)
     accelerator: Any = FakeAccelerator(precision)
     return prepare_gan(
         accelerator,

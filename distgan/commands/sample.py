@@ -6,20 +6,22 @@ Imports neither accelerate nor webdataset nor wandb, because sampling does not t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from distgan.commands.output import writing_to
 from distgan.errors import UserError
 from distgan.images import grid_pixels, save_grid, to_image
-from distgan.networks.generator import Generator
+from distgan.networks.base import ConditionalSpec
+from distgan.networks.generator import Generator, check_labels
 from distgan.networks.generator_file import checkpoint_folders, load_generator
 from distgan.networks.latents import slerp, walk
-from distgan.networks.mixture import join_class, split_class
+from distgan.networks.mixture import class_number, join_class, split_class
 
 NUM_IMAGES = 64
 NUM_IN_VIDEO = 16
@@ -37,16 +39,48 @@ class Selection:
     seed: int = 0
     truncation: float | None = None
     class_name: str | None = None
+    labels: tuple[str, ...] = ()  # names or numbers of classes, one for each image
 
-    def latents(self, generator: Generator, num: int, *, first: int = 0) -> Tensor:
-        """Return `num` of the selected latents, beginning with number `first`."""
-        return generator.latents(
+    def count(self, default: int) -> int:
+        """Return how many images to draw; raises UserError if there are labels for others."""
+        if self.labels and self.class_name is not None:
+            raise UserError("--class and --labels exclude one another; choose one")
+        if self.labels and self.num not in (None, len(self.labels)):
+            raise UserError(f"--labels names {len(self.labels)} images, and --num {self.num}")
+        return self.num or len(self.labels) or default
+
+    def inputs(self, generator: Generator, num: int, *, first: int = 0) -> tuple[Tensor, ...]:
+        """Return what the generator takes for `num` selected images, from number `first` on."""
+        labels = None
+        if self.labels:
+            labels = label_numbers(generator, self.labels)[first : first + num]
+        return generator.inputs(
             num,
             self.seed,
             first=first,
             truncation=self.truncation,
             class_name=self.class_name,
+            labels=labels,
         )
+
+    def shows_all_classes(self, generator: Generator) -> bool:
+        """Return whether nothing was chosen, so that the grid has one row per class."""
+        is_free = self.num is None and self.class_name is None and not self.labels
+        return is_free and isinstance(generator.spec, ConditionalSpec)
+
+
+def label_numbers(generator: Generator, labels: Sequence[str]) -> Tensor:
+    """Return the numbers of classes, int64 [N], for names or numbers; raises UserError."""
+    if not isinstance(generator.spec, ConditionalSpec):
+        raise UserError("--labels needs a conditional generator; leave it out, or see --class")
+    names = generator.classes
+    numbers = [
+        int(label)
+        if label not in names and label.isdecimal()
+        else class_number(generator.spec, label)
+        for label in labels
+    ]
+    return torch.tensor(numbers)
 
 
 def write_images(
@@ -84,19 +118,30 @@ def sample(sources: Sequence[Path], selection: Selection, *, out: Path) -> Path:
     generators = [load_generator(source) for source in sources]
     if len({generator.image_shape for generator in generators}) > 1:
         raise UserError("these generators make images of different shapes; sample them one by one")
-    num = selection.num or (NUM_IMAGES if len(generators) == 1 else NUM_COLUMNS)
-    images = torch.cat([each.images(selection.latents(each, num)) for each in generators])
+    if len(generators) == 1 and selection.shows_all_classes(generators[0]):
+        return sample_classes(generators[0], selection, out=out)
+    num = selection.count(NUM_IMAGES if len(generators) == 1 else NUM_COLUMNS)
+    images = torch.cat([each.images(*selection.inputs(each, num)) for each in generators])
     return write_grid(images, out, columns=None if len(generators) == 1 else num)
+
+
+def sample_classes(generator: Generator, selection: Selection, *, out: Path) -> Path:
+    """Write a grid with a row of 8 images for each class; a column has the same latent."""
+    rows = []
+    for name in generator.classes:
+        latents, labels = replace(selection, class_name=name).inputs(generator, NUM_COLUMNS)
+        rows.append(generator.images(latents, labels))
+    return write_grid(torch.cat(rows), out, columns=NUM_COLUMNS)
 
 
 def sample_files(source: Path, folder: Path, selection: Selection) -> int:
     """Write 64 images as PNG files 000000.png, 000001.png, ...; return their number."""
-    generator, count = load_generator(source), selection.num or NUM_IMAGES
+    generator, count = load_generator(source), selection.count(NUM_IMAGES)
     with writing_to(folder, option="--files"):
         folder.mkdir(parents=True, exist_ok=True)
         for first in range(0, count, BATCH_SIZE):
             num = min(BATCH_SIZE, count - first)
-            images = generator.images(selection.latents(generator, num, first=first))
+            images = generator.images(*selection.inputs(generator, num, first=first))
             for number, image in enumerate(images, start=first):
                 to_image(image).save(folder / f"{number:06d}.png")
     return count
@@ -105,15 +150,38 @@ def sample_files(source: Path, folder: Path, selection: Selection) -> int:
 def interpolate(source: Path, selection: Selection, *, out: Path) -> Path:
     """Write a grid of 64 images, in which each row of 8 leads from one image to another.
 
-    The images of a row belong to the class of the first, if the generator has classes.
+    The images of a row belong to the class of the first, if the generator has classes. With labels
+    a row leads from class to class instead, and its latent stays the same.
     """
     generator = load_generator(source)
     num_rows = max(1, (selection.num or NUM_IMAGES) // NUM_COLUMNS)
-    latents = selection.latents(generator, 2 * num_rows).view(num_rows, 2, -1)
+    if selection.labels:
+        return interpolate_classes(generator, selection, num_rows=num_rows, out=out)
+    latents, *labels = selection.inputs(generator, 2 * num_rows)
+    latents = latents.view(num_rows, 2, -1)
     class_values, others = split_class(latents, generator.spec)
     between = slerp(others[:, 0], others[:, 1], torch.linspace(0, 1, NUM_COLUMNS))
     rows = join_class(class_values[:, :1], between)
-    return write_grid(generator.images(rows.flatten(0, 1)), out, columns=NUM_COLUMNS)
+    labels = [each[::2].repeat_interleave(NUM_COLUMNS) for each in labels]
+    return write_grid(generator.images(rows.flatten(0, 1), *labels), out, columns=NUM_COLUMNS)
+
+
+def interpolate_classes(
+    generator: Generator, selection: Selection, *, num_rows: int, out: Path
+) -> Path:
+    """Write a grid in which each row of 8 leads one latent through the selected classes."""
+    numbers = label_numbers(generator, selection.labels)
+    if len(numbers) < 2:
+        raise UserError("--interpolate between classes needs two or more in --labels")
+    check_labels(numbers, len(numbers), generator.spec)
+    corners = one_hot(numbers, len(generator.classes)).float()
+    places = torch.linspace(0, len(corners) - 1, NUM_COLUMNS)
+    before = places.long().clamp_max(len(corners) - 2)
+    weights = torch.lerp(corners[before], corners[before + 1], (places - before)[:, None])
+    free = replace(selection, labels=(), class_name=generator.classes[int(numbers[0])])
+    latents = free.inputs(generator, num_rows)[0].repeat_interleave(NUM_COLUMNS, 0)
+    images = generator.images(latents, weights.repeat(num_rows, 1))
+    return write_grid(images, out, columns=NUM_COLUMNS)
 
 
 def progress(run: Path, selection: Selection, *, out: Path) -> tuple[Path, tuple[str, ...]]:
@@ -125,8 +193,8 @@ def progress(run: Path, selection: Selection, *, out: Path) -> tuple[Path, tuple
     if not folders:
         raise UserError(f"{run} holds no checkpoints; give a run folder, or leave --progress out")
     generators = map(load_generator, folders)
-    num = selection.num or NUM_COLUMNS
-    columns = [generator.images(selection.latents(generator, num)) for generator in generators]
+    num = selection.count(NUM_COLUMNS)
+    columns = [generator.images(*selection.inputs(generator, num)) for generator in generators]
     images = torch.stack(columns, 1).flatten(0, 1)
     kimg = tuple(f"{float(folder.name):g}" for folder in folders)
     return write_grid(images, out, columns=len(folders)), kimg
@@ -137,11 +205,14 @@ def video(source: Path, selection: Selection, *, out: Path) -> Path:
     suffix = out.suffix.lower()
     if suffix not in VIDEO_SUFFIXES:
         raise UserError(f"--video {out}: name a file that ends in .gif or .mp4")
-    generator, num = load_generator(source), selection.num or NUM_IN_VIDEO
-    keys = selection.latents(generator, NUM_KEYS * num).view(NUM_KEYS, num, -1)
+    generator, num = load_generator(source), selection.count(NUM_IN_VIDEO)
+    labels = list(selection.inputs(generator, num)[1:])
+    free = replace(selection, labels=())
+    keys = free.inputs(generator, NUM_KEYS * num)[0].view(NUM_KEYS, num, -1)
     class_values, others = split_class(keys, generator.spec)
     latents = join_class(class_values[:1], walk(others, frames_per_leg=FRAMES_PER_LEG))
-    images = generator.images(latents.flatten(0, 1))
+    labels = [each.repeat(len(latents)) for each in labels]
+    images = generator.images(latents.flatten(0, 1), *labels)
     frames = [to_image(grid_pixels(side_by_side)) for side_by_side in images.split(num)]
     with writing_to(out, option="--video"):
         out.parent.mkdir(parents=True, exist_ok=True)

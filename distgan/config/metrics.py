@@ -142,6 +142,23 @@ EVALUATION_METRICS = {
         "fraction of real images",
         "higher",
     ),
+    "quality/class_accuracy": Metric(
+        "Generated images of a conditional generator that the probe recognises as the class asked "
+        "for.",
+        "fraction of generated images",
+        "higher",
+    ),
+    "quality/class_frechet": Metric(
+        "Fréchet distance of each class's generated images from its real ones, averaged over the "
+        "classes of a conditional generator.",
+        "squared feature units",
+        "lower",
+    ),
+    "quality/worst_class_coverage": Metric(
+        "Coverage of the class of a conditional generator that has the lowest.",
+        "fraction of real images",
+        "higher",
+    ),
     "diversity/spread": Metric(
         "Standard deviation of the features of generated images, over that of real images.",
         "ratio",

@@ -72,6 +72,49 @@ class Networks(Section):
         None, "With per_class: train only the class with this number.", identity=False, ge=0
     )
 
+    condition: Literal["none", "class", "cluster"] = setting(
+        "none",
+        "What both networks are told about an image: nothing; its class, for images with labels; "
+        "or its cluster, found in features before the training.",
+        optional=True,
+    )
+    num_clusters: int = setting(
+        20, "With condition=cluster: number of clusters.", optional=True, ge=2, le=1000
+    )
+    conditional_start_kimg: float = setting(
+        0.0,
+        "With a condition: train without it for so many thousand images, then blend it in over "
+        "as many, which helps if classes have few images.",
+        optional=True,
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def check_condition(self) -> "Networks":
+        given = f"networks.condition={self.condition}"
+        if self.condition == "none" and self.conditional_start_kimg:
+            raise ValueError(
+                f"networks.conditional_start_kimg={self.conditional_start_kimg:g} needs a "
+                "condition; set networks.condition=class (or cluster) too"
+            )
+        default = type(self).model_fields["num_clusters"].default
+        if self.condition != "cluster" and self.num_clusters != default:
+            raise ValueError(
+                f"networks.num_clusters={self.num_clusters} needs networks.condition=cluster; "
+                "set that too"
+            )
+        if self.condition != "none" and self.per_class:
+            raise ValueError(
+                f"{given} trains one GAN for all classes, and networks.per_class=true one for "
+                "each; leave one of them out"
+            )
+        if self.condition != "none" and self.packing > 1:
+            raise ValueError(
+                f"{given} gives each image its own label, and networks.packing={self.packing} "
+                "judges several images as one; leave one of them out"
+            )
+        return self
+
     @model_validator(mode="after")
     def check_only_class(self) -> "Networks":
         if self.only_class is not None and not self.per_class:

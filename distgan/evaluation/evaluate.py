@@ -12,6 +12,14 @@ from torch import Tensor
 from distgan.config.metrics import EVALUATION_METRICS
 from distgan.errors import UserError
 from distgan.evaluation import metrics, modes
+from distgan.evaluation.by_class import (
+    ClassScore,
+    count_labels,
+    measure_classes,
+    scores,
+    total_values,
+    unpack,
+)
 from distgan.evaluation.extractors import FeatureExtractor
 from distgan.evaluation.metrics import MetricSettings, Sample
 from distgan.evaluation.reference import PreparedReference, Protocol, extract_sample
@@ -33,6 +41,7 @@ class Result:
     class_shares: tuple[float, ...] = ()  # among the fakes that are classified with confidence
     real_class_shares: tuple[float, ...] = ()
     missing: tuple[str, ...] = ()  # names of the classes that the fakes miss
+    by_class: tuple[ClassScore, ...] = ()  # of the classes that fakes were asked for
 
     @property
     def frechet(self) -> float:
@@ -65,7 +74,8 @@ class Result:
         protocol = Protocol(**fields | {"image_shape": tuple(fields["image_shape"])})
         names = ("class_names", "class_counts", "class_shares", "real_class_shares", "missing")
         classes = {name: tuple(plain[name]) for name in names}
-        return cls(plain["values"], plain["reals"], protocol, **classes)
+        by_class = tuple(ClassScore(**score) for score in plain.get("by_class", ()))
+        return cls(plain["values"], plain["reals"], protocol, **classes, by_class=by_class)
 
 
 def evaluate(
@@ -77,12 +87,15 @@ def evaluate(
     seed: int | None = None,
     weights: str = "",
     wanted: Collection[str] | None = None,
+    fake_labels: Tensor | None = None,
 ) -> Result:
     """Compare `prepared.protocol.num_fakes` fakes with the reference.
 
     Collective: every rank gets the same result, and calls `fakes` for its own part only. `wanted`
     are names from EVALUATION_METRICS; None means all. The metrics that the verdict rests on are
-    always computed. `seed` and `weights` are recorded. Raises UserError for an unknown metric.
+    always computed. `seed` and `weights` are recorded. `fake_labels` [num_fakes] are the classes
+    that the fakes were asked for, if the reference has labels. Raises UserError for an unknown
+    metric.
     """
     check_names(wanted or ())
     protocol, reference = prepared.protocol, prepared.reference
@@ -96,7 +109,16 @@ def evaluate(
         wanted=None if wanted is None else {*wanted, *metrics.VERDICT_METRICS},
         published=extractor.published,
     )
-    values, classes = world.broadcast_object((values, class_fields(sample, reference, extractor)))
+    fakes_by_class: dict[int, dict[str, float]] = {}
+    if fake_labels is not None and prepared.labels is not None and world.is_main:
+        asked = prepared.labels._replace(labels=fake_labels.cpu())
+        fakes_by_class = measure_classes(sample, reference, asked, prepared.labels.labels)
+        values |= total_values(fakes_by_class, count_labels(asked.labels, len(asked.names)))
+    fields = class_fields(sample, reference, extractor)
+    if fakes_by_class and prepared.labels is not None:
+        reals_by_class = unpack(prepared.values)
+        fields["by_class"] = scores(prepared.labels.names, fakes_by_class, reals_by_class)
+    values, classes = world.broadcast_object((values, fields))
     return Result(
         values,
         {name: value for name, value in prepared.values.items() if name in values},

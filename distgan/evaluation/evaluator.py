@@ -12,6 +12,7 @@ from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES
 from distgan.config.schema import Evaluation, Thresholds
 from distgan.errors import UserError
 from distgan.evaluation.batch_diversity import BatchDiversity
+from distgan.evaluation.by_class import CLASSWISE_METRICS
 from distgan.evaluation.evaluate import Result, check_names, evaluate
 from distgan.evaluation.extractors import Extractor, Inception, RandomConv
 from distgan.evaluation.metrics import measurable
@@ -25,6 +26,8 @@ from distgan.evaluation.reference import (
 from distgan.evaluation.tracker import VerdictTracker, young_images
 from distgan.evaluation.verdict import Verdict
 from distgan.images import to_uint8
+from distgan.labels import Labels
+from distgan.networks.conditioning import spread_labels
 from distgan.runtime.distributed import World
 from distgan.runtime.randomness import normal
 from shards.reader import ShardReader
@@ -64,11 +67,16 @@ def is_stacked(reader: ShardReader) -> bool:
 
 
 def real_images(
-    reader: ShardReader, classes: tuple[str, ...] | None, *, num_samples: int
+    reader: ShardReader,
+    classes: tuple[str, ...] | None,
+    *,
+    num_samples: int,
+    labels: Labels | None = None,
 ) -> RealImages:
     """Return the images of a dataset for evaluations with `num_samples` images.
 
-    Of remote shards only the first images are used, because a random choice would download all.
+    `labels` are those that a generator was trained with, if it is conditional. Of remote shards
+    only the first images are used, because a random choice would download all.
     """
     part = f"/{','.join(classes)}" if classes else ""
     num_modes = len(STACK_NAMES)
@@ -82,6 +90,11 @@ def real_images(
         num_images,
         reader.index.fingerprint + part,
         class_shares=shares,
+        class_names=() if labels is None else labels.names,
+        class_labels=None
+        if labels is None
+        else lambda ids: torch.from_numpy(labels.of_samples(ids.numpy())),
+        labels_version="" if labels is None else labels.version,
     )
 
 
@@ -99,13 +112,17 @@ class Evaluator:
         device: torch.device,
         seed: int,
         total_images: int,
+        labels: Labels | None = None,
     ) -> None:
+        self.labels = labels
         self.settings, self.world, self.device, self.seed = evaluation, world, device, seed
         self.extractor, self.extractor_phrase = choose_extractor(evaluation, reader, world=world)
         self.extractor.to(device)
         check_names(evaluation.metrics or ())
-        self.best_metric = name_of_best(evaluation.best_metric, self.extractor)
-        self.reals = real_images(reader, classes, num_samples=evaluation.num_samples)
+        self.best_metric = name_of_best(
+            evaluation.best_metric, self.extractor, is_conditional=labels is not None
+        )
+        self.reals = real_images(reader, classes, num_samples=evaluation.num_samples, labels=labels)
         check_enough(self.reals.num_images, evaluation.num_samples)
         self.prepared: PreparedReference | None = None
         few = reader.gather(np.arange(min(NUM_BATCH_REALS, reader.num_samples)))
@@ -152,11 +169,17 @@ class Evaluator:
                 self.reals, self.extractor, world=self.world, num_samples=self.settings.num_samples
             )
 
+        labels = None
+        if self.labels is not None:
+            numbers = torch.arange(self.prepared.protocol.num_fakes)
+            labels = spread_labels(numbers, self.labels.shares, seed=self.seed)
+
         def fakes(start: int, stop: int) -> Tensor:
             positions = torch.arange(start, stop, device=self.device)
             latents = normal((latent_dim,), positions, seed=self.seed, purpose="evaluation")
+            condition = () if labels is None else (labels[start:stop].to(self.device),)
             with torch.no_grad():
-                return to_uint8(generator(latents))
+                return to_uint8(generator(latents, *condition))
 
         return evaluate(
             fakes,
@@ -166,6 +189,7 @@ class Evaluator:
             seed=self.seed,
             weights="ema",
             wanted=self.recorded_metrics,
+            fake_labels=labels,
         )
 
     def is_better(self, value: float) -> bool:
@@ -189,20 +213,18 @@ class Evaluator:
         self.best_value, self.best_images = state["best_value"], state["best_images"]
 
 
-def name_of_best(name: str, extractor: Extractor) -> str:
+def name_of_best(name: str, extractor: Extractor, *, is_conditional: bool = False) -> str:
     """Return the name that the metric `evaluation.best_metric` has in an extractor's features.
 
-    Raises UserError if they do not allow it, or if neither higher nor lower values are better.
+    Those of single classes need a conditional generator. Raises UserError if the features do not
+    allow it, or if neither higher nor lower values are better.
     """
     check_names([name])
     own = PUBLISHED_NAMES.get(name, name) if extractor.published else name
-    choices = [
-        metric
-        for metric in measurable(
-            has_classes=extractor.num_classes is not None, published=extractor.published
-        )
-        if EVALUATION_METRICS[metric].better
-    ]
+    names = measurable(has_classes=extractor.num_classes is not None, published=extractor.published)
+    if is_conditional:
+        names += CLASSWISE_METRICS
+    choices = [metric for metric in names if EVALUATION_METRICS[metric].better]
     if own not in choices:
         raise UserError(
             f"evaluation.best_metric={name} cannot choose a checkpoint with "

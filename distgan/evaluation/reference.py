@@ -17,6 +17,14 @@ from torch import Tensor
 
 from distgan.errors import UserError
 from distgan.evaluation import metrics
+from distgan.evaluation.by_class import (
+    ClassLabels,
+    count_labels,
+    measure_classes,
+    numbers_in,
+    pack,
+    total_values,
+)
 from distgan.evaluation.extractors import FeatureExtractor, thumbnails
 from distgan.evaluation.metrics import DEFAULT_SETTINGS, MetricSettings, Reference, Sample
 from distgan.evaluation.reference_cache import read_cache, write_cache
@@ -33,12 +41,24 @@ class RealImages:
 
     `images` takes ascending int64 indices [n] and returns uint8 [n, C, H, W]. `class_shares` are
     the true shares of the extractor's classes if they are known, such as those of stacked digits.
+    `class_labels` takes indices and returns the label of each among the `class_names` that a
+    generator can be asked for; `labels_version` tells different labels of the same images apart.
     """
 
     images: Callable[[Tensor], Tensor]
     num_images: int
     fingerprint: str
     class_shares: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] = ()
+    class_labels: Callable[[Tensor], Tensor] | None = None
+    labels_version: str = ""
+
+    def labelled(self, indices: Tensor, extractor: FeatureExtractor) -> ClassLabels | None:
+        """Return the labels of some images, None if a generator cannot be asked for any."""
+        if self.class_labels is None:
+            return None
+        recognised_as = numbers_in(extractor.class_names, self.class_names)
+        return ClassLabels(self.class_names, self.class_labels(indices), recognised_as)
 
 
 @dataclass(frozen=True)
@@ -77,6 +97,7 @@ class PreparedReference:
     reference: Reference
     values: dict[str, float]
     protocol: Protocol
+    labels: ClassLabels | None = None  # of the reference
 
 
 class Split(NamedTuple):
@@ -199,13 +220,14 @@ def prepare_reference(
     )
     path = cache_file(folder or cache_folder() / "references", protocol, reals)
     device = torch.device("cpu") if extractor.device.type == "mps" else extractor.device
+    labels = reals.labelled(split.reference, extractor)
     cached = read_cache(path, device, world)
     if cached is not None:
-        return PreparedReference(*cached, protocol)
+        return PreparedReference(*cached, protocol, labels)
     reference, values = measure_reals(reals, split, protocol, extractor, world)
     if world.is_main:
         write_cache(path, reference, values)
-    return PreparedReference(reference, values, protocol)
+    return PreparedReference(reference, values, protocol, labels)
 
 
 def measure_reals(
@@ -231,6 +253,11 @@ def measure_reals(
     control = sample(split.control)
     measured = Reference.measure(sample(split.against), control, known_shares=known)
     values = metrics.compute(control, measured, published=extractor.published)
+    own, against = (reals.labelled(each, extractor) for each in (split.control, split.against))
+    if own is not None and against is not None and world.is_main:
+        by_class = measure_classes(control, measured, own, against.labels)
+        counts = count_labels(own.labels, len(own.names))
+        values |= total_values(by_class, counts) | pack(by_class)
     if split.reference is not split.against:
         # The reference contains the control, which would count as copies. The half that does not
         # contain it tells how close a copy is.
@@ -250,5 +277,8 @@ def with_copy_thresholds(reference: Reference, other: Reference) -> Reference:
 
 def cache_file(folder: Path, protocol: Protocol, reals: RealImages) -> Path:
     """Return the file of a measured reference; its name is a hash of all that determines it."""
-    key = json.dumps([CACHE_FORMAT, CHUNK, asdict(protocol), reals.class_shares], sort_keys=True)
+    parts = [CACHE_FORMAT, CHUNK, asdict(protocol), reals.class_shares]
+    if reals.class_names:
+        parts += [reals.class_names, reals.labels_version]
+    key = json.dumps(parts, sort_keys=True)
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"

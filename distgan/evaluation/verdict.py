@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distgan.config.monitoring import Thresholds
+from distgan.evaluation.by_class import collapsed_classes
 from distgan.evaluation.evaluate import Result
 
 EXPLANATIONS = {
@@ -219,6 +220,11 @@ class Evidence:
         return self.result.values.get("diversity/missing_classes", 0.0) > usual + tolerance
 
     @property
+    def collapsed_classes(self) -> list[str]:
+        """Names of the classes asked for whose fakes hardly differ."""
+        return collapsed_classes(self.result.by_class, self.thresholds)
+
+    @property
     def lacks_diversity(self) -> bool:
         return (
             self.lacks_classes or self.lacks_kinds or self.has_low_coverage or self.has_duplicates
@@ -251,8 +257,10 @@ def assess(
         return Verdict("learning", f"too early to tell; {describe_coverage(seen)}")
     if seen.is_one_image or seen.is_one_mode:
         return Verdict("complete collapse", describe_complete(seen))
+    if seen.collapsed_classes and len(seen.collapsed_classes) == len(result.by_class):
+        return Verdict("complete collapse", "within each class the fakes hardly differ")
     never_had = seen.lacks_diversity and not seen.is_improving
-    if seen.lost_coverage or seen.lost_classes or never_had:
+    if seen.collapsed_classes or seen.lost_coverage or seen.lost_classes or never_had:
         return Verdict("partial collapse", describe_partial(seen))
     if seen.has_copies:
         return Verdict("memorising", describe_copies(seen))
@@ -282,7 +290,10 @@ def describe_complete(seen: Evidence) -> str:
 
 
 def describe_partial(seen: Evidence) -> str:
-    reasons = [f"{list_classes(seen.result.missing)} missing"] if seen.lacks_classes else []
+    collapsed = seen.collapsed_classes
+    reasons = [f"{list_classes(collapsed)}: fakes hardly differ"] if collapsed else []
+    if seen.lacks_classes:
+        reasons.append(f"{list_classes(seen.result.missing)} missing")
     if seen.lacks_kinds and not reasons:
         reasons.append(f"{seen.value('diversity/missing_kinds'):.0f} kinds of reals missing")
     reasons += [describe_duplicates(seen)] if seen.has_duplicates else []

@@ -1,4 +1,4 @@
-"""Specs of networks, the base class of discriminators, and minibatch standard deviation."""
+"""Specs of networks, the base classes of both, and minibatch standard deviation."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from distgan.config.schema import Networks
+from distgan.networks.conditioning import ClassTable, make_norm
 from distgan.networks.sizes import ImageSize, sides
 
 
@@ -27,9 +28,28 @@ class GeneratorSpec:
         """Channels, height and width of an image."""
         return (self.channels, *sides(self.image_size))
 
+    @property
+    def num_labels(self) -> int:
+        """Number of labels that the networks take beside latents and images; 0 for none."""
+        return 0
+
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain values for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionalSpec(GeneratorSpec):
+    """Everything needed to rebuild a conditional generator."""
+
+    classes: tuple[str, ...]
+    shares: tuple[float, ...]  # of the classes among the training images
+    label_dim: int = 32  # length of the embedding of a label
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +78,42 @@ class DiscriminatorSpec:
             init=networks.discriminator_init,
             refinements=networks.discriminator_refinements,
         )
+
+
+class GeneratorNetwork(nn.Module):
+    """Base class of generators: latents [B, Z], and labels if there are any, to images.
+
+    Images are [B, C, H, W] in [-1, 1]. A family of networks implements `make_images`, which takes
+    codes [B, `code_dim`]: the latents and, beside them, the embedded labels.
+    """
+
+    def __init__(self, spec: GeneratorSpec) -> None:
+        super().__init__()
+        self.num_labels = spec.num_labels
+        self.condition_dim = spec.label_dim if isinstance(spec, ConditionalSpec) else 0
+        self.code_dim = spec.latent_dim + self.condition_dim
+        self.embedding: ClassTable | None = None
+
+    def norm(self, channels: int) -> nn.Module:
+        """Return batch norm, which is conditional if there are labels."""
+        return make_norm(channels, self.condition_dim)
+
+    def add_embedding(self) -> None:
+        """Draw the embedding of labels. Call it last, so that no other weight depends on it."""
+        if self.num_labels:
+            self.embedding = ClassTable(self.num_labels, self.condition_dim, std=1.0)
+
+    def make_images(self, codes: Tensor, condition: Tensor | None) -> Tensor:
+        """Return images [B, C, H, W] in [-1, 1]; the condition is [B, `condition_dim`] or None."""
+        raise NotImplementedError
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return images for latents [B, Z], and for labels int64 [B] or their weights [B, K]."""
+        if self.embedding is None:
+            return self.make_images(latents, None)
+        assert labels is not None, "a conditional generator needs labels"
+        condition = self.embedding(labels)
+        return self.make_images(torch.cat([latents, condition.to(latents.dtype)], 1), condition)
 
 
 class MinibatchStddev(nn.Module):
@@ -89,12 +145,21 @@ class Discriminator(nn.Module):
     """Base class of discriminators: images [B, C, H, W] in [-1, 1] to logits [B / packing].
 
     A logit above zero means real. `layers` end in feature maps of 4x4 pixels or in feature
-    vectors, and `head` maps those to one logit.
+    vectors, and `head` maps those to one logit. A conditional one also takes labels, int64 [B].
     """
 
     layers: nn.Sequential
     head: nn.Linear
     packing: int
+    num_channels: int  # of the maps that `layers` end in
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection: ClassTable | None = None
+
+    def add_projection(self, num_classes: int) -> None:
+        """Make the discriminator conditional: logits gain e_y.h, with e_y from N(0, 0.02)."""
+        self.projection = ClassTable(num_classes, self.num_channels, std=0.02)
 
     def maps(self, images: Tensor) -> Tensor:
         """Return the output of `layers`, [B / packing, ...], for images [B, C, H, W]."""
@@ -102,17 +167,26 @@ class Discriminator(nn.Module):
             images = images.unflatten(0, (-1, self.packing)).flatten(1, 2)
         return self.layers(images)
 
-    def forward(self, images: Tensor, *, with_features: bool = False) -> Any:
-        """Return logits [B / packing] for images [B, C, H, W] in [-1, 1].
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, *, with_features: bool = False
+    ) -> Any:
+        """Return logits [B / packing] for images [B, C, H, W] in [-1, 1], and labels if there are.
 
         With features, return (logits, features [B / packing, F]).
         """
         maps, weight = self.maps(images), self.head.weight
         features = maps.flatten(1) if with_features else None
+        projected = None
+        if self.projection is not None:
+            assert labels is not None, "a conditional discriminator needs labels"
+            summed = maps.flatten(2).sum(2) if maps.dim() == 4 else maps
+            projected = (summed * self.projection(labels)).sum(1)
         if maps.dim() == 4:
             # Flatten channels-last maps in memory order: reordering the weight costs less than
             # reordering the maps.
             weight = weight.unflatten(1, maps.shape[1:]).permute(0, 2, 3, 1).flatten(1)
             maps = maps.permute(0, 2, 3, 1).flatten(1)
         logits = linear(maps, weight, self.head.bias).squeeze(1)
+        if projected is not None:
+            logits = logits + projected
         return (logits, features) if with_features else logits

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from distgan.networks.base import Discriminator, DiscriminatorSpec, GeneratorSpec
+from distgan.networks.conditioning import ClassTable
 from distgan.networks.convolutions import use_fast_convolutions
 from distgan.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from distgan.networks.mixture import Mixture, MixtureSpec
@@ -46,6 +47,8 @@ def build_discriminator(
         network = DISCRIMINATORS[images.architecture](
             spec, image_size=images.image_size, channels=images.channels
         )
+        if images.num_labels:
+            network.add_projection(images.num_labels)
         use_fast_convolutions(network)  # before spectral norm, which changes the modules' classes
         if spec.norm == "spectral":
             apply_spectral_norm(network)
@@ -55,7 +58,7 @@ def build_discriminator(
 def apply_spectral_norm(network: nn.Module) -> None:
     """Divide every weight by its largest singular value (Miyato et al. 2018)."""
     for module in list(network.modules()):
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear | ClassTable):
             nn.utils.parametrizations.spectral_norm(module)
 
 

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from distgan.networks.base import (
     Discriminator,
     DiscriminatorSpec,
+    GeneratorNetwork,
     GeneratorSpec,
     MinibatchStddev,
 )
+from distgan.networks.conditioning import Layers
 from distgan.networks.sizes import ImageSize, pyramid
 
 
@@ -49,34 +51,34 @@ def init_he(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, 0.2)
 
 
-class DCGANGenerator(nn.Module):
+class DCGANGenerator(GeneratorNetwork):
     """DCGAN generator: latents [B, latent_dim] to images [B, C, H, W] in [-1, 1]."""
 
     def __init__(self, spec: GeneratorSpec) -> None:
-        super().__init__()
+        super().__init__(spec)
         height, width, num_doublings = pyramid(spec.image_size)
         self.start = (height, width)
         widths = doubled_widths(spec.width, num_doublings, most=spec.max_width)[::-1]
         # A 4x4 transposed convolution of a 1x1 map is this matrix product.
-        self.project = nn.Linear(spec.latent_dim, widths[0] * height * width, bias=False)
-        layers: list[nn.Module] = [nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
+        self.project = nn.Linear(self.code_dim, widths[0] * height * width, bias=False)
+        layers: list[nn.Module] = [self.norm(widths[0]), nn.ReLU(inplace=True)]
         for before, after in itertools.pairwise(widths):
             layers += [
                 nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(after),
+                self.norm(after),
                 nn.ReLU(inplace=True),
             ]
         layers += [
             nn.ConvTranspose2d(widths[-1], spec.channels, 4, stride=2, padding=1),
             nn.Tanh(),
         ]
-        self.layers = nn.Sequential(*layers)
+        self.layers = Layers(*layers)
         self.apply(init_dcgan)
+        self.add_embedding()
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Return images [B, C, H, W] in [-1, 1] for latents [B, latent_dim]."""
-        maps = self.project(latents).unflatten(1, (-1, *self.start))
-        return self.layers(maps.contiguous(memory_format=torch.channels_last))
+    def make_images(self, codes: Tensor, condition: Tensor | None) -> Tensor:
+        maps = self.project(codes).unflatten(1, (-1, *self.start))
+        return self.layers(maps.contiguous(memory_format=torch.channels_last), condition)
 
 
 class DCGANDiscriminator(Discriminator):
@@ -111,6 +113,7 @@ class DCGANDiscriminator(Discriminator):
         self.layers = nn.Sequential(*layers)
         # A 4x4 convolution of a 4x4 map to one number is this matrix product.
         self.head = nn.Linear(widths[-1] * height * width_of_maps, 1)
+        self.num_channels = widths[-1]
         self.apply(init_dcgan)
         if spec.init == "he":
             self.layers.apply(init_he)

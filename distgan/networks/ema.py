@@ -31,9 +31,12 @@ class GeneratorEma:
 
 
 @torch.no_grad()
-def recalibrate_batch_norm(generator: nn.Module, latents: Tensor, *, num_batches: int = 4) -> None:
+def recalibrate_batch_norm(
+    generator: nn.Module, latents: Tensor, *condition: Tensor, num_batches: int = 4
+) -> None:
     """Set the running statistics of every BatchNorm layer to their means over the latents [N, Z].
 
+    A conditional generator's labels [N] follow them, with the shares that they have in training.
     The latents are split into `num_batches` batches. The layers end in eval mode.
     """
     norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -42,8 +45,8 @@ def recalibrate_batch_norm(generator: nn.Module, latents: Tensor, *, num_batches
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over batches
         norm.train()
-    for batch in latents.chunk(num_batches):
-        generator(batch)
+    for batch in zip(*(part.chunk(num_batches) for part in (latents, *condition)), strict=True):
+        generator(*batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

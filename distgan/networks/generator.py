@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from distgan.errors import UserError
 from distgan.images import to_uint8
-from distgan.networks.base import GeneratorSpec
+from distgan.networks.base import ConditionalSpec, GeneratorSpec
+from distgan.networks.conditioning import spread_labels
 from distgan.networks.latents import generate, sample_latents, truncate, typical_latent
 from distgan.networks.mixture import (
     Mixture,
-    MixtureSpec,
     choose_class,
+    class_number,
+    classes_of,
     join_class,
     split_class,
 )
@@ -27,8 +29,8 @@ class Generator:
         generator = distgan.load_generator("runs/digits-0123abcd")
         images = generator.sample(16, seed=1)  # uint8 [16, C, H, W]
 
-    `network` is the module itself, in eval mode, which maps latents [N, Z] to images [N, C, H, W]
-    in [-1, 1]; `spec` describes it.
+    `network` is the module itself, in eval mode, which maps latents [N, Z], and labels int64 [N] if
+    it is conditional, to images [N, C, H, W] in [-1, 1]; `spec` describes it.
     """
 
     def __init__(self, network: nn.Module, spec: GeneratorSpec) -> None:
@@ -38,8 +40,8 @@ class Generator:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names that `sample` takes as `class_name`; empty unless one GAN per class was trained."""
-        return self.spec.classes if isinstance(self.spec, MixtureSpec) else ()
+        """Names that `sample` takes as `class_name`; empty if there are no classes."""
+        return classes_of(self.spec)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -63,15 +65,51 @@ class Generator:
         *,
         truncation: float | None = None,
         class_name: str | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """Return `n` images as uint8 [n, C, H, W] on the generator's device.
 
         Image i of a seed is the same however many are drawn. `truncation` in [0, 1] moves latents
         toward the most typical one, which all are at 0: 0.5, say, gives more typical, less varied
-        images. `class_name` restricts a generator with classes to one of them. Raises UserError
-        for a name that is not in `classes`.
+        images. `class_name` restricts a generator with classes to one of them. A conditional
+        generator also takes `labels`, numbers of classes int64 [n], or weights of all classes float
+        [n, K], which may lie between two classes; otherwise classes have their shares in the
+        training images. Raises UserError for a class that does not exist.
         """
-        return self.images(self.latents(n, seed, truncation=truncation, class_name=class_name))
+        return self.images(
+            *self.inputs(n, seed, truncation=truncation, class_name=class_name, labels=labels)
+        )
+
+    def inputs(
+        self,
+        n: int,
+        seed: int = 0,
+        *,
+        first: int = 0,
+        truncation: float | None = None,
+        class_name: str | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return what `images` takes: latents [n, Z], and labels if the generator is conditional.
+
+        They are numbers `first`, `first + 1`, ... of a seed, and those of which `sample` is made.
+        """
+        latents = sample_latents(n, self.spec, seed=seed, first=first)
+        if not isinstance(self.spec, ConditionalSpec):
+            if labels is not None:
+                raise UserError("this generator takes no labels; it is not conditional")
+            if class_name is not None:
+                latents = choose_class(latents, self.spec, class_name)
+            return (latents if truncation is None else self.truncate(latents, truncation),)
+        if labels is not None:
+            check_labels(labels, n, self.spec)
+        elif class_name is not None:
+            labels = torch.full((n,), class_number(self.spec, class_name))
+        else:
+            labels = spread_labels(torch.arange(first, first + n), self.spec.shares, seed=seed)
+        if truncation is not None:
+            latents = self.truncate(latents, truncation, labels)
+        return latents, labels
 
     def latents(
         self,
@@ -82,37 +120,63 @@ class Generator:
         truncation: float | None = None,
         class_name: str | None = None,
     ) -> Tensor:
-        """Return the seed's latents `first`, `first + 1`, ... as [n, Z]; `sample` uses the same."""
-        latents = sample_latents(n, self.spec, seed=seed, first=first)
-        if class_name is not None:
-            latents = choose_class(latents, self.spec, class_name)
-        if truncation is not None:
-            latents = self.truncate(latents, truncation)
-        return latents
+        """Return the latents [n, Z] that `inputs` returns."""
+        return self.inputs(n, seed, first=first, truncation=truncation, class_name=class_name)[0]
 
-    def truncate(self, latents: Tensor, fraction: float) -> Tensor:
+    def truncate(self, latents: Tensor, fraction: float, labels: Tensor | None = None) -> Tensor:
         """Move latents [N, Z] toward the most typical one of their class; see `sample`."""
         if not 0 <= fraction <= 1:
             raise UserError(f"truncation {fraction:g}: give 0 (all alike) to 1 (none)")
         class_values, others = split_class(latents, self.spec)
         if isinstance(self.network, Mixture):
-            numbers = self.network.classes_of(latents.to(self.device)).tolist()
-            centers = torch.stack([self.center(self.classes[number]) for number in numbers])
-        else:
+            labels = self.network.classes_of(latents.to(self.device))
+        if labels is None:
             centers = self.center(None)
+        else:
+            numbers = labels.argmax(1) if labels.is_floating_point() else labels
+            centers = torch.stack([self.center(self.classes[k]) for k in numbers.tolist()])
         return join_class(class_values, truncate(others, centers, fraction))
 
     def center(self, name: str | None) -> Tensor:
         """Return the most typical latent [Z] of a class, or of a generator without classes."""
         if name not in self.centers:
             numbers = torch.arange(NUM_CANDIDATES)
-            latents = normal((self.spec.latent_dim,), numbers, seed=0, purpose="truncation")
-            if name is not None:
-                latents = choose_class(latents, self.spec, name)
-            typical = typical_latent(self.network, latents.to(self.device)).cpu()
+            inputs = [normal((self.spec.latent_dim,), numbers, seed=0, purpose="truncation")]
+            if name is not None and isinstance(self.spec, ConditionalSpec):
+                inputs.append(torch.full_like(numbers, class_number(self.spec, name)))
+            elif name is not None:
+                inputs = [choose_class(inputs[0], self.spec, name)]
+            typical = typical_latent(self.network, *(each.to(self.device) for each in inputs)).cpu()
             self.centers[name] = split_class(typical, self.spec)[1]
         return self.centers[name]
 
-    def images(self, latents: Tensor) -> Tensor:
-        """Return uint8 images [N, C, H, W] for latents [N, Z]."""
-        return to_uint8(generate(self.network, latents.to(self.device)))
+    def images(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return uint8 images [N, C, H, W] for latents [N, Z], and for labels if it takes them.
+
+        Without labels a conditional generator gets those that the training images have.
+        """
+        if isinstance(self.spec, ConditionalSpec) and labels is None:
+            labels = spread_labels(torch.arange(len(latents)), self.spec.shares)
+        inputs = [latents] if labels is None else [latents, labels]
+        return to_uint8(generate(self.network, *(each.to(self.device) for each in inputs)))
+
+
+def check_labels(labels: Tensor, num_images: int, spec: GeneratorSpec) -> None:
+    """Raise UserError unless labels are one class, or one row of weights, for each image."""
+    classes = classes_of(spec)
+    num_classes = len(classes)
+    if len(labels) != num_images:
+        raise UserError(f"{len(labels)} labels for {num_images} images; give one for each image")
+    if labels.is_floating_point():
+        if labels.shape != (num_images, num_classes):
+            raise UserError(
+                f"weights of classes have shape {list(labels.shape)}; "
+                f"give [{num_images}, {num_classes}], one weight for each class"
+            )
+        return
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        wrong = next(label for label in labels.tolist() if not 0 <= label < num_classes)
+        raise UserError(
+            f"label {wrong}: this generator has {num_classes} classes, "
+            f"0 ({classes[0]}) to {num_classes - 1} ({classes[-1]})"
+        )

@@ -20,14 +20,18 @@ def sample_latents(num: int, spec: GeneratorSpec, *, seed: int, first: int = 0) 
 
 
 @torch.no_grad()
-def generate(generator: nn.Module, latents: Tensor, *, batch_size: int = 256) -> Tensor:
-    """Return images [N, C, H, W] in [-1, 1] for latents [N, Z], computed in batches."""
-    return torch.cat([generator(batch).float() for batch in latents.split(batch_size)])
+def generate(
+    generator: nn.Module, latents: Tensor, labels: Tensor | None = None, *, batch_size: int = 256
+) -> Tensor:
+    """Return images [N, C, H, W] in [-1, 1] for latents [N, Z], and labels, made in batches."""
+    inputs = [latents] if labels is None else [latents, labels]
+    batches = zip(*(each.split(batch_size) for each in inputs), strict=True)
+    return torch.cat([generator(*batch).float() for batch in batches])
 
 
-def typical_latent(generator: nn.Module, latents: Tensor) -> Tensor:
+def typical_latent(generator: nn.Module, latents: Tensor, labels: Tensor | None = None) -> Tensor:
     """Return the latent of [N, Z] whose image, reduced to 8x8 pixels, is nearest to their mean."""
-    images = adaptive_avg_pool2d(generate(generator, latents), 8).flatten(1)
+    images = adaptive_avg_pool2d(generate(generator, latents, labels), 8).flatten(1)
     return latents[(images - images.mean(0)).square().sum(1).argmin()]
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import UserError
-from distgan.networks.base import GeneratorSpec
+from distgan.networks.base import ConditionalSpec, GeneratorSpec
 
 MIXTURE = "mixture"
 
@@ -60,7 +60,7 @@ def spec_from_dict(plain: dict[str, Any]) -> GeneratorSpec:
         height, width = plain["image_size"]
         plain = plain | {"image_size": (height, width)}
     if plain["architecture"] != MIXTURE:
-        return GeneratorSpec(**plain)
+        return plain_or_conditional_spec(plain)
     return MixtureSpec(
         **plain
         | {
@@ -69,6 +69,16 @@ def spec_from_dict(plain: dict[str, Any]) -> GeneratorSpec:
             "weights": tuple(plain["weights"]),
         }
     )
+
+
+def plain_or_conditional_spec(plain: dict[str, Any]) -> GeneratorSpec:
+    """Return the spec of a single generator; raises TypeError, KeyError or ValueError."""
+    if "classes" not in plain:
+        return GeneratorSpec(**plain)
+    classes, shares = tuple(plain["classes"]), tuple(float(share) for share in plain["shares"])
+    if not classes or len(classes) != len(shares):
+        raise ValueError(f"{len(classes)} classes and {len(shares)} shares are described")
+    return ConditionalSpec(**plain | {"classes": classes, "shares": shares})
 
 
 class Mixture(nn.Module):
@@ -104,16 +114,28 @@ class Mixture(nn.Module):
         return torch.cat(images)[torch.cat(rows).argsort()]
 
 
-def choose_class(latents: Tensor, spec: GeneratorSpec, name: str) -> Tensor:
-    """Return latents [N, 1 + Z] that choose one class, otherwise unchanged; raises UserError."""
-    if not isinstance(spec, MixtureSpec):
+def classes_of(spec: GeneratorSpec) -> tuple[str, ...]:
+    """Return the names of a generator's classes; none if it has none."""
+    return spec.classes if isinstance(spec, MixtureSpec | ConditionalSpec) else ()
+
+
+def class_number(spec: GeneratorSpec, name: str) -> int:
+    """Return the number of the class with this name; raises UserError."""
+    classes = classes_of(spec)
+    if not classes:
         raise UserError(
             f"class {name!r}: this generator has no classes; "
-            "it was not trained with networks.per_class=true"
+            "it was trained with neither networks.per_class nor networks.condition"
         )
-    if name not in spec.classes:
-        raise UserError(f"no class {name!r}; choose from {', '.join(spec.classes)}")
-    number = spec.classes.index(name)
+    if name not in classes:
+        raise UserError(f"no class {name!r}; choose from {', '.join(classes)}")
+    return classes.index(name)
+
+
+def choose_class(latents: Tensor, spec: GeneratorSpec, name: str) -> Tensor:
+    """Return latents [N, 1 + Z] that choose one class, otherwise unchanged; raises UserError."""
+    number = class_number(spec, name)
+    assert isinstance(spec, MixtureSpec), "only a mixture's latents choose a class"
     lower, upper = spec.boundaries[number : number + 2]
     middle = torch.tensor((lower + upper) / 2, dtype=torch.float64)
     first = torch.special.ndtri(middle).to(latents).expand(len(latents), 1)

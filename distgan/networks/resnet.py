@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from distgan.networks.base import (
     Discriminator,
     DiscriminatorSpec,
+    GeneratorNetwork,
     GeneratorSpec,
     MinibatchStddev,
 )
+from distgan.networks.conditioning import Block, Layers, make_norm
 from distgan.networks.sizes import ImageSize, pyramid
 
 
@@ -29,27 +31,27 @@ def init_resnet(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class UpBlock(nn.Module):
+class UpBlock(Block):
     """A residual block of the generator: [B, before, S, S] to [B, after, 2 S, 2 S]."""
 
-    def __init__(self, before: int, after: int) -> None:
+    def __init__(self, before: int, after: int, *, condition_dim: int) -> None:
         super().__init__()
-        self.residual = nn.Sequential(
-            nn.BatchNorm2d(before),
+        self.residual = Layers(
+            make_norm(before, condition_dim),
             nn.ReLU(),
             nn.Upsample(scale_factor=2),
             nn.Conv2d(before, after, 3, padding=1, bias=False),
-            nn.BatchNorm2d(after),
+            make_norm(after, condition_dim),
             nn.ReLU(inplace=True),
             nn.Conv2d(after, after, 3, padding=1),
         )
         self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1), nn.Upsample(scale_factor=2))
 
-    def forward(self, maps: Tensor) -> Tensor:
-        return self.residual(maps) + self.shortcut(maps)
+    def forward(self, maps: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.residual(maps, condition) + self.shortcut(maps)
 
 
-class ResNetGenerator(nn.Module):
+class ResNetGenerator(GeneratorNetwork):
     """ResNet generator: latents [B, latent_dim] to images [B, C, H, W] in [-1, 1].
 
     Miyato et al. 2018, table 4. It has 4 x width channels up to 16 pixels and half as many after
@@ -57,25 +59,26 @@ class ResNetGenerator(nn.Module):
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:
-        super().__init__()
+        super().__init__(spec)
         height, width, num_doublings = pyramid(spec.image_size)
         self.start = (height, width)
         sizes = [4 * 2**i for i in range(num_doublings + 1)]  # of maps that begin with 4 pixels
         widths = [max(1, spec.width * 4 * min(16, size) // size) for size in sizes]
-        self.project = nn.Linear(spec.latent_dim, widths[0] * height * width)
-        self.layers = nn.Sequential(
-            *(UpBlock(before, after) for before, after in itertools.pairwise(widths)),
-            nn.BatchNorm2d(widths[-1]),
+        self.project = nn.Linear(self.code_dim, widths[0] * height * width)
+        dim = self.condition_dim
+        self.layers = Layers(
+            *(UpBlock(a, b, condition_dim=dim) for a, b in itertools.pairwise(widths)),
+            self.norm(widths[-1]),
             nn.ReLU(inplace=True),
             nn.Conv2d(widths[-1], spec.channels, 3, padding=1),
             nn.Tanh(),
         )
         self.apply(init_resnet)
+        self.add_embedding()
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Return images [B, C, H, W] in [-1, 1] for latents [B, latent_dim]."""
-        maps = self.project(latents).unflatten(1, (-1, *self.start))
-        return self.layers(maps.contiguous(memory_format=torch.channels_last))
+    def make_images(self, codes: Tensor, condition: Tensor | None) -> Tensor:
+        maps = self.project(codes).unflatten(1, (-1, *self.start))
+        return self.layers(maps.contiguous(memory_format=torch.channels_last), condition)
 
 
 class DownBlock(nn.Module):
@@ -138,4 +141,5 @@ class ResNetDiscriminator(Discriminator):
         sum_pool = nn.AvgPool2d((2 * height, 2 * width_of_maps), divisor_override=1)
         self.layers = nn.Sequential(*blocks, nn.ReLU(), sum_pool)
         self.head = nn.Linear(width, 1)
+        self.num_channels = width
         self.apply(init_resnet)

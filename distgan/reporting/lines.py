@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from distgan.evaluation.by_class import worst_classes
 from distgan.evaluation.evaluate import Result
 from distgan.reporting.metrics import DISTANCES, metric_label
 from distgan.text import format_duration, format_kimg
@@ -13,6 +14,7 @@ CONSOLE_METRICS = (  # those of an evaluation that are printed
     "quality/coverage",
     "quality/precision",
     "diversity/missing_classes",
+    "quality/class_accuracy",
 )
 
 
@@ -31,6 +33,12 @@ def evaluation_line(
             if name in DISTANCES and name in first:
                 scale.append(f"first evaluation {first[name]:.3g}")
             figures.append(f"{figure} ({', '.join(scale)})" if scale else figure)
+    if result.by_class:
+        worst = [
+            f"{score.name} {score.values['quality/coverage']:.2g}"
+            for score in worst_classes(result.by_class)
+        ]
+        figures.append(f"lowest coverage: {', '.join(worst)}")
     best = "  (best so far)" if is_best else ""
     return f"{images_seen / 1000:,.1f} kimg  evaluation: {', '.join(figures)}{best}"
 

@@ -17,6 +17,7 @@ from distgan.networks.base import DiscriminatorSpec
 from distgan.networks.build import build_discriminator, build_generator
 from distgan.networks.mixture import MixtureSpec, spec_from_dict
 from distgan.reporting.charts import run_charts
+from distgan.reporting.classes import class_table, last_scores, rows_of_grid
 from distgan.reporting.curves import Mark, draw
 from distgan.reporting.metrics import metric_label
 from distgan.reporting.nearest import find_nearest
@@ -72,6 +73,8 @@ def page_values(record: RunRecord) -> dict[str, Any]:
         ],
         "events": [(event, is_bad(event)) for event in events],
         "metrics": metric_rows(record),
+        "classes": class_table(last_scores(record)),
+        "rows_of_grid": rows_of_grid(record),
     }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from distgan.config.flat import flat_values, to_toml
 from distgan.config.schema import Config
 from distgan.errors import RunFailed
+from distgan.evaluation.by_class import flat_values as class_values
 from distgan.evaluation.evaluate import Result
 from distgan.evaluation.verdict import Verdict
 from distgan.images import save_grid, save_losses_plot
@@ -172,6 +173,7 @@ class RunLogger:
         kimg, values = images_seen / 1000, result.values
         self.folder.append("evaluations.jsonl", {"progress/images": images_seen} | result.to_dict())
         reals = {f"reals/{name}": value for name, value in result.reals.items()}
+        reals |= class_values(result.by_class)
         for sink in self.sinks:
             sink.log({"progress/kimg": kimg} | values | reals)
         if is_best:
@@ -212,12 +214,19 @@ class RunLogger:
             sink.alert(verdict.name, text)
 
     @on_rank_zero
-    def samples(self, fakes: Tensor, reals: Tensor | None, *, images_seen: int) -> None:
+    def samples(
+        self,
+        fakes: Tensor,
+        reals: Tensor | None,
+        *,
+        images_seen: int,
+        columns: int | None = None,
+    ) -> None:
         """Save and log grids of uint8 images [B, C, H, W]."""
         assert self.folder is not None
         kimg, folder = images_seen / 1000, self.folder.samples
         with explained(self.folder.path):
-            path = save_grid(fakes, folder / f"{kimg:010.3f}.png")
+            path = save_grid(fakes, folder / f"{kimg:010.3f}.png", columns=columns)
             pictures = {
                 "samples/fakes": (
                     path,
@@ -225,7 +234,8 @@ class RunLogger:
                 )
             }
             if reals is not None:
-                pictures["samples/reals"] = (save_grid(reals, folder / REALS_FILE), "real images")
+                path = save_grid(reals, folder / REALS_FILE, columns=columns)
+                pictures["samples/reals"] = (path, "real images")
         for sink in self.sinks:
             sink.log({"progress/kimg": kimg}, pictures)
 

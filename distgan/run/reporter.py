@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,17 +12,17 @@ from distgan.data import TrainingBatches
 from distgan.evaluation.evaluator import Evaluator
 from distgan.gan import GAN
 from distgan.images import is_whole_image, to_uint8
+from distgan.labels import Labels
 from distgan.losses.adversarial import equilibrium
-from distgan.networks.latents import generate, sample_latents
+from distgan.networks.latents import generate
 from distgan.reporting.metrics import RunningMeans
 from distgan.reporting.run_logger import REALS_FILE, RunLogger
 from distgan.run.checkpointer import RunState
+from distgan.run.sample_grid import fake_inputs, grid_columns, real_ids
 from distgan.run.session import Session
 from distgan.runtime.provenance import peak_memory_gb
 from distgan.steps import StepResult
 from shards.reader import ShardReader
-
-NUM_SAMPLES = 64  # images of a sample grid
 
 
 class Reporter:
@@ -118,11 +117,18 @@ class Reporter:
             self.gan.recalibrate_batch_norm(seed=self.config.train.seed)
             if self.logger.folder is None:
                 return
-            latents = sample_latents(NUM_SAMPLES, self.gan.spec, seed=self.config.train.seed)
-            fakes = generate(self.gan.ema.generator, latents.to(self.session.device))
+            labels = self.session.labels
+            inputs = fake_inputs(self.gan.spec, labels, seed=self.config.train.seed)
+            on_device = (each.to(self.session.device) for each in inputs)
+            fakes = generate(self.gan.ema.generator, *on_device)
             has_reals = is_whole_image(self.logger.folder.samples / REALS_FILE)
-            reals = None if has_reals else first_reals(self.session.reader)
-            self.logger.samples(to_uint8(fakes), reals, images_seen=self.state.images_seen)
+            reals = None if has_reals else first_reals(self.session.reader, labels)
+            self.logger.samples(
+                to_uint8(fakes),
+                reals,
+                columns=grid_columns(labels),
+                images_seen=self.state.images_seen,
+            )
 
     def evaluate(self) -> None:
         """Evaluate the averaged generator, and log the result and the verdict."""
@@ -136,9 +142,9 @@ class Reporter:
             self.logger.verdict(verdict, images_seen=images_seen)
 
 
-def first_reals(reader: ShardReader) -> Tensor:
+def first_reals(reader: ShardReader, labels: Labels | None = None) -> Tensor:
     """Return the first real images, uint8 [n, C, H, W], for one sample grid."""
-    return torch.from_numpy(reader.gather(np.arange(min(NUM_SAMPLES, reader.num_samples))))
+    return torch.from_numpy(reader.gather(real_ids(reader.num_samples, labels)))
 
 
 def relative_losses(statistics: dict[str, float], config: Config) -> dict[str, float]:

@@ -11,8 +11,10 @@ from accelerate import Accelerator
 from distgan.config.schema import Config, total_images
 from distgan.data import open_dataset
 from distgan.evaluation.evaluator import Evaluator
+from distgan.labels import Labels, labels_of
 from distgan.reporting.run_logger import RunLogger
 from distgan.reporting.tensorboard_sink import check_installed
+from distgan.run.clusters import Clusters, clusters_of_run
 from distgan.run.settings import default_run_dir
 from distgan.runtime.accelerator import build_accelerator, die_with_launcher
 from distgan.runtime.distributed import World, current_world
@@ -30,6 +32,8 @@ class Session:
     world: World
     run_dir: Path
     total_images: int
+    labels: Labels | None = None  # of a conditional GAN's images
+    clusters: Clusters | None = None  # from which the labels come if there are no classes
 
     @property
     def device(self) -> torch.device:
@@ -53,7 +57,22 @@ def open_session(config: Config, *, name: str, run_dir: Path | None) -> Session:
     images = total_images(config.train, reader.num_samples)
     accelerator, precision_reason = build_accelerator(config.train)
     run_dir = run_dir or default_run_dir(name, config, index.fingerprint)
-    return Session(reader, accelerator, precision_reason, current_world(), run_dir, images)
+    world, labels, clusters = current_world(), labels_of(config.networks, reader, config.data), None
+    if config.networks.condition == "cluster":
+        clusters = clusters_of_run(
+            reader, config, folder=run_dir, world=world, device=accelerator.device
+        )
+        labels = clusters.as_labels()
+    return Session(
+        reader,
+        accelerator,
+        precision_reason,
+        world,
+        run_dir,
+        images,
+        labels,
+        clusters,
+    )
 
 
 def build_evaluator(session: Session, config: Config) -> Evaluator:
@@ -67,6 +86,7 @@ def build_evaluator(session: Session, config: Config) -> Evaluator:
         device=session.device,
         seed=config.train.seed,
         total_images=session.total_images,
+        labels=session.labels,
     )
 
 

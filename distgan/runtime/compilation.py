@@ -82,25 +82,26 @@ class TrialPass:
     reals: Tensor
     autocast: Autocast
     uses_features: bool = False
+    condition: tuple[Tensor, ...] = ()  # the labels of a conditional GAN
 
     def __call__(self, generator: nn.Module, discriminator: Any) -> None:
         """Compute the gradients of the discriminator, then freeze it for those of the generator."""
         discriminator.zero_grad()
         with self.autocast():
-            fakes = generator(self.latents)
+            fakes = generator(self.latents, *self.condition)
         with self.autocast():
-            real_score = discriminator(self.reals).mean()
+            real_score = discriminator(self.reals, *self.condition).mean()
         with self.autocast():
-            fake_score = discriminator(fakes.detach()).mean()
+            fake_score = discriminator(fakes.detach(), *self.condition).mean()
         (real_score - fake_score).backward()
         generator.zero_grad()
         discriminator.requires_grad_(False)
         with self.autocast():
             if self.uses_features:
-                logits, features = discriminator(fakes, with_features=True)
+                logits, features = discriminator(fakes, *self.condition, with_features=True)
                 score = logits.mean() + features.float().mean()
             else:
-                score = discriminator(fakes).mean()
+                score = discriminator(fakes, *self.condition).mean()
         score.backward()
         discriminator.requires_grad_(True)
 
@@ -130,6 +131,7 @@ def choose_compilation(
     num_processes: int,
     uses_features: bool,
     autocast: Autocast,
+    num_labels: int = 0,
 ) -> Compilation:
     """Return the mode for train.compile; with `auto` on a GPU the fastest one is found by trying.
 
@@ -156,6 +158,7 @@ def choose_compilation(
         ramp((micro_batch_size, *image_shape), device=device),
         autocast,
         uses_features,
+        (torch.arange(micro_batch_size, device=device) % num_labels,) if num_labels else (),
     )
     candidates = CANDIDATES if num_processes == 1 else CANDIDATES[:1]
     return try_modes(networks, trial_pass, num_passes=num_passes, modes=candidates)

@@ -18,10 +18,12 @@ LAUNCHES: list[tuple[Case, int]] = [
     ({"preset": "classic", "size": 64}, 244),
     ({"preset": "cifar10-strong", "compare": True}, 240),
     ({"preset": "cifar10-strong", "penalty": True}, 408),
+    ({"preset": "cifar10-conditional"}, 320),
     ({"preset": "stacked-mnist"}, 296),
     ({"preset": "anime-faces", "size": 64}, 244),
     ({"preset": "anime-faces-strong", "size": 64}, 264),
     ({"preset": "anime-faces-strong", "size": 64, "penalty": True}, 446),
+    ({"preset": "anime-faces-conditional", "size": 64, "penalty": True}, 560),
 ]
 
 # Operations whose Python numbers change from step to step. A CUDA graph of the step would repeat
@@ -54,7 +56,12 @@ REMEDIES: list[Case] = [
         ],
     },
     {"words": ["networks.architecture=resnet", "networks.discriminator_norm=none"]},
-    {"words": ["loss.unroll_steps=1", "networks.discriminator_norm=none"]},
+    {
+        "words": [
+            "loss.unroll_steps=1", "networks.discriminator_norm=none", "networks.condition=class",
+            "networks.conditional_start_kimg=1", "loss.diversity.feature_distance=1",
+        ],
+    },
     {"words": ["loss.unroll_steps=2", "loss.unroll_optimizer=sgd"]},
 ]  # fmt: skip
 
