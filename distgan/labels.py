@@ -69,7 +69,7 @@ def class_labels(reader: ShardReader, classes: tuple[str, ...] | None) -> Labels
     if index.class_names is None or index.class_counts is None:
         raise UserError(
             f"{source} has no labels, and networks.condition=class needs them; pack a source whose "
-            "images are in class folders, or leave networks.condition out"
+            "images are in class folders, or set networks.condition=cluster"
         )
     chosen = [
         number

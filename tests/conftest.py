@@ -65,6 +65,15 @@ def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def conditional_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a conditional GAN of the even and the odd images for a few steps, to be read only."""
+    folder = tmp_path_factory.mktemp("conditional") / "run"
+    words = ["networks.condition=class", "train.kimg=0.12", "data.flip=true"]
+    run_world(1, train_run, shards, folder, words)
+    return folder
+
+
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     """Copy the finished run, for a test that changes it."""

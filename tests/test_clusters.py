@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from distgan.commands.evaluate import labels_of_classes, open_input
 from distgan.config.load import load_config
 from distgan.data import open_dataset
 from distgan.errors import UserError
@@ -71,6 +72,15 @@ def test_clusters_are_the_kinds_of_images_and_the_largest_comes_first(
     assert generator.sample(2, class_name="cluster 2").shape == (2, 1, 32, 32)
     with Image.open(run / "samples" / GRID_FILE) as picture:
         assert picture.size == (8 * 68 + 4, 3 * 68 + 4)
+
+
+def test_evaluate_finds_the_clusters_of_a_run(kinds: Path, run: Path, shards: Path) -> None:
+    """They are labels of the images that they were made from, and of no others."""
+    for data, counts in ((kinds, (30, 20, 10)), (shards, None)):
+        _, reader = open_dataset(load_config(None, [], data=str(data)).data)
+        opened = open_input(run, reader.image_shape, seed=0)
+        labels = labels_of_classes([run], [opened], reader)
+        assert (None if labels is None else labels.counts) == counts
 
 
 def find(kinds: Path, folder: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""Conditional GANs: networks with labels, labels in training, sampling and export."""
+"""Conditional GANs: networks with labels, labels of images, and training with them."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 import distgan.draws
-from distgan.commands.export import export
 from distgan.config.load import load_config
 from distgan.data import TrainingBatches, open_dataset
 from distgan.errors import UserError
@@ -17,12 +16,8 @@ from distgan.labels import class_labels, labels_of
 from distgan.networks.base import ConditionalSpec, DiscriminatorSpec, GeneratorSpec
 from distgan.networks.build import build_discriminator, build_generator
 from distgan.networks.conditioning import ConditionalNorm, set_label_strength, spread_labels
-from distgan.networks.generator_file import load_generator
-from distgan.networks.latents import generate
 from shards.pack import pack
 from shards.reader import ShardReader
-from tests.conftest import NUM_IMAGES
-from tests.test_commands import call
 from tests.test_resume import pack_noise
 from tests.worlds import REMEDIES, SMALL, checkpoint_digest, run_world, train_run
 
@@ -43,14 +38,6 @@ def plain(spec: GeneratorSpec) -> GeneratorSpec:
     return GeneratorSpec(
         architecture=spec.architecture, image_size=32, channels=3, width=4, latent_dim=7
     )
-
-
-@pytest.fixture(scope="module")
-def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train a conditional run of a few steps on the even and the odd images."""
-    folder = tmp_path_factory.mktemp("conditional") / "run"
-    run_world(1, train_run, shards, folder, [CONDITION, "train.kimg=0.12", "data.flip=true"])
-    return folder
 
 
 # ---------------------------------------------------------------------------------------- networks
@@ -204,30 +191,6 @@ def test_resumed_run_with_all_remedies_is_bit_identical(shards: Path, tmp_path: 
     assert checkpoint_digest(tmp_path / "whole") == checkpoint_digest(tmp_path / "cut")
 
 
-def test_few_images_of_a_class_cause_a_warning(run: Path) -> None:
-    """The events say which classes are likely to collapse."""
-    assert "few images in even (15 images), odd (15 images)" in (run / "events.jsonl").read_text()
-
-
-def test_sample_grid_has_a_row_for_each_class(run: Path) -> None:
-    """Of reals every image is of its row's class; fakes have the same size."""
-    sizes = []
-    for path in (run / "samples").iterdir():
-        with Image.open(path) as picture:
-            sizes.append(picture.size)
-            if path.name == "reals.png":
-                pixels = picture.convert("L")
-    assert set(sizes) == {(8 * 68 + 4, 2 * 68 + 4)}
-    for row in range(2):
-        numbers = [
-            256 * pixels.getpixel((4 + 68 * x, 4 + 68 * row))
-            + pixels.getpixel((6 + 68 * x, 4 + 68 * row))
-            for x in range(8)
-        ]
-        assert {number % 2 for number in numbers} == {row}
-        assert len(set(numbers)) == 8 and max(numbers) < NUM_IMAGES
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -256,116 +219,3 @@ def test_one_class_is_refused(shards: Path) -> None:
     reader = ShardReader(shards, classes=("odd",))
     with pytest.raises(UserError, match="at least two classes"):
         class_labels(reader, ("odd",))
-
-
-# --------------------------------------------------------------------------- the trained generator
-
-
-def test_loaded_generator_samples_classes(run: Path) -> None:
-    """By name, by number and by weights; without a choice both classes appear."""
-    generator = load_generator(run)
-    assert generator.classes == TRAINED
-    odd = generator.sample(4, seed=1, class_name="odd")
-    assert torch.equal(odd, generator.sample(4, seed=1, labels=torch.ones(4, dtype=torch.long)))
-    weights = torch.tensor([[0.0, 1.0]]).repeat(4, 1)
-    assert torch.equal(odd, generator.sample(4, seed=1, labels=weights))
-    assert not torch.equal(odd, generator.sample(4, seed=1, class_name="even"))
-    assert sorted(generator.inputs(8)[1].tolist()) == [0] * 4 + [1] * 4
-    still = generator.sample(4, truncation=0.0, class_name="odd")
-    assert torch.equal(still[0], still[3])
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        (torch.tensor([0, 2, 1, 1]), r"label 2: this generator has 2 classes, 0 \(even\)"),
-        (torch.tensor([0, -1, 1, 1]), "label -1"),
-        (torch.tensor([0, 1]), "2 labels for 4 images"),
-        (torch.zeros(4, 3), r"shape \[4, 3\]; give \[4, 2\]"),
-    ],
-)
-def test_labels_that_do_not_exist_are_refused(
-    run: Path, labels: torch.Tensor, expected: str
-) -> None:
-    """One line with what exists."""
-    with pytest.raises(UserError, match=expected):
-        load_generator(run).sample(4, labels=labels)
-
-
-@pytest.mark.parametrize(
-    ("words", "size"),
-    [
-        ([], (8, 2)),
-        (["--class", "odd", "--num", "9"], (3, 3)),
-        (["--labels", "odd,0,even,odd"], (2, 2)),
-        (["--interpolate", "--labels", "even,odd", "--num", "16"], (8, 2)),
-        (["--interpolate", "--num", "8"], (8, 1)),
-        (["--progress", "--num", "2"], None),
-        (["--video", "walk.gif", "--labels", "even,odd"], None),
-    ],
-)
-def test_sample_makes_images_of_classes(
-    run: Path, tmp_path: Path, words: list[str], size: tuple[int, int] | None
-) -> None:
-    """Grids are as large as their images need; the default is one row per class."""
-    words = [str(tmp_path / word) if word.endswith(".gif") else word for word in words]
-    code, said = call("sample", run, *words, "--out", tmp_path / "grid.png")
-    assert code == 0, said
-    if size is not None:
-        with Image.open(tmp_path / "grid.png") as picture:
-            assert picture.size == tuple(side * 68 + 4 for side in size)
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--class", "cat"], "no class 'cat'; choose from even, odd"),
-        (["--labels", "even,cat"], "no class 'cat'"),
-        (["--labels", "0,7"], "label 7: this generator has 2 classes"),
-        (["--labels", "0,1", "--num", "3"], "--labels names 2 images, and --num 3"),
-        (["--labels", "0", "--class", "odd"], "exclude one another"),
-        (["--interpolate", "--labels", "0"], "two or more"),
-    ],
-)
-def test_mistakes_in_sampling_exit_2(run: Path, words: list[str], expected: str) -> None:
-    """The message names what to change."""
-    code, said = call("sample", run, *words)
-    assert (code, expected in " ".join(said.split())) == (2, True), said
-
-
-def test_labels_of_an_unconditional_generator_are_refused(finished: Path) -> None:
-    """So is a class."""
-    for words in (["--labels", "0"], ["--class", "odd"]):
-        code, said = call("sample", finished, *words)
-        assert (code, "conditional" in said or "no classes" in said) == (2, True), said
-
-
-def test_demo_is_refused(run: Path, tmp_path: Path) -> None:
-    """The error names the command that exports the generator."""
-    code, said = call("demo", run, "--out", tmp_path / "page")
-    assert (code, "distgan export" in " ".join(said.split())) == (2, True), said
-
-
-def test_exported_file_is_the_generator(run: Path, tmp_path: Path) -> None:
-    """It loads again, and the card lists the classes."""
-    export(run, tmp_path, format="safetensors", license="mit")
-    again, generator = load_generator(tmp_path / "generator.safetensors"), load_generator(run)
-    assert again.spec == generator.spec
-    assert torch.equal(again.sample(3, seed=1), generator.sample(3, seed=1))
-    card = (tmp_path / "README.md").read_text()
-    assert "conditional DCGAN of 2 classes" in card and "0. `even`\n1. `odd`" in card
-
-
-def test_onnx_takes_labels_as_second_input(run: Path, tmp_path: Path) -> None:
-    """onnxruntime makes the images of the class that is asked for, in batches of any size."""
-    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'distgan[onnx]'")
-    pytest.importorskip("onnxscript", reason="pip install 'distgan[onnx]'")
-    export(run, tmp_path, format="onnx", license="mit")
-    session = onnxruntime.InferenceSession(tmp_path / "generator.onnx")
-    generator = load_generator(run)
-    for num in (1, 5):
-        latents, labels = generator.inputs(num, seed=2)
-        feeds = {"latents": latents.numpy(), "labels": labels.numpy()}
-        (images,) = session.run(None, feeds)
-        expected = generate(generator.network, latents, labels)
-        torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=1e-4)

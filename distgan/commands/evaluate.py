@@ -21,6 +21,8 @@ from distgan.networks.generator_file import is_young, load_generator
 from distgan.reporting.classes import class_lines
 from distgan.reporting.console import say, show_columns
 from distgan.reporting.metrics import explain_distance
+from distgan.run.clusters import FILE as CLUSTERS_FILE
+from distgan.run.clusters import read_clusters
 from distgan.run.folder import check_writable, write_json
 from distgan.runtime.distributed import World
 from distgan.runtime.randomness import normal
@@ -81,7 +83,7 @@ def evaluate_inputs(
     extractor, _ = choose_extractor(settings, reader, world=world)
     opened = [open_input(path, reader.image_shape, seed=seed) for path in inputs]
     num_samples = min([settings.num_samples, *(each.count for each in opened)])
-    labels = labels_of_classes(opened, reader)
+    labels = labels_of_classes(inputs, opened, reader)
     num_reals = max(num_samples, num_reference or 0)
     reference = prepare_reference(
         real_images(reader, None, num_samples=num_reals, labels=labels),
@@ -109,18 +111,28 @@ def evaluate_inputs(
     return scores
 
 
-def labels_of_classes(inputs: list[Input], reader: ShardReader) -> Labels | None:
+def labels_of_classes(paths: list[Path], inputs: list[Input], reader: ShardReader) -> Labels | None:
     """Return the labels of the real images, if all conditional generators have the same classes.
 
-    None if there is no such generator, or the dataset does not have its classes.
+    Clusters are those stored with the run. None if there is no such generator, if generators have
+    different classes, or if the real images do not have them.
     """
-    classes = {each.spec.classes for each in inputs if isinstance(each.spec, ConditionalSpec)}
-    if len(classes) != 1:
+    found = {
+        each.spec.classes: path
+        for path, each in zip(paths, inputs, strict=True)
+        if isinstance(each.spec, ConditionalSpec)
+    }
+    if len(found) != 1:
         return None
-    (wanted,) = classes
-    if not set(wanted) <= set(reader.index.class_names or ()):
-        return None
-    return class_labels(reader, wanted)
+    ((wanted, path),) = found.items()
+    if set(wanted) <= set(reader.index.class_names or ()):
+        return class_labels(reader, wanted)
+    for folder in (path, *path.resolve().parents[:2]):
+        clusters = read_clusters(folder / CLUSTERS_FILE)
+        if clusters is not None and clusters.are_of(reader):
+            labels = clusters.as_labels()
+            return labels if labels.names == wanted else None
+    return None
 
 
 def labels_asked_for(each: Input, num: int, *, seed: int) -> Tensor | None:

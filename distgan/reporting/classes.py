@@ -42,9 +42,9 @@ def last_scores(record: RunRecord) -> list[ClassScore]:
     """Return the classes of a run's last evaluation; none if there are none, or it is damaged."""
     if not record.evaluations:
         return []
-    found: Any = record.evaluations[-1].model_dump().get("by_class") or []
+    found: Any = record.evaluations[-1].model_dump().get("by_class")
     try:
-        scores = [ClassScore(**score) for score in found]
+        scores = [ClassScore(**score) for score in found or []]
         worst_classes(scores)
     except (TypeError, KeyError, AttributeError):
         return []

@@ -45,6 +45,11 @@ class Clusters:
     centres: Tensor  # float32 [K, d], in features of the extractor
     facts: dict[str, str]
 
+    def are_of(self, reader: ShardReader) -> bool:
+        """Return whether these are clusters of all images of a dataset."""
+        is_same = self.facts.get("dataset") == reader.index.fingerprint
+        return is_same and len(self.labels) == reader.num_samples
+
     def as_labels(self) -> Labels:
         """Return the clusters as the classes of a run."""
         labels = self.labels.numpy().astype(np.int64)
