@@ -223,7 +223,8 @@ def generator_spec(
     channels, height, width = image_shape
     spec: Callable[..., GeneratorSpec] = GeneratorSpec
     if labels is not None:
-        spec = partial(ConditionalSpec, classes=labels.names, shares=labels.shares)
+        blends = networks.conditional_start_kimg > 0
+        spec = partial(ConditionalSpec, classes=labels.names, shares=labels.shares, blends=blends)
     return spec(
         architecture=networks.architecture,
         image_size=image_size(height, width),

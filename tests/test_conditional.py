@@ -29,7 +29,7 @@ def spec_of(architecture: str) -> ConditionalSpec:
     """Return the spec of a small conditional generator of three classes."""
     return ConditionalSpec(
         architecture=architecture, image_size=32, channels=3, width=4, latent_dim=7,
-        classes=("a", "b", "c"), shares=(0.5, 0.25, 0.25),
+        classes=("a", "b", "c"), shares=(0.5, 0.25, 0.25), blends=True,
     )  # fmt: skip
 
 
@@ -47,8 +47,8 @@ def plain(spec: GeneratorSpec) -> GeneratorSpec:
 def test_generator_is_moved_by_labels_through_codes_and_norms(architecture: str) -> None:
     """Norms change nothing at first; later each of both ways alone tells classes apart."""
     network: Any = build_generator(spec_of(architecture)).eval()
-    norms = [module for module in network.modules() if isinstance(module, ConditionalNorm)]
-    assert norms and all(not norm.deltas.any() for norm in norms)
+    assert any(isinstance(module, ConditionalNorm) for module in network.modules())
+    assert not network.modulation.weight.any()
     latents = torch.randn(1, 7, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
     labels = torch.tensor([0, 2])
 
@@ -60,8 +60,7 @@ def test_generator_is_moved_by_labels_through_codes_and_norms(architecture: str)
         assert difference() > 1e-4
         network.project.weight[:, 7:] = 0  # the part that takes the embedded label
         assert difference() == 0
-        for norm in norms:
-            norm.deltas.normal_()
+        network.modulation.weight.normal_()
         assert difference() > 1e-4
         set_label_strength(network, 0.0)
         assert difference() == 0

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from distgan.config.schema import Networks
-from distgan.networks.conditioning import ClassTable, make_norm
+from distgan.networks.conditioning import ClassTable, ConditionalNorm, Modulation
 from distgan.networks.sizes import ImageSize, sides
 
 
@@ -45,6 +45,7 @@ class ConditionalSpec(GeneratorSpec):
     classes: tuple[str, ...]
     shares: tuple[float, ...]  # of the classes among the training images
     label_dim: int = 32  # length of the embedding of a label
+    blends: bool = False  # whether labels begin without effect and are blended in
 
     @property
     def num_labels(self) -> int:
@@ -83,37 +84,49 @@ class DiscriminatorSpec:
 class GeneratorNetwork(nn.Module):
     """Base class of generators: latents [B, Z], and labels if there are any, to images.
 
-    Images are [B, C, H, W] in [-1, 1]. A family of networks implements `make_images`, which takes
-    codes [B, `code_dim`]: the latents and, beside them, the embedded labels.
+    Images are [B, C, H, W] in [-1, 1]. A family of networks makes its norms with `norm`, ends its
+    construction with `add_condition`, and implements `make_images`, which takes codes
+    [B, `code_dim`]: the latents and, beside them, the embedded labels.
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
-        self.num_labels = spec.num_labels
-        self.condition_dim = spec.label_dim if isinstance(spec, ConditionalSpec) else 0
-        self.code_dim = spec.latent_dim + self.condition_dim
+        self.condition = spec if isinstance(spec, ConditionalSpec) else None
+        self.code_dim = spec.latent_dim + (self.condition.label_dim if self.condition else 0)
+        self.norm_channels: list[int] = []  # of the conditional norms
         self.embedding: ClassTable | None = None
+        self.modulation: Modulation | None = None
 
     def norm(self, channels: int) -> nn.Module:
         """Return batch norm, which is conditional if there are labels."""
-        return make_norm(channels, self.condition_dim)
+        if self.condition is None:
+            return nn.BatchNorm2d(channels)
+        self.norm_channels.append(channels)
+        return ConditionalNorm(channels, len(self.norm_channels) - 1)
 
-    def add_embedding(self) -> None:
-        """Draw the embedding of labels. Call it last, so that no other weight depends on it."""
-        if self.num_labels:
-            self.embedding = ClassTable(self.num_labels, self.condition_dim, std=1.0)
+    def add_condition(self) -> None:
+        """Add what is made of labels. Call it last, so that no other weight depends on it."""
+        if self.condition is not None:
+            num, dim, blends = (
+                self.condition.num_labels,
+                self.condition.label_dim,
+                self.condition.blends,
+            )
+            self.embedding = ClassTable(num, dim, std=1.0, blends=blends)
+            self.modulation = Modulation(self.norm_channels, dim)
 
-    def make_images(self, codes: Tensor, condition: Tensor | None) -> Tensor:
-        """Return images [B, C, H, W] in [-1, 1]; the condition is [B, `condition_dim`] or None."""
+    def make_images(self, codes: Tensor, modulation: list[Tensor] | None) -> Tensor:
+        """Return images [B, C, H, W] in [-1, 1]; the modulation is that of all norms, or None."""
         raise NotImplementedError
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return images for latents [B, Z], and for labels int64 [B] or their weights [B, K]."""
-        if self.embedding is None:
+        if self.embedding is None or self.modulation is None:
             return self.make_images(latents, None)
         assert labels is not None, "a conditional generator needs labels"
-        condition = self.embedding(labels)
-        return self.make_images(torch.cat([latents, condition.to(latents.dtype)], 1), condition)
+        embedded = self.embedding(labels)
+        codes = torch.cat([latents, embedded.to(latents.dtype)], 1)
+        return self.make_images(codes, self.modulation(embedded))
 
 
 class MinibatchStddev(nn.Module):
@@ -157,9 +170,11 @@ class Discriminator(nn.Module):
         super().__init__()
         self.projection: ClassTable | None = None
 
-    def add_projection(self, num_classes: int) -> None:
+    def add_projection(self, images: ConditionalSpec) -> None:
         """Make the discriminator conditional: logits gain e_y.h, with e_y from N(0, 0.02)."""
-        self.projection = ClassTable(num_classes, self.num_channels, std=0.02)
+        self.projection = ClassTable(
+            images.num_labels, self.num_channels, std=0.02, blends=images.blends
+        )
 
     def maps(self, images: Tensor) -> Tensor:
         """Return the output of `layers`, [B / packing, ...], for images [B, C, H, W]."""
@@ -176,11 +191,11 @@ class Discriminator(nn.Module):
         """
         maps, weight = self.maps(images), self.head.weight
         features = maps.flatten(1) if with_features else None
-        projected = None
+        projected: tuple[Tensor, Tensor] | None = None  # h [B, 1, F] and e_y [B, F, 1]
         if self.projection is not None:
             assert labels is not None, "a conditional discriminator needs labels"
-            summed = maps.flatten(2).sum(2) if maps.dim() == 4 else maps
-            projected = (summed * self.projection(labels)).sum(1)
+            summed = maps.sum((2, 3)) if maps.dim() == 4 else maps
+            projected = summed[:, None], self.projection(labels).to(summed.dtype)[:, :, None]
         if maps.dim() == 4:
             # Flatten channels-last maps in memory order: reordering the weight costs less than
             # reordering the maps.
@@ -188,5 +203,5 @@ class Discriminator(nn.Module):
             maps = maps.permute(0, 2, 3, 1).flatten(1)
         logits = linear(maps, weight, self.head.bias).squeeze(1)
         if projected is not None:
-            logits = logits + projected
+            logits = torch.baddbmm(logits[:, None, None], *projected).flatten()
         return (logits, features) if with_features else logits

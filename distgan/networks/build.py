@@ -6,7 +6,12 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from distgan.networks.base import Discriminator, DiscriminatorSpec, GeneratorSpec
+from distgan.networks.base import (
+    ConditionalSpec,
+    Discriminator,
+    DiscriminatorSpec,
+    GeneratorSpec,
+)
 from distgan.networks.conditioning import ClassTable
 from distgan.networks.convolutions import use_fast_convolutions
 from distgan.networks.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -47,8 +52,8 @@ def build_discriminator(
         network = DISCRIMINATORS[images.architecture](
             spec, image_size=images.image_size, channels=images.channels
         )
-        if images.num_labels:
-            network.add_projection(images.num_labels)
+        if isinstance(images, ConditionalSpec):
+            network.add_projection(images)
         use_fast_convolutions(network)  # before spectral norm, which changes the modules' classes
         if spec.norm == "spectral":
             apply_spectral_norm(network)

@@ -11,76 +11,84 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 
 from distgan.runtime.randomness import uniform
 
 GOLDEN_RATIO = 0.6180339887498949
 
 
-def class_weights(labels: Tensor, numbers: Tensor) -> Tensor:
-    """Return the weight of each class, float [B, K]; `numbers` are 0 .. K - 1.
-
-    Labels are int64 [B], or are weights [B, K] already, as between two classes. A product with
-    one-hot rows has dense gradients, can be differentiated twice, and is deterministic on a GPU.
-    """
-    return labels if labels.is_floating_point() else (labels[:, None] == numbers).float()
-
-
 class ClassTable(nn.Module):
-    """A learned vector for each class: labels [B], or weights [B, K], to vectors [B, D].
+    """A learned vector for each class: labels int64 [B] to vectors [B, D], with dense gradients.
 
-    Vectors are multiplied by `strength`, from 0 to 1, with which labels can be blended in.
+    Labels may also be weights of the classes, float [B, K], as between two of them. If it `blends`,
+    vectors are multiplied by `strength`, from 0 to 1.
     """
 
-    numbers: Tensor
-    strength: Tensor
+    strength: Tensor | None
 
-    def __init__(self, num_classes: int, dim: int, *, std: float) -> None:
+    def __init__(self, num_classes: int, dim: int, *, std: float, blends: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_classes, dim) * std)
-        self.register_buffer("numbers", torch.arange(num_classes), persistent=False)
-        self.register_buffer("strength", torch.ones(()))
+        self.register_buffer("strength", torch.ones(()) if blends else None)
 
     def forward(self, labels: Tensor) -> Tensor:
-        return class_weights(labels, self.numbers) @ (self.weight * self.strength)
+        if labels.is_floating_point():
+            vectors = labels @ self.weight
+        else:
+            vectors = embedding(labels, self.weight)
+        return vectors if self.strength is None else vectors * self.strength
+
+
+class Modulation(nn.Module):
+    """The scales and shifts of several norms, made from the condition by one product.
+
+    `channels` are those of the norms. At first all scales are 1 and all shifts 0.
+    """
+
+    start: Tensor
+
+    def __init__(self, channels: Sequence[int], condition_dim: int) -> None:
+        super().__init__()
+        self.sizes = [size for each in channels for size in (each, each)]
+        start = [torch.full((size,), 1.0 - i % 2) for i, size in enumerate(self.sizes)]
+        self.weight = nn.Parameter(torch.zeros(sum(self.sizes), condition_dim))
+        self.register_buffer("start", torch.cat(start), persistent=False)
+
+    def forward(self, condition: Tensor) -> list[Tensor]:
+        """Return scales [B, C], then shifts [B, C], of each norm for the condition [B, D]."""
+        return list(linear(condition, self.weight, self.start).split(self.sizes, 1))
 
 
 class ConditionalNorm(nn.Module):
-    """Batch norm whose result is scaled and shifted by a condition; at first it changes nothing."""
+    """Batch norm, the `number`-th of its network, whose result is scaled and shifted."""
 
-    def __init__(self, channels: int, condition_dim: int) -> None:
+    def __init__(self, channels: int, number: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels)
-        self.deltas = nn.Parameter(torch.zeros(2 * channels, condition_dim))
+        self.norm, self.number = nn.BatchNorm2d(channels), number
 
-    def forward(self, maps: Tensor, condition: Tensor) -> Tensor:
-        """Return maps [B, C, H, W] for the condition [B, D]."""
+    def forward(self, maps: Tensor, modulation: list[Tensor]) -> Tensor:
+        """Return maps [B, C, H, W], with scales and shifts as `Modulation` returns them."""
         maps = self.norm(maps)
-        deltas = linear(condition, self.deltas).to(maps.dtype)[:, :, None, None]
-        scales, shifts = deltas.chunk(2, 1)
-        return torch.addcmul(shifts, maps, 1 + scales)
-
-
-def make_norm(channels: int, condition_dim: int) -> nn.Module:
-    """Return batch norm, conditional if the condition has a dimension."""
-    if condition_dim:
-        return ConditionalNorm(channels, condition_dim)
-    return nn.BatchNorm2d(channels)
-
-
-class Layers(nn.Sequential):
-    """Layers one after another; conditional norms and blocks of layers also take the condition."""
-
-    def forward(self, maps: Tensor, condition: Tensor | None = None) -> Tensor:
-        for layer in self:
-            takes_both = condition is not None and isinstance(layer, ConditionalNorm | Block)
-            maps = layer(maps, condition) if takes_both else layer(maps)
-        return maps
+        scales, shifts = (
+            each.to(maps.dtype)[:, :, None, None]
+            for each in modulation[2 * self.number : 2 * self.number + 2]
+        )
+        return torch.addcmul(shifts, maps, scales)
 
 
 class Block(nn.Module):
-    """Base class of blocks with `Layers`: they take maps and the condition."""
+    """Base class of blocks with `Layers`: they take maps and, if there is any, the modulation."""
+
+
+class Layers(nn.Sequential):
+    """Layers one after another; conditional norms and blocks of layers also take the modulation."""
+
+    def forward(self, maps: Tensor, modulation: list[Tensor] | None = None) -> Tensor:
+        for layer in self:
+            takes_both = modulation is not None and isinstance(layer, ConditionalNorm | Block)
+            maps = layer(maps, modulation) if takes_both else layer(maps)
+        return maps
 
 
 def label_strength(images_seen: int, *, start_kimg: float) -> float:
@@ -94,6 +102,7 @@ def set_label_strength(network: nn.Module, strength: float) -> None:
     """Set the strength of all labels of a network, in place, without waiting for a device."""
     for module in network.modules():
         if isinstance(module, ClassTable):
+            assert module.strength is not None, "these labels are not blended"
             module.strength.fill_(strength)
 
 

@@ -74,11 +74,11 @@ class DCGANGenerator(GeneratorNetwork):
         ]
         self.layers = Layers(*layers)
         self.apply(init_dcgan)
-        self.add_embedding()
+        self.add_condition()
 
-    def make_images(self, codes: Tensor, condition: Tensor | None) -> Tensor:
+    def make_images(self, codes: Tensor, modulation: list[Tensor] | None) -> Tensor:
         maps = self.project(codes).unflatten(1, (-1, *self.start))
-        return self.layers(maps.contiguous(memory_format=torch.channels_last), condition)
+        return self.layers(maps.contiguous(memory_format=torch.channels_last), modulation)
 
 
 class DCGANDiscriminator(Discriminator):

@@ -7,6 +7,7 @@ discriminator  images [B, C, H, W] -> DownBlock x k -> 8x8 maps -> two blocks ->
 """
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from distgan.networks.base import (
     GeneratorSpec,
     MinibatchStddev,
 )
-from distgan.networks.conditioning import Block, Layers, make_norm
+from distgan.networks.conditioning import Block, Layers
 from distgan.networks.sizes import ImageSize, pyramid
 
 
@@ -34,21 +35,21 @@ def init_resnet(module: nn.Module) -> None:
 class UpBlock(Block):
     """A residual block of the generator: [B, before, S, S] to [B, after, 2 S, 2 S]."""
 
-    def __init__(self, before: int, after: int, *, condition_dim: int) -> None:
+    def __init__(self, before: int, after: int, *, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.residual = Layers(
-            make_norm(before, condition_dim),
+            norm(before),
             nn.ReLU(),
             nn.Upsample(scale_factor=2),
             nn.Conv2d(before, after, 3, padding=1, bias=False),
-            make_norm(after, condition_dim),
+            norm(after),
             nn.ReLU(inplace=True),
             nn.Conv2d(after, after, 3, padding=1),
         )
         self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1), nn.Upsample(scale_factor=2))
 
-    def forward(self, maps: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.residual(maps, condition) + self.shortcut(maps)
+    def forward(self, maps: Tensor, modulation: list[Tensor] | None = None) -> Tensor:
+        return self.residual(maps, modulation) + self.shortcut(maps)
 
 
 class ResNetGenerator(GeneratorNetwork):
@@ -65,20 +66,19 @@ class ResNetGenerator(GeneratorNetwork):
         sizes = [4 * 2**i for i in range(num_doublings + 1)]  # of maps that begin with 4 pixels
         widths = [max(1, spec.width * 4 * min(16, size) // size) for size in sizes]
         self.project = nn.Linear(self.code_dim, widths[0] * height * width)
-        dim = self.condition_dim
         self.layers = Layers(
-            *(UpBlock(a, b, condition_dim=dim) for a, b in itertools.pairwise(widths)),
+            *(UpBlock(a, b, norm=self.norm) for a, b in itertools.pairwise(widths)),
             self.norm(widths[-1]),
             nn.ReLU(inplace=True),
             nn.Conv2d(widths[-1], spec.channels, 3, padding=1),
             nn.Tanh(),
         )
         self.apply(init_resnet)
-        self.add_embedding()
+        self.add_condition()
 
-    def make_images(self, codes: Tensor, condition: Tensor | None) -> Tensor:
+    def make_images(self, codes: Tensor, modulation: list[Tensor] | None) -> Tensor:
         maps = self.project(codes).unflatten(1, (-1, *self.start))
-        return self.layers(maps.contiguous(memory_format=torch.channels_last), condition)
+        return self.layers(maps.contiguous(memory_format=torch.channels_last), modulation)
 
 
 class DownBlock(nn.Module):

@@ -18,12 +18,12 @@ LAUNCHES: list[tuple[Case, int]] = [
     ({"preset": "classic", "size": 64}, 244),
     ({"preset": "cifar10-strong", "compare": True}, 240),
     ({"preset": "cifar10-strong", "penalty": True}, 408),
-    ({"preset": "cifar10-conditional"}, 320),
+    ({"preset": "cifar10-conditional"}, 292),
     ({"preset": "stacked-mnist"}, 296),
     ({"preset": "anime-faces", "size": 64}, 244),
     ({"preset": "anime-faces-strong", "size": 64}, 264),
     ({"preset": "anime-faces-strong", "size": 64, "penalty": True}, 446),
-    ({"preset": "anime-faces-conditional", "size": 64, "penalty": True}, 560),
+    ({"preset": "anime-faces-conditional", "size": 64, "penalty": True}, 514),
 ]
 
 # Operations whose Python numbers change from step to step. A CUDA graph of the step would repeat
