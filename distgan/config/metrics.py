@@ -142,6 +142,10 @@ EVALUATION_METRICS = {
         "fraction of real images",
         "higher",
     ),
+    "quality/detail": Metric(
+        "Mean difference between neighbouring pixels, over that of real images; blur lowers it.",
+        "ratio",
+    ),
     "quality/class_accuracy": Metric(
         "Generated images of a conditional generator that the probe recognises as the class asked "
         "for.",

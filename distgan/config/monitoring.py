@@ -100,6 +100,12 @@ class Thresholds(Section):
         "once their precision reaches this fraction of the reals' precision.",
         identity=False,
     )
+    detail: float = setting(
+        0.5,
+        "Blurred, and so not plausible: neighbouring pixels differ less than this fraction "
+        "of what they do in reals.",
+        identity=False,
+    )
     low_coverage: float = setting(
         0.25,
         "Partial collapse: coverage below this fraction of the reals' coverage, "

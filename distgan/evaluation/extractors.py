@@ -132,6 +132,17 @@ def mirrored(thumbnails: Tensor) -> Tensor:
     return thumbnails.unflatten(1, (-1, THUMBNAIL_SIZE, THUMBNAIL_SIZE)).flip(3).flatten(1)
 
 
+def detail(images: Tensor) -> Tensor:
+    """Return how sharp uint8 images [B, C, H, W] are, float32 [B].
+
+    It is the mean absolute difference between pixels and their right and lower neighbours, in
+    [0, 255]. Blur lowers it.
+    """
+    pixels = images.float()
+    across, down = pixels.diff(dim=3).abs(), pixels.diff(dim=2).abs()
+    return (across.mean((1, 2, 3)) + down.mean((1, 2, 3))) / 2
+
+
 class RandomConv(Extractor):
     """Three convolutions with fixed random weights, which need neither labels nor a download.
 

@@ -34,8 +34,9 @@ DEFAULT_SETTINGS = MetricSettings()
 class Sample:
     """A set of images: features [n, d], logits [n, C] or None, and what follows from them.
 
-    `thumbnails` is the same set of images with their averaged pixels as features. Signs of trouble
-    in the features are confirmed by it; None for thumbnails themselves.
+    `thumbnails` is the same set of images with their averaged pixels as features, and `detail` [n]
+    says how sharp each image is. Signs of trouble in the features are confirmed by them; both are
+    None for thumbnails themselves.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class Sample:
         world: World,
         settings: MetricSettings,
         thumbnails: "Sample | None" = None,
+        detail: Tensor | None = None,
     ) -> None:
         self.features, self.logits, self.num_classes = features, logits, num_classes
-        self.thumbnails = thumbnails
+        self.thumbnails, self.detail = thumbnails, detail
         self.world, self.settings = world, settings
 
     def __len__(self) -> int:
@@ -98,6 +100,7 @@ class Reference:
     kinds: Tensor | None = None  # [k, d], centres of clusters
     kind_shares: Tensor | None = None  # [k], of the reals
     thumbnails: "Reference | None" = None
+    detail: float | None = None  # mean over the reals
 
     def __len__(self) -> int:
         return len(self.features)
@@ -140,6 +143,7 @@ class Reference:
             if centres is None
             else kinds.kind_shares(reals.features, centres, reals.world),
             thumbnails=thumbnails,
+            detail=None if reals.detail is None else float(reals.detail.double().mean()),
         )
 
 
@@ -232,13 +236,14 @@ def find_copies(
     return closeness <= reals.copy_threshold, nearest
 
 
-def thumbnail_values(fakes: Sample, reals: Reference) -> dict[str, float]:
-    """Return the diversity of thumbnails; nothing if there are none."""
+def pixel_values(fakes: Sample, reals: Reference) -> dict[str, float]:
+    """Return how sharp images are, and the diversity of thumbnails; nothing if there are none."""
     small, small_reals = fakes.thumbnails, reals.thumbnails
-    if small is None or small_reals is None:
+    if small is None or small_reals is None or fakes.detail is None or reals.detail is None:
         return {}
     nearest, threshold = small.radii(1), small_reals.duplicate_threshold
     return {
+        "quality/detail": float(fakes.detail.double().mean()) / max(reals.detail, 1e-12),
         "diversity/pixel_spread": relative_spread(small, small_reals),
         "diversity/pixel_duplicates": neighbours.fraction_below(nearest, threshold),
     }
@@ -287,7 +292,7 @@ GROUPS: dict[tuple[str, ...], Compute] = {
     ("diversity/spread", "diversity/vendi"): spread_values,
     ("diversity/duplicates",): duplicate_values,
     ("diversity/copies", "diversity/confirmed_copies"): copy_values,
-    ("diversity/pixel_spread", "diversity/pixel_duplicates"): thumbnail_values,
+    ("quality/detail", "diversity/pixel_spread", "diversity/pixel_duplicates"): pixel_values,
     ("diversity/missing_kinds",): kind_values,
     CLASS_METRICS: class_values,
 }
@@ -296,6 +301,7 @@ VERDICT_METRICS = (
     "quality/precision",
     "quality/recall",
     "quality/coverage",
+    "quality/detail",
     "diversity/spread",
     "diversity/duplicates",
     "diversity/confirmed_copies",

@@ -25,14 +25,14 @@ from distgan.evaluation.by_class import (
     pack,
     total_values,
 )
-from distgan.evaluation.extractors import FeatureExtractor, thumbnails
+from distgan.evaluation.extractors import FeatureExtractor, detail, thumbnails
 from distgan.evaluation.metrics import DEFAULT_SETTINGS, MetricSettings, Reference, Sample
 from distgan.evaluation.reference_cache import read_cache, write_cache
 from distgan.runtime.distributed import World
 from shards.files import cache_folder
 
 CHUNK = 250  # images per call of the extractor; another number would round differently
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def extract_sample(
     *,
     settings: MetricSettings,
 ) -> Sample:
-    """Return the features, logits and thumbnails of images 0 to num, on every rank. Collective."""
+    """Return the sample of images 0 to num, on every rank. Collective."""
     num_chunks = -(-num // CHUNK)
     own: dict[int, Tensor] = {}
     widths: tuple[int, int] | None = None
@@ -145,7 +145,8 @@ def extract_sample(
         batch = images(chunk * CHUNK, min((chunk + 1) * CHUNK, num))
         features, logits = extractor(batch)
         small = thumbnails(batch).to(features.device)
-        columns = [features, small] if logits is None else [features, small, logits]
+        sharpness = detail(batch).to(features.device)[:, None]
+        columns = [features, small, sharpness, *([] if logits is None else [logits])]
         own[chunk] = torch.cat(columns, 1)
         widths = small.shape[1], own[chunk].shape[1]
     num_small, num_columns = cast("tuple[int, int]", world.broadcast_object(widths))
@@ -157,10 +158,8 @@ def extract_sample(
         world.broadcast_([part], source=chunk % world.size)
     if rows.device.type == "mps":  # which has no float64
         rows = rows.cpu()
-    features, small, logits = (
-        part.contiguous()
-        for part in rows.tensor_split((extractor.dim, extractor.dim + num_small), 1)
-    )
+    ends = extractor.dim, extractor.dim + num_small, extractor.dim + num_small + 1
+    features, small, sharpness, logits = (part.contiguous() for part in rows.tensor_split(ends, 1))
     return Sample(
         features,
         logits if logits.shape[1] else None,
@@ -168,6 +167,7 @@ def extract_sample(
         world=world,
         settings=settings,
         thumbnails=Sample(small, None, num_classes=None, world=world, settings=settings),
+        detail=sharpness[:, 0],
     )
 
 

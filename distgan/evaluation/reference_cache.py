@@ -81,6 +81,7 @@ def flatten(reference: Reference, prefix: str = "") -> tuple[Tensors, Scalars]:
         "duplicate_threshold": reference.duplicate_threshold,
         "copy_threshold": reference.copy_threshold,
         "shares_are_exact": reference.shares_are_exact,
+        "detail": reference.detail,
     }
     own = {prefix + name: tensor for name, tensor in tensors.items() if tensor is not None}
     named = {prefix + name: value for name, value in scalars.items()}
@@ -111,4 +112,5 @@ def unflatten(tensors: Tensors, scalars: Scalars, prefix: str = "") -> Reference
         kinds=own.get("kinds"),
         kind_shares=shares["kind_shares"],
         thumbnails=unflatten(tensors, scalars, THUMBNAILS) if has_thumbnails else None,
+        detail=scalars[f"{prefix}detail"],
     )

@@ -39,7 +39,6 @@ NAMES = tuple(EXPLANATIONS)
 DEFAULT_THRESHOLDS = Thresholds()
 BETTER = 0.98  # a distance counts as better than the best from this fraction of it on
 BELOW_BEST = 0.95  # coverage below this fraction of the best is shown beside the best
-BLURRED = 0.6  # implausible fakes that vary less than this fraction of reals lack detail
 RECALL_FALL = 0.8  # a fall of coverage is confirmed by recall below this fraction of its best
 
 
@@ -122,8 +121,17 @@ class Evidence:
 
     @property
     def are_plausible(self) -> bool:
-        """Whether the fakes look real enough for their kinds to be counted."""
-        return self.relative("quality/precision") >= self.thresholds.plausible_precision
+        """Whether the fakes look real enough for their kinds to be counted.
+
+        Features may find blurred images plausible.
+        """
+        is_precise = self.relative("quality/precision") >= self.thresholds.plausible_precision
+        return is_precise and not self.are_blurred
+
+    @property
+    def are_blurred(self) -> bool:
+        """Whether the fakes lack the detail of reals."""
+        return self.relative("quality/detail") < self.thresholds.detail
 
     @property
     def is_varied(self) -> bool:
@@ -161,8 +169,7 @@ class Evidence:
         Blurred images are all alike, although they show different things.
         """
         names = ("diversity/duplicates", "diversity/pixel_duplicates")
-        are_blurred = not self.are_plausible and self.relative("diversity/spread") < BLURRED
-        return not are_blurred and all(
+        return not self.are_blurred and all(
             self.exceeds(name, self.thresholds.duplicates) for name in names
         )
 

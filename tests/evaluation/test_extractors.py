@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from distgan.errors import UserError
-from distgan.evaluation.extractors import Inception, RandomConv, fit_images
+from distgan.evaluation.extractors import Inception, RandomConv, detail, fit_images
 from distgan.evaluation.probe import Probe, StackedProbe, probe_path
 from distgan.evaluation.probe_training import train_probe
 from shards.files import cache_folder
@@ -24,6 +24,15 @@ def test_random_conv_takes_any_image(channels: int, size: int) -> None:
     assert features.dtype == torch.float32
     assert logits is None
     assert torch.equal(features, RandomConv()(images).features)
+
+
+def test_blur_lowers_the_detail() -> None:
+    """Brightness does not change it, and neither does a mirror."""
+    images = digits()[0][:50]
+    blurred = torch.nn.functional.avg_pool2d(images.float(), 3, 1, padding=1).to(torch.uint8)
+    assert (detail(blurred) < 0.8 * detail(images)).all()
+    assert torch.allclose(detail(images), detail(255 - images.flip(3)))
+    assert (detail(torch.full_like(images, 128)) == 0).all()
 
 
 def test_weights_make_the_version() -> None:

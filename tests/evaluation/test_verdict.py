@@ -25,6 +25,7 @@ REALS = {
     "quality/precision": 0.85,
     "quality/recall": 0.8,
     "quality/coverage": 0.97,
+    "quality/detail": 1.0,
     "diversity/spread": 1.0,
     "diversity/duplicates": 0.01,
     "diversity/confirmed_copies": 0.01,
@@ -37,7 +38,7 @@ REALS = {
 BALANCED = {"accuracy/d_real": 0.8, "accuracy/d_fake": 0.75, "loss/d": 1.0, "loss/g": 1.2}
 D_WINS = BALANCED | {"accuracy/d_real": 1.0, "accuracy/d_fake": 0.995}
 EVERY = 1000  # images between evaluations
-QUALITY = ("precision", "recall")
+QUALITY = ("precision", "recall", "detail")
 
 
 def result(
@@ -187,10 +188,10 @@ def test_near_duplicates_count_only_if_pixels_confirm_them() -> None:
 
 
 def test_blurred_images_are_alike_and_yet_no_collapse() -> None:
-    """Implausible images that vary little are learning; if they vary, their duplicates count."""
-    alike = {"duplicates": 0.9, "precision": 0.1}
-    assert assess(result(5, 0.0, **alike, spread=0.5)).name == "learning"
-    assert assess(result(5, 0.0, **alike, spread=0.9)).name == "partial collapse"
+    """They lack details, and features may find them plausible."""
+    for alike in ({"duplicates": 0.9}, {"recall": 0.1}):
+        assert assess(result(5, 0.1, **alike, detail=0.9)).name == "partial collapse"
+        assert assess(result(5, 0.1, **alike, detail=0.4)).name == "learning"
 
 
 def test_kinds_that_are_missing_are_named_without_labels() -> None:
