@@ -121,16 +121,13 @@ class Evidence:
 
     @property
     def are_plausible(self) -> bool:
-        """Whether the fakes look real enough for their kinds to be counted.
-
-        Features may find blurred images plausible.
-        """
+        """Whether the fakes look real enough for their kinds to be counted."""
         is_precise = self.relative("quality/precision") >= self.thresholds.plausible_precision
         return is_precise and not self.are_blurred
 
     @property
     def are_blurred(self) -> bool:
-        """Whether the fakes lack the detail of reals."""
+        """Whether the fakes lack the detail of reals: features find such images alike and real."""
         return self.relative("quality/detail") < self.thresholds.detail
 
     @property
@@ -164,10 +161,7 @@ class Evidence:
 
     @property
     def has_duplicates(self) -> bool:
-        """Whether most fakes have a near-duplicate, in features and in pixels.
-
-        Blurred images are all alike, although they show different things.
-        """
+        """Whether most fakes have a near-duplicate, in features and in pixels."""
         names = ("diversity/duplicates", "diversity/pixel_duplicates")
         return not self.are_blurred and all(
             self.exceeds(name, self.thresholds.duplicates) for name in names
