@@ -106,6 +106,20 @@ def test_sample_makes_images_of_classes(
             assert picture.size == tuple(side * 68 + 4 for side in size)
 
 
+def test_truncated_rows_stay_in_their_class(conditional_run: Path, tmp_path: Path) -> None:
+    """At 0 both ends of a row are the typical image of its class, so the row is of one image."""
+    words = ["--interpolate", "--truncation", 0, "--num", 16, "--out", tmp_path / "grid.png"]
+    code, said = call("sample", conditional_run, *words)
+    assert code == 0, said
+    with Image.open(tmp_path / "grid.png") as picture:
+        for row in range(2):
+            cells = [
+                picture.crop((4 + 68 * x, 4 + 68 * row, 68 + 68 * x, 68 + 68 * row)).tobytes()
+                for x in range(8)
+            ]
+            assert len(set(cells)) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

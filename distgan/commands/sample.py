@@ -63,6 +63,15 @@ class Selection:
             labels=labels,
         )
 
+    def latents(self, generator: Generator, num: int, labels: Sequence[Tensor]) -> Tensor:
+        """Return `num` selected latents for the labels given, which are empty if it takes none.
+
+        Truncation moves a latent toward the most typical one of its label.
+        """
+        if not labels:
+            return self.inputs(generator, num)[0]
+        return generator.inputs(num, self.seed, truncation=self.truncation, labels=labels[0])[0]
+
     def shows_all_classes(self, generator: Generator) -> bool:
         """Return whether nothing was chosen, so that the grid has one row per class."""
         is_free = self.num is None and self.class_name is None and not self.labels
@@ -157,8 +166,8 @@ def interpolate(source: Path, selection: Selection, *, out: Path) -> Path:
     num_rows = max(1, (selection.num or NUM_IMAGES) // NUM_COLUMNS)
     if selection.labels:
         return interpolate_classes(generator, selection, num_rows=num_rows, out=out)
-    latents, *labels = selection.inputs(generator, 2 * num_rows)
-    latents = latents.view(num_rows, 2, -1)
+    labels = [each.repeat_interleave(2) for each in selection.inputs(generator, num_rows)[1:]]
+    latents = selection.latents(generator, 2 * num_rows, labels).view(num_rows, 2, -1)
     class_values, others = split_class(latents, generator.spec)
     between = slerp(others[:, 0], others[:, 1], torch.linspace(0, 1, NUM_COLUMNS))
     rows = join_class(class_values[:, :1], between)
@@ -207,8 +216,8 @@ def video(source: Path, selection: Selection, *, out: Path) -> Path:
         raise UserError(f"--video {out}: name a file that ends in .gif or .mp4")
     generator, num = load_generator(source), selection.count(NUM_IN_VIDEO)
     labels = list(selection.inputs(generator, num)[1:])
-    free = replace(selection, labels=())
-    keys = free.inputs(generator, NUM_KEYS * num)[0].view(NUM_KEYS, num, -1)
+    repeated = [each.repeat(NUM_KEYS) for each in labels]
+    keys = selection.latents(generator, NUM_KEYS * num, repeated).view(NUM_KEYS, num, -1)
     class_values, others = split_class(keys, generator.spec)
     latents = join_class(class_values[:1], walk(others, frames_per_leg=FRAMES_PER_LEG))
     labels = [each.repeat(len(latents)) for each in labels]
