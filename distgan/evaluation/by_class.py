@@ -92,6 +92,7 @@ def part_of(sample: Sample, rows: Tensor) -> Sample:
         world=ALONE,
         settings=sample.settings,
         thumbnails=None if sample.thumbnails is None else part_of(sample.thumbnails, rows),
+        detail=None if sample.detail is None else sample.detail[rows],
     )
 
 
@@ -112,6 +113,7 @@ def reference_of(reference: Reference, rows: Tensor, like: Sample) -> Reference:
         label_shares=None,
         shares_are_exact=False,
         thumbnails=None if small is None else reference_of(small, rows, like),
+        detail=reference.detail,
     )
 
 
