@@ -1,31 +1,43 @@
-"""Fixtures for all tests: numbered images, packed once, a finished run, and a small GAN."""
+"""How the tests are run: hidden GPUs, the number of workers, and what they have in common.
 
+The process that only starts the workers imports neither torch nor the fixtures: all workers would
+wait for it.
+"""
+
+import gc
 import os
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from distgan.gan import GAN
-from distgan.runtime.accelerator import reset_accelerator
-from shards.pack import pack
 from shards.processes import num_usable_cores
-from tests.hub_server import HubServer
-from tests.reports import REPORT_SETTINGS
-from tests.small_gan import make_gan
-from tests.worlds import run_world, train_run
+from tests.worlds import share_fork_server, use_fork_server
 
-NUM_IMAGES = 30
+NUM_IMAGES = 30  # of the fixture `shards`
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs, so that tests compute the same on all machines, unless `-m gpu` asks for them."""
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    if "fork_server" in getattr(config, "workerinput", {}):
+        use_fork_server(config.workerinput["fork_server"])
+    if not starts_workers(config):
+        config.pluginmanager.import_plugin("tests.fixtures")
+
+
+def starts_workers(config: pytest.Config) -> bool:
+    """Return whether this process runs no tests itself, but starts others that do."""
+    options = config.option
+    is_distributed = getattr(options, "dist", "no") != "no" and bool(options.tx)
+    return is_distributed and not options.collectonly
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Fork the processes of all workers from one, unless each has an environment of its own."""
+    if all(specification == "popen" for specification in node.config.option.tx):
+        node.workerinput["fork_server"] = share_fork_server()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -36,73 +48,22 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests that need a GPU if there is none."""
-    for item in items:
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_items and not has_gpu():
+        for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="no GPU, or hidden: pytest -n 0 -m gpu"))
 
 
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pack 30 grey 32x32 images in two classes, each with its number in its first two pixels."""
-    root = tmp_path_factory.mktemp("images")
-    noise = np.random.default_rng(0)
-    for number in range(NUM_IMAGES):
-        pixels = noise.integers(0, 256, (32, 32), dtype=np.uint8)
-        pixels[0, :2] = divmod(number, 256)
-        folder = root / ("even" if number % 2 == 0 else "odd")
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
-    out = tmp_path_factory.mktemp("packed") / "shards"
-    pack(str(root), out, size=32, channels=1, workers=1)
-    return out
+def pytest_collection_finish() -> None:
+    """Exempt what the tests have imported from garbage collection.
 
-
-@pytest.fixture(scope="session")
-def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train a run with a report, samples and evaluations, to be read only."""
-    folder = tmp_path_factory.mktemp("runs") / "first"
-    run_world(1, train_run, shards, folder, REPORT_SETTINGS)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def conditional_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train a conditional GAN of the even and the odd images for a few steps, to be read only."""
-    folder = tmp_path_factory.mktemp("conditional") / "run"
-    words = ["networks.condition=class", "train.kimg=0.12", "data.flip=true"]
-    run_world(1, train_run, shards, folder, words)
-    return folder
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    """Copy the finished run, for a test that changes it."""
-    return Path(shutil.copytree(finished, tmp_path / "runs" / "first"))
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """Start a stand-in for the Hugging Face Hub, as HF_ENDPOINT, HF_HUB_CACHE and HF_TOKEN would.
-
-    The library reads the first two only when it is imported.
+    A full collection would search millions of objects, and some code under test asks for several.
     """
-    constants = pytest.importorskip(
-        "huggingface_hub.constants", reason="pip install 'distgan[hub]'"
-    )
-    server = HubServer(token="hf_secret")
-    files = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", server.token)
-    yield server
-    server.shutdown()
-    server.server_close()
+    gc.freeze()
 
 
-@pytest.fixture
-def gan() -> Iterator[GAN]:
-    """Build a small GAN in a world of one process, and undo Accelerate's state afterwards."""
-    yield make_gan()
-    reset_accelerator()
+def has_gpu() -> bool:
+    """Return whether PyTorch sees a GPU."""
+    import torch
+
+    return torch.cuda.is_available()

@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,28 @@ CONTEXT.set_forkserver_preload(
         "sklearn.datasets",
     ]
 )  # fmt: skip
+
+
+def share_fork_server() -> tuple[str, bytes]:
+    """Start the process that others are forked from; return what other processes need to use it.
+
+    It imports in the background.
+    """
+    forkserver.ensure_running()
+    server = forkserver._forkserver
+    return server._forkserver_address, getattr(server, "_forkserver_authkey", b"")
+
+
+def use_fork_server(shared: tuple[str, bytes]) -> None:
+    """Fork processes from what another process has started with `share_fork_server`.
+
+    That process must outlive this one.
+    """
+    server: Any = forkserver._forkserver
+    server._forkserver_address, server._forkserver_authkey = shared
+    server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
+    server.ensure_running = resource_tracker.ensure_running
+
 
 # A run of a few seconds.
 SMALL = (
@@ -191,7 +214,7 @@ def train_run(
 
     The result has the run's state, the images seen at its start and end, the ids of all images
     read, the weights of both networks, and the files that a rank other than zero wrote. After
-    `stop_after` images the run gets a SIGTERM.
+    `stop_after` images the run gets a SIGTERM. Losses are plotted only with log.report=true.
     """
     import distgan.data as data_module
     import distgan.trainer as trainer_module
@@ -222,6 +245,8 @@ def train_run(
     data_module.BatchStream = RecordingStream
     interrupt = Interrupt()
     config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *overrides])
+    if not config.log.report:
+        leave_out_plots()
     trainer = trainer_module.Trainer(
         config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"]
     )
@@ -243,6 +268,13 @@ def train_run(
         "writes": writes,
         "weights": weights,
     }
+
+
+def leave_out_plots() -> None:
+    """Write no losses.png in this process, since a plot takes longer than a short run."""
+    from distgan.reporting import run_logger
+
+    run_logger.save_losses_plot = lambda *_, **__: None
 
 
 def image_id(image: np.ndarray) -> int:

@@ -33,7 +33,7 @@ from distgan.runtime.heartbeat import Heartbeat
 from distgan.runtime.signals import Interrupt
 from distgan.trainer import Trainer
 from shards.pack import pack
-from tests.worlds import SMALL
+from tests.worlds import SMALL, leave_out_plots
 
 NUM_STEPS, NUM_SAMPLES = 12, 32  # of the run, and of its evaluation
 PLACES = {  # function -> phase of a run
@@ -111,6 +111,7 @@ def run(size: int, preset: str, words: list[str]) -> dict[str, Any]:
     """
     warnings.simplefilter("ignore")  # DDP warns of the strides of gradients it did not reduce
     torch.set_num_threads(1)
+    leave_out_plots()
     kimg = 2 * size / 1000
     seen = Collectives()
     with tempfile.TemporaryDirectory() as name, joined_world(size):
