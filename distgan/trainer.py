@@ -211,6 +211,8 @@ class Trainer:
                 if due.checkpoint or (ending and state.images_seen != before):
                     # Of a new run the first one, to which a rollback may return, must not fail.
                     self.save_checkpoint(must_succeed=ending or before < 0)
+                elif is_complete and self.world.is_main:
+                    self.checkpointer.prune()  # what a power cut after the last save brought back
                 if ending:
                     break
                 before = state.images_seen

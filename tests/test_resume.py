@@ -45,18 +45,24 @@ def pack_noise(folder: Path, *, num: int, seed: int, size: int = 32) -> Path:
 def test_run_killed_before_it_recorded_its_outcome_finishes_without_training(
     shards: Path, tmp_path: Path, world: int
 ) -> None:
-    """The same command writes the generator and the outcome, and trains and evaluates nothing."""
-    run, overrides = tmp_path / "run", ["train.kimg=0.036"]
+    """The same command writes the generator and the outcome, and trains and evaluates nothing.
+
+    An older checkpoint that a power cut has brought back in part is removed.
+    """
+    run, overrides = tmp_path / "run", ["train.kimg=0.036", "checkpoint.keep=1"]
     run_world(world, train_run, shards, run, overrides)
     before = checkpoint_digest(run)
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps(status | {"state": "running"}))
     (run / "generator.safetensors").unlink()
     evaluated = (run / "evaluations.jsonl").read_text()
+    (run / "checkpoints" / "00000000.012").mkdir()
+    (run / "checkpoints" / "00000000.012" / "state.json").touch()
     again = run_world(world, train_run, shards, run, overrides)[0]
     assert (again["state"], again["start"], again["images_seen"]) == ("done", 36, 36)
     assert json.loads((run / "status.json").read_text())["state"] == "done"
     assert (run / "generator.safetensors").exists()
+    assert not (run / "checkpoints" / "00000000.012").exists()
     assert checkpoint_digest(run) == before
     # A second evaluation without progress would count against the run.
     assert (run / "evaluations.jsonl").read_text() == evaluated
@@ -120,6 +126,22 @@ def test_damaged_newer_checkpoints_are_pruned_after_the_next_save(tmp_path: Path
         checkpoints.save(tmp_path, images_seen=images, tensors={"a": torch.zeros(1)}, state={})
     checkpoints.prune(tmp_path, newest="00000002.000", keep=1, wanted=["00000001.000"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000001.000", "00000002.000"]
+
+
+def test_removed_checkpoints_stay_removed_after_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their folder is synced once they are gone."""
+    for images in (1000, 2000):
+        checkpoints.save(tmp_path, images_seen=images, tensors={"a": torch.zeros(1)}, state={})
+    synced: list[tuple[Path, list[str]]] = []
+
+    def note(path: Path) -> None:
+        synced.append((path, sorted(entry.name for entry in path.iterdir())))
+
+    monkeypatch.setattr(checkpoints, "sync_path", note)
+    checkpoints.prune(tmp_path, newest="00000002.000", keep=1)
+    assert synced == [(tmp_path, ["00000002.000"])]
 
 
 def test_failed_save_keeps_the_pointers_to_healthy_and_best_checkpoints(

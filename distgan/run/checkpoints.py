@@ -140,11 +140,14 @@ def prune(folder: Path, *, newest: str, keep: int, wanted: Collection[str] = ())
     paths = list_checkpoints(folder)
     kept = {path.name for path in [path for path in paths if path.name <= newest][-keep:]}
     kept |= set(wanted)
-    for path in paths:
-        if path.name not in kept:
-            with suppress(OSError):  # renamed first, so that a kill leaves no half of it behind
-                path.rename(unfinished_path(path))
+    removed = [path for path in paths if path.name not in kept]
+    for path in removed:
+        with suppress(OSError):  # renamed first, so that a kill leaves no half of it behind
+            path.rename(unfinished_path(path))
     remove_unfinished(folder)
+    if removed:
+        with suppress(OSError):  # until then a power cut may bring them back, in part
+            sync_path(folder)
 
 
 def unfinished_path(path: Path) -> Path:

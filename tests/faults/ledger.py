@@ -179,7 +179,8 @@ order, and each step is on the disk before the next one begins:
 3. Before a checkpoint, all rows and the names of their files.
 4. The three files of the checkpoint and their folder, under a temporary name.
 5. The checkpoint gets its name, and `checkpoints/` is synced.
-6. Older checkpoints are renamed and then removed.
+6. Older checkpoints are renamed and then removed, and `checkpoints/` is synced. A power cut before
+   that may bring one back, in part; the same command removes it.
 7. At the end, the last checkpoint, `generator.safetensors` and `generator.json`. If the run is done
    or has collapsed, `losses.png` and `report.html` follow, and `status.json` comes last; otherwise
    `status.json` comes before these two.
