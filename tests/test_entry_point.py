@@ -241,8 +241,8 @@ def test_launchers_that_start_other_worlds_than_asked_for_are_refused(
 
 def test_a_dry_run_says_what_the_run_will_take_and_writes_nothing(tmp_path: Path) -> None:
     """It lists the settings that differ from the defaults, and measures a second of steps."""
-    arguments = ["--preset", "cifar10", "--dry-run", "train.seed=7"]
-    code, output = finish(start([*DISTGAN_TRAIN, *arguments], tmp_path))
+    arguments = ["train", "--preset", "cifar10", "--dry-run", "train.seed=7"]
+    code, output = run_script("distgan", arguments, tmp_path)
     assert code == 0
     assert "train.seed: 7" in output
     assert "disk: about" in output

@@ -24,14 +24,13 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
 # Imported once, so that a new world starts in well under a second. The last ones are what a run
-# imports while it trains: the first step of an optimizer, the plot of losses, the report.
-CONTEXT.set_forkserver_preload(
-    [
-        "distgan.trainer", "distgan.cli", "torch._dynamo", "torch.distributed.algorithms",
-        "matplotlib.backends.backend_agg", "matplotlib.figure", "distgan.reporting.page",
-        "sklearn.datasets",
-    ]
-)  # fmt: skip
+# imports while it trains: the first step of an optimizer, the plot of losses, the report, W&B.
+PRELOADED = [
+    "distgan.trainer", "distgan.cli", "torch._dynamo", "torch.distributed.algorithms",
+    "matplotlib.backends.backend_agg", "matplotlib.figure", "distgan.reporting.page",
+    "sklearn.datasets", "wandb",
+]  # fmt: skip
+CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 def share_fork_server() -> tuple[str, bytes]:

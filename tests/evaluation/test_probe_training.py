@@ -23,7 +23,7 @@ def train(**arguments: Any) -> Probe:
     """Train a small probe of the digits."""
     torch.set_num_threads(1)
     images, labels = digits()
-    fixed = {"class_names": NAMES, "dataset_fingerprint": "digits", "width": 4, "kimg": 5.0}
+    fixed = {"class_names": NAMES, "dataset_fingerprint": "digits", "width": 4, "kimg": 2.0}
     return training.train_probe(images.__getitem__, labels, **fixed | arguments)
 
 
@@ -62,11 +62,11 @@ def test_a_state_that_does_not_fit_is_named_and_replaced(
     monkeypatch.setattr(training, "SECONDS_BETWEEN_SAVES", 0.0)
     state = tmp_path / "state"
     state.write_bytes(b"damaged")
-    first = train(state_file=state, kimg=2.0)
+    first = train(state_file=state, kimg=1.0)
     assert "cannot be resumed" in caplog.text
-    assert train(state_file=state, kimg=2.0, seed=1).version == train(kimg=2.0, seed=1).version
+    assert train(state_file=state, kimg=1.0, seed=1).version == train(kimg=1.0, seed=1).version
     assert "it has other settings" in caplog.text
-    assert first.version == train(kimg=2.0).version
+    assert first.version == train(kimg=1.0).version
 
 
 def test_progress_goes_forward_and_shows_the_held_out_accuracy() -> None:

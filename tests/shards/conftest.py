@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.format.index import ShardIndex
+from shards.format.index import ShardIndex, read_index
 from shards.pack import pack
 from tests.shards.encodings import pack_all
 
 MakeImages = Callable[..., Path]
+
+
+def write_images(folder: Path, num: int, *, classes: tuple[str, ...], size: int) -> Path:
+    """Write PNGs of noise, one class after another; return the folder."""
+    rng = np.random.default_rng(num)
+    for i in range(num):
+        path = folder / (classes[i % len(classes)] if classes else "") / f"{i:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+    return folder
 
 
 @pytest.fixture
@@ -23,21 +34,23 @@ def make_images(tmp_path: Path) -> MakeImages:
     def make(
         num: int, *, classes: tuple[str, ...] = ("a", "b"), size: int = 16, name: str = "images"
     ) -> Path:
-        rng = np.random.default_rng(num)
-        folder = tmp_path / name
-        for i in range(num):
-            path = folder / (classes[i % len(classes)] if classes else "") / f"{i:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
-        return folder
+        return write_images(tmp_path / name, num, classes=classes, size=size)
 
     return make
 
 
-@pytest.fixture
-def packed(make_images: MakeImages, tmp_path: Path) -> ShardIndex:
+@pytest.fixture(scope="session")
+def packed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pack 250 images of 32x32 in two classes and two shards (5,120 bytes per sample)."""
-    return pack(make_images(250, size=32), tmp_path / "packed", size=32, shard_size_mb=1)
+    folder = tmp_path_factory.mktemp("packed")
+    images = write_images(folder / "images", 250, classes=("a", "b"), size=32)
+    return pack(images, folder / "packed", size=32, shard_size_mb=1).path
+
+
+@pytest.fixture
+def packed(packed_once: Path, tmp_path: Path) -> ShardIndex:
+    """Copy the 250 packed images, for a test that may change them."""
+    return read_index(shutil.copytree(packed_once, tmp_path / "packed"))
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,7 @@
 """What a reader needs does not grow with the dataset."""
 
 import json
-import subprocess
-import sys
+import re
 import tempfile
 from pathlib import Path
 
@@ -10,18 +9,23 @@ import pytest
 
 from shards.format.index import ShardIndex, ShardRecord
 from shards.format.raw import RawLayout
-
-SAMPLES_PER_SHARD = 8000
-READ = """
-import re, sys
 from shards.reader import ShardReader
 from shards.stream import BatchStream
-for folder in sys.argv[1:]:
-    with BatchStream(ShardReader(folder), key=1, start=0, batch_size=4) as stream:
-        for _ in range(4):
-            next(stream)
-        print(int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024)
-"""
+from tests.worlds import run_world
+
+SAMPLES_PER_SHARD = 8000
+
+
+def memory_after_reading(folders: list[Path]) -> list[float]:
+    """Return the MB of this process's own memory, beside the files it maps, after each dataset."""
+    found = []
+    for folder in folders:
+        with BatchStream(ShardReader(folder), key=1, start=0, batch_size=4) as stream:
+            for _ in range(4):
+                next(stream)
+            status = Path("/proc/self/status").read_text()
+            found.append(int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024)
+    return found
 
 
 def indexed(folder: Path, num_samples: int) -> Path:
@@ -57,8 +61,6 @@ def test_ten_million_samples_take_no_more_memory_than_a_thousand() -> None:
     """A reader and its stream: the same memory but for the open shards' records."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         sets = [indexed(Path(folder) / "few", 1000), indexed(Path(folder) / "many", 10_000_000)]
-        command = [sys.executable, "-c", READ, *map(str, sets)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    few, many = map(float, done.stdout.split())  # MB of its own, beside the files it maps
+        [(few, many)] = run_world(1, memory_after_reading, sets)
     print(f"{few:.1f} MB for 1,000 samples, {many:.1f} MB for 10,000,000")
     assert many < few + 16

@@ -14,16 +14,16 @@ from shards.reader import ShardReader
 from shards.remote.files import open_shards
 from tests.shards.servers import QUICK
 
-moto_server = pytest.importorskip(
-    "moto.server", reason="moto is not installed: pip install 'moto[server]'"
-)
-pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 's3fs'")
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "ignore::ResourceWarning")
 
 
 @pytest.fixture
 def bucket(packed: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket that holds the packed shards."""
+    moto_server = pytest.importorskip(
+        "moto.server", reason="moto is not installed: pip install 'moto[server]'"
+    )
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 's3fs'")
     import boto3
 
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
