@@ -24,11 +24,11 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
 # Imported once, so that a new world starts in well under a second. The last ones are what a run
-# imports while it trains: the first step of an optimizer, the plot of losses, the report, W&B.
+# imports while it trains: the first step of an optimizer, the plot of losses, the report.
 PRELOADED = [
     "distgan.trainer", "distgan.cli", "torch._dynamo", "torch.distributed.algorithms",
     "matplotlib.backends.backend_agg", "matplotlib.figure", "distgan.reporting.page",
-    "sklearn.datasets", "wandb",
+    "sklearn.datasets",
 ]  # fmt: skip
 CONTEXT.set_forkserver_preload(PRELOADED)
 
@@ -36,8 +36,10 @@ CONTEXT.set_forkserver_preload(PRELOADED)
 def share_fork_server() -> tuple[str, bytes]:
     """Start the process that others are forked from; return what other processes need to use it.
 
-    It imports in the background.
+    It imports in the background, also what a run that logs to W&B needs. That takes seconds, for
+    which a test that is run alone need not wait.
     """
+    CONTEXT.set_forkserver_preload([*PRELOADED, "wandb.sdk.launch"])
     forkserver.ensure_running()
     server = forkserver._forkserver
     return server._forkserver_address, getattr(server, "_forkserver_authkey", b"")

@@ -49,15 +49,22 @@ def fill(disk: Path, *, leave: int) -> Path:
     return filler
 
 
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Train a run on a disk with room; return the digest of its last checkpoint."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_world(1, train_run, shards, run, OVERRIDES)
+    return checkpoint_digest(run)
+
+
 @pytest.mark.parametrize("leave", [0, 40_000])
 def test_run_on_a_full_disk_fails_cleanly_and_resumes_bit_identically(
-    shards: Path, tmp_path: Path, small_disk: Path, leave: int
+    shards: Path, undisturbed: str, small_disk: Path, leave: int
 ) -> None:
     """Without room for a row or a checkpoint the run fails with one line, its checkpoint intact.
 
     Once there is room again, the same command ends with the same weights as an undisturbed run.
     """
-    run_world(1, train_run, shards, tmp_path / "whole", OVERRIDES)
     run = small_disk / "run"
     run_world(1, train_run, shards, run, OVERRIDES, 24)
     filler = fill(small_disk, leave=leave)
@@ -68,7 +75,7 @@ def test_run_on_a_full_disk_fails_cleanly_and_resumes_bit_identically(
         run_world(1, train_run, shards, run, OVERRIDES)
     filler.unlink()
     assert run_world(1, train_run, shards, run, OVERRIDES)[0]["state"] == "done"
-    assert checkpoint_digest(run) == checkpoint_digest(tmp_path / "whole")
+    assert checkpoint_digest(run) == undisturbed
     assert [row["progress/images"] for row in rows(run)] == list(range(12, 73, 12))
 
 
