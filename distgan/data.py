@@ -28,7 +28,7 @@ from shards.order.rank import RankSlice
 from shards.order.settings import OrderSettings
 from shards.reader import ShardReader
 from shards.remote.files import open_shards
-from shards.stream import BatchStream
+from shards.stream import TENSOR_TYPE, BatchStream
 
 MAX_DECODED = 100_000  # compressed images decoded before training begins, which takes about 10 s
 CHUNK = 4096  # images per copy to the device when all are kept there
@@ -173,17 +173,25 @@ class TrainingBatches:
         began = time.monotonic()
         pixels = next(self.stream)
         self.wait_seconds += time.monotonic() - began
-        images = pixels.to(memory_format=torch.channels_last) / 127.5 - 1.0
+        images = normalize(pixels)
         if mirrored is not None:
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         return images
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """Return uint8 images, or the bits of uint16 in int16, as floats in [-1, 1], channels last."""
+    pixels = pixels.to(memory_format=torch.channels_last)
+    if pixels.dtype == torch.uint8:
+        return pixels / 127.5 - 1.0
+    return (pixels.int() & 0xFFFF) / 32767.5 - 1.0
 
 
 # ---------------------------------------------------------------------------------------- streams
 
 
 class ImageStream(Protocol):
-    """Endless batches uint8 [b, C, H, W] on the device."""
+    """Endless batches [b, C, H, W] on the device, as in `normalize`."""
 
     def __next__(self) -> Tensor: ...
 
@@ -209,7 +217,7 @@ def open_stream(
     fraction `resident_share` of its free memory. `workers` processes decode compressed shards; None
     chooses their number.
     """
-    num_bytes = reader.num_samples * int(np.prod(reader.image_shape))
+    num_bytes = reader.num_samples * reader.index.raw_layout.image_bytes
     fits = num_bytes <= resident_share * free_bytes(device)
     if reader.order_settings.kind == "permutation" and fits and is_quick_to_load(reader):
         order = reader.make_order(key, batch_size=batch_size)
@@ -244,16 +252,18 @@ def free_bytes(device: torch.device) -> int:
 
 
 def resident_images(reader: ShardReader, device: torch.device) -> Tensor:
-    """Load all images uint8 [N, C, H, W] into the device's memory, channels last."""
+    """Load all images [N, C, H, W] into the device's memory, channels last, as in `normalize`."""
+    carrier = TENSOR_TYPE[reader.dtype]
     images = torch.empty(
         (reader.num_samples, *reader.image_shape),
-        dtype=torch.uint8,
+        dtype=carrier,
         device=device,
         memory_format=torch.channels_last,
     )
     for first in range(0, reader.num_samples, CHUNK):
         ids = np.arange(first, min(first + CHUNK, reader.num_samples))
-        images[first : first + len(ids)] = torch.from_numpy(reader.gather(ids)).to(device)
+        part = torch.from_numpy(reader.gather(ids).view(f"i{carrier.itemsize}")).view(carrier)
+        images[first : first + len(ids)] = part.to(device)
     return images
 
 

@@ -217,6 +217,8 @@ def generator_spec(
     networks: Networks,
     image_shape: tuple[int, int, int],
     labels: Labels | None = None,
+    *,
+    bits: int = 8,
 ) -> GeneratorSpec:
     """Return the spec of a generator of images [C, H, W]; labels make it a conditional one."""
     assert (labels is None) == (networks.condition == "none"), "a condition is given by labels"
@@ -232,6 +234,7 @@ def generator_spec(
         width=networks.generator_width,
         latent_dim=networks.latent_dim,
         max_width=networks.max_width,
+        bits=bits,
     )
 
 

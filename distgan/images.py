@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,6 +21,28 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def to_uint16(images: Tensor) -> Tensor:
+    """Return images [B, C, H, W] in [-1, 1] as values of 16 bits, in int32 for torch's sake."""
+    return images.float().add(1.0).mul(32767.5).round().clamp(0, 65535).int()
+
+
+def write_image(pixels: Tensor, path: Path) -> Path:
+    """Write pixels [C, H, W] and return the file: a PNG, or an npy if a PNG cannot hold them.
+
+    They are uint8, or values of 16 bits. `path` has no extension. Raises OSError.
+    """
+    array = pixels.cpu().numpy().astype("u1" if pixels.dtype == torch.uint8 else "<u2")
+    is_png = len(array) in ((1, 3, 4) if array.itemsize == 1 else (1,))
+    path = path.with_suffix(".png" if is_png else ".npy")
+    if not is_png:
+        np.save(path, array)
+    elif len(array) == 1:
+        Image.fromarray(array[0]).save(path)
+    else:
+        to_image(pixels).save(path)
+    return path
+
+
 def grid_pixels(images: Tensor, *, columns: int | None = None, scale: int | None = None) -> Tensor:
     """Return uint8 images [B, C, H, W] as one grid, uint8 [3, H', W'].
 
@@ -27,8 +50,23 @@ def grid_pixels(images: Tensor, *, columns: int | None = None, scale: int | None
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
     scale = scale or max(1, 64 // images.shape[-1])
-    pixels = images.cpu().repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    pixels = visible(images.cpu()).repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
     return tile(pixels, columns=min(columns, len(pixels)), gap=2 * scale)
+
+
+def visible(images: Tensor) -> Tensor:
+    """Return uint8 images [B, C, H, W] as they are shown, [B, 1 or 3, H, W].
+
+    A fourth channel is transparency, shown on white. Of two channels or more than four, the first
+    three are red, green and blue.
+    """
+    num_channels = images.shape[1]
+    if num_channels == 2:
+        return images[:, [0, 1, 1]]
+    if num_channels != 4:
+        return images[:, :3]
+    alpha = images[:, 3:].float() / 255
+    return (images[:, :3] * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
 
 
 def tile(images: Tensor, *, columns: int, gap: int) -> Tensor:
@@ -47,7 +85,7 @@ def tile(images: Tensor, *, columns: int, gap: int) -> Tensor:
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """Return uint8 pixels [C, H, W] as a grey or colour image."""
+    """Return uint8 pixels [1, 3 or 4, H, W] as a grey or colour image, or one with alpha."""
     grey = len(pixels) == 1
     return Image.fromarray((pixels[0] if grey else pixels.permute(1, 2, 0)).cpu().numpy())
 

@@ -80,7 +80,9 @@ class Trainer:
             with explained(self.folder.path):
                 write_clusters(self.folder.path, session.clusters, self.reader)
         labels = session.labels
-        spec = generator_spec(config.networks, self.reader.image_shape, labels=labels)
+        spec = generator_spec(
+            config.networks, self.reader.image_shape, labels, bits=self.reader.index.bits
+        )
         self.gan = build_gan(session.accelerator, spec, config, total_images=session.total_images)
         self.checkpointer = Checkpointer(session, config, gan=self.gan, evaluator=self.evaluator)
         self.notes = self.checkpointer.restore_newest()

@@ -1,4 +1,4 @@
-"""The error of this package, and text that is safe to print or to store."""
+"""The errors of this package, and text that is safe to print or to store."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ class ShardError(ValueError):
 
     The message is one line: what is wrong, the value, and what to type instead.
     """
+
+
+class BadImage(Exception):
+    """The reason why an image cannot be used, in the same words on every machine."""
 
 
 def describe_system_error(error: OSError) -> str:

@@ -178,6 +178,7 @@ class OutputFolder:
             quality=None if compressed is None else compressed.quality,
             spans_sha256=spans_sha256,
             source_sha256=content,
+            bits=packing.raw.bits,
         )
         write_atomic(out / INDEX_FILE, index.to_json())
         return index

@@ -9,22 +9,28 @@ removed.
 
 from __future__ import annotations
 
-from collections.abc import Container
+import warnings
+from collections.abc import Container, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from shards.errors import ShardError
+from PIL import ImageColor
+
+from shards.errors import BadImage, ShardError, printable
 from shards.files import expand_user
 from shards.format.compressed import DEFAULT_QUALITY, MAX_QUALITY, CompressedLayout
 from shards.format.index import ShardIndex
 from shards.format.raw import TRAILER, RawLayout
-from shards.images import Fit
+from shards.images import Fit, describe_image
 from shards.output import OutputFolder
 from shards.pack_shards import Progress, write_shards
 from shards.pack_workers import Packing
+from shards.planes import MAX_CHANNELS
 from shards.sources.registry import open_source
 from shards.sources.source import Source
 
+MAX_BAND = 1000
 BadImages = Literal["fail", "skip"]
 Labels = Literal["keep", "ignore"]
 Encoding = Literal["raw", "jpeg", "png"]
@@ -36,6 +42,9 @@ def pack(
     *,
     size: int | tuple[int, int] | None = None,
     channels: int | None = None,
+    bits: int | None = None,
+    bands: Sequence[int] | None = None,
+    background: str = "white",
     fit: Fit = "crop",
     shard_size_mb: int = 32,
     encoding: Encoding = "raw",
@@ -61,8 +70,9 @@ def pack(
     unusable source, folder or setting; finished shards remain.
     """
     packing = plan_packing(
-        source, size=size, channels=channels, fit=fit, shard_size_mb=shard_size_mb,
-        encoding=encoding, quality=quality, labels=labels, cls=cls, split=split, root=root,
+        source, size=size, channels=channels, bits=bits, bands=bands, background=background,
+        fit=fit, shard_size_mb=shard_size_mb, encoding=encoding, quality=quality, labels=labels,
+        cls=cls, split=split, root=root,
     )  # fmt: skip
     return write_dataset(packing, out, workers=workers, bad_images=bad_images, progress=progress)
 
@@ -72,6 +82,9 @@ def plan_packing(
     *,
     size: int | tuple[int, int] | None = None,
     channels: int | None = None,
+    bits: int | None = None,
+    bands: Sequence[int] | None = None,
+    background: str = "white",
     fit: Fit = "crop",
     shard_size_mb: int = 32,
     encoding: Encoding = "raw",
@@ -85,7 +98,12 @@ def plan_packing(
 
     Args:
         size: Pixels per side, or (height, width); by default the source's own.
-        channels: 1 or 3; by default the source's own.
+        channels: 1 to 16; by default 3, or as many as the first image has if these are neither 1
+            nor 3 nor 4, or of 16 bits. 4 keeps transparency.
+        bits: 8 or 16 per channel, to which all images are converted; by default those of the first
+            image, and others are refused.
+        bands: Numbers of the channels to pack, from 1, in this order. The first three are shown.
+        background: Colour of transparent pixels, if transparency is not kept.
         fit: Whether images of other proportions are cropped to their centre, or stretched.
         shard_size_mb: Size of a shard of raw pixels. With any `encoding` a shard has as many
             samples as that.
@@ -94,19 +112,26 @@ def plan_packing(
         cls: Whether the tars hold the labels, which `labels.npy` always does.
         split, root: Of named sources.
     """
-    _check_settings(size, channels, fit, shard_size_mb, labels)
+    _check_settings(size, channels, bits, bands, background, fit, shard_size_mb, labels)
     _check_encoding(encoding, quality)
     if not isinstance(source, Source):
         source = open_source(source, split=split, root=root, with_labels=labels == "keep")
     height, width = _sides(size or source.default_size)
-    shape = (channels or source.default_channels, height, width)
-    raw = RawLayout(shape, cls and source.labels is not None)
+    any_bits = bits is not None
+    if channels is None or bits is None:
+        usual_channels, usual_bits = _usual_pixels(source)
+        channels, bits = channels or len(bands or ()) or usual_channels, bits or usual_bits
+    raw = RawLayout((channels, height, width), cls and source.labels is not None, bits)
     compressed = None
     if encoding != "raw":
+        _check_encodable(encoding, channels, bits)
         quality = quality or DEFAULT_QUALITY if encoding == "jpeg" else None
         compressed = CompressedLayout(raw.image_shape, raw.cls, encoding, quality)
     samples_per_shard = max(1, (shard_size_mb * 2**20 - len(TRAILER)) // raw.stride)
-    return Packing(source, raw, samples_per_shard, compressed, fit)
+    return Packing(
+        source, raw, samples_per_shard, compressed, fit, background,
+        None if bands is None else tuple(bands), any_bits,
+    )  # fmt: skip
 
 
 def write_dataset(
@@ -133,18 +158,57 @@ def write_dataset(
 def _check_settings(
     size: int | tuple[int, int] | None,
     channels: int | None,
+    bits: int | None,
+    bands: Sequence[int] | None,
+    background: str,
     fit: Fit,
     shard_size_mb: int,
     labels: str,
 ) -> None:
     for name, value, allowed, remedy in (
         *[("--size", side, range(1, 8193), "1 to 8192") for side in _sides(size)],
-        ("--channels", channels, (1, 3), "1 or 3"),
+        ("--channels", channels, range(1, MAX_CHANNELS + 1), f"1 to {MAX_CHANNELS}"),
+        ("--bits", bits, (8, 16), "8 or 16"),
+        *[("--bands", band, range(1, MAX_BAND + 1), f"1 to {MAX_BAND}") for band in bands or ()],
         ("--fit", fit, get_args(Fit), "crop or stretch"),
         ("--shard-size-mb", shard_size_mb, range(1, 65537), "1 to 65536"),
         ("--labels", labels, get_args(Labels), "keep or ignore"),
     ):
         _check(name, value, allowed, remedy)
+    if bands is not None and len(bands) != (channels or len(bands)):
+        raise ShardError(
+            f"--bands {','.join(map(str, bands))} are {len(bands)}, and --channels is {channels}: "
+            "leave --channels out"
+        )
+    _check("--bands", len(bands or ()), range(MAX_CHANNELS + 1), f"at most {MAX_CHANNELS}")
+    try:
+        ImageColor.getrgb(background)
+    except ValueError:
+        raise ShardError(
+            f"--background {printable(background)} is no colour: give a name such as black, or "
+            "'#ff8800'"
+        ) from None
+
+
+def _usual_pixels(source: Source) -> tuple[int, int]:
+    """Return the channels and bits that are packed by default, which the first image decides."""
+    usual = source.default_channels, 8
+    if source.in_memory:
+        return usual
+    # What is wrong with it is told when it is packed.
+    with warnings.catch_warnings(), suppress(BadImage, OSError, ShardError):
+        warnings.simplefilter("ignore")
+        channels, bits = describe_image(source.read(0))
+        return usual if bits == 8 and channels in (1, 3, 4) else (channels, bits)
+    return usual
+
+
+def _check_encodable(encoding: str, channels: int, bits: int) -> None:
+    if channels not in (1, 3) or bits != 8:
+        raise ShardError(
+            f"--encoding {encoding} is for 1 or 3 channels of 8 bits, and this is {channels} of "
+            f"{bits}: leave it out"
+        )
 
 
 def check_how(workers: int | None, bad_images: str) -> None:

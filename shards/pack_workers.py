@@ -12,16 +12,16 @@ import json
 import os
 import warnings
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import ShardError
+from shards.errors import BadImage, ShardError
 from shards.format.compressed import CompressedLayout
 from shards.format.index import RAW, VERSION
 from shards.format.raw import RawLayout
-from shards.images import BadImage, Fit, decode_image
+from shards.images import Fit, decode_image
 from shards.order.permutation import order_key, sample_ids
 from shards.sources.source import Source
 
@@ -69,6 +69,9 @@ class Packing:
     samples_per_shard: int
     compressed: CompressedLayout | None = None  # None: raw pixels
     fit: Fit = "crop"
+    background: str = "white"  # of transparent images, if alpha is not kept
+    bands: tuple[int, ...] | None = None  # channels to take, from 1; None: all of them
+    any_bits: bool = False  # whether images of the other depth are converted
 
     @property
     def num_shards(self) -> int:
@@ -82,6 +85,10 @@ class Packing:
             settings.append(self.compressed.quality)
         if self.fit != "crop":
             settings.append(self.fit)
+        pixels = {"bits": self.raw.bits, "background": self.background, "bands": self.bands}
+        usual = {"bits": 8, "background": "white", "bands": None}
+        if pixels != usual:
+            settings.append(pixels)
         encoding = RAW if self.compressed is None else self.compressed.encoding
         parts = [VERSION, encoding, self.source.digest, self.source.class_names, settings]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -118,7 +125,8 @@ class Packing:
         slots = np.array(chunk.slots, np.int64)
         items = self.items(slots)
         labels = self.source.labels[items] if self.source.labels is not None else None
-        rows = pixels = np.empty((len(slots), *self.raw.image_shape), np.uint8)
+        rows: NDArray[np.uint8] = np.empty((len(slots), 0), np.uint8)
+        pixels = np.empty((len(slots), *self.raw.image_shape), np.uint8)
         if self.compressed is None:
             rows = self.raw.blank(slots, labels)
             pixels = self.raw.pixels(rows)
@@ -142,10 +150,9 @@ class Packing:
         return Written(len(data), spans, rejected, digests)
 
     def _decode_into(
-        self, pixels: NDArray[np.uint8], slots: range, items: NDArray[np.int64]
+        self, pixels: NDArray[Any], slots: range, items: NDArray[np.int64]
     ) -> tuple[list[Rejected], bytes]:
         """Decode items into `pixels` [n, C, H, W]; return those that are broken, and digests."""
-        channels, height, width = self.raw.image_shape
         rejected, digests = [], []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's about odd but readable content
@@ -155,12 +162,18 @@ class Packing:
                 try:
                     if isinstance(data, BadImage):
                         raise data
-                    pixels[row] = decode_image(
-                        data, size=(height, width), channels=channels, fit=self.fit
-                    )
+                    pixels[row] = self.decode(data)
                 except BadImage as error:
                     rejected.append(Rejected(slots[row], self.source.names[item], str(error)))
         return rejected, b"".join(digests)
+
+    def decode(self, data: bytes | NDArray[Any]) -> NDArray[Any]:
+        """Return an image as it is packed, [C, H, W]; raises BadImage."""
+        channels, height, width = self.raw.image_shape
+        return decode_image(
+            data, size=(height, width), channels=channels, bits=self.raw.bits, fit=self.fit,
+            background=self.background, bands=self.bands, any_bits=self.any_bits,
+        )  # fmt: skip
 
     def _read(self, item: int) -> tuple[bytes | NDArray[np.uint8] | BadImage, bytes]:
         """Return an item's data, or why it is broken, and the sha256 digest of its file."""

@@ -20,6 +20,7 @@ from shards.format.index import LABELS_FILE, SPANS_FILE, ShardIndex, read_index
 from shards.format.raw import NPY_HEADER_BYTES
 from shards.order.permutation import Order
 from shards.order.settings import PERMUTATION, OrderSettings
+from shards.planes import with_bits
 
 _MAX_OPEN_SHARDS = 512  # each takes a file descriptor, of which a process has 1,024 by default
 
@@ -27,8 +28,8 @@ _MAX_OPEN_SHARDS = 512  # each takes a file descriptor, of which a process has 1
 class Images(Protocol):
     """The images of a shard by row."""
 
-    def __getitem__(self, row: int) -> NDArray[np.uint8]:
-        """Return an image uint8 [C, H, W]."""
+    def __getitem__(self, row: int) -> NDArray[Any]:
+        """Return an image [C, H, W]."""
 
 
 class OpenShard(NamedTuple):
@@ -105,13 +106,21 @@ class ShardReader:
     def image_shape(self) -> tuple[int, int, int]:
         return self.index.image_shape
 
-    def gather(
-        self, ids: NDArray[np.int64], *, out: NDArray[np.uint8] | None = None
-    ) -> NDArray[np.uint8]:
-        """Return the images uint8 [n, C, H, W] of ids [n], written into `out` if given."""
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of pixels: uint8 or uint16."""
+        return self.index.raw_layout.dtype
+
+    def gather_8_bits(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the images of ids [n] as uint8 [n, C, H, W], to be shown and evaluated."""
+        pixels: NDArray[np.uint8] = with_bits(self.gather(ids), 8)
+        return pixels
+
+    def gather(self, ids: NDArray[np.int64], *, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the images [n, C, H, W] of ids [n] as stored, written into `out` if given."""
         rows = self._rows(ids)
         if out is None:
-            out = np.empty((len(rows), *self.image_shape), np.uint8)
+            out = np.empty((len(rows), *self.image_shape), self.dtype)
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         rows = rows - self._starts[shards]
         by_shard = np.argsort(shards, kind="stable")  # only a few may be open at a time

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from multiprocessing.util import Finalize
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +23,14 @@ from shards.order.rank import RankSlice
 from shards.reader import ShardReader
 from shards.remote.prefetch import Prefetcher
 
+TENSOR_TYPE = {np.dtype(np.uint8): torch.uint8, np.dtype("<u2"): torch.int16}
 _MAX_JOIN_SEC = 5.0  # a thread that is downloading ends by itself, or with the process
 
 
 class BatchStream(Iterator[torch.Tensor]):
-    """The slice of one rank, uint8 [batch_size / world_size, C, H, W], of one batch after another.
+    """The slice of one rank, [batch_size / world_size, C, H, W], of one batch after another.
+
+    It is uint8, or int16 with the bits of uint16, for which torch has few operations.
 
     The batches are those of `RankSlice` in the reader's order under `key`. The whole state is
     `position`, that of the next batch. A thread reads `prefetch` batches ahead, into pinned memory
@@ -112,8 +116,8 @@ def _read_ahead(
             while not stop.is_set():
                 if prefetcher is not None:
                     prefetcher.advance(position)
-                batch = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-                read_into(batch.numpy())
+                batch = torch.empty(shape, dtype=TENSOR_TYPE[reader.dtype], pin_memory=pinned)
+                read_into(batch.numpy().view(reader.dtype))
                 _put(batches, batch, stop)
                 position += rank_slice.step
     except BaseException as error:  # whatever it is, the consumer has to know
@@ -125,11 +129,11 @@ def _read_ahead(
 
 def _gather_into(
     reader: ShardReader, order: Order, rank_slice: RankSlice
-) -> Callable[[NDArray[np.uint8]], None]:
+) -> Callable[[NDArray[Any]], None]:
     """Return a function that reads, and decodes if needed, one batch after another."""
     batches = rank_slice.batches(order)
 
-    def read_into(out: NDArray[np.uint8]) -> None:
+    def read_into(out: NDArray[Any]) -> None:
         reader.gather(next(batches), out=out)
 
     return read_into

@@ -193,7 +193,7 @@ def _compare_with_webdataset(reader: ShardReader, path: Path, ids: range) -> Non
         for id_, (image, label) in zip(ids, _webdataset_samples(reader.index, path), strict=True):
             expected = reader.gather(np.array([id_]))[0]
             limit = _MAX_DECODER_DIFFERENCE if reader.index.encoding == "jpeg" else 0
-            differs = image.shape != expected.shape or image.dtype != np.uint8
+            differs = image.shape != expected.shape or image.dtype != expected.dtype
             if differs or np.abs(image.astype(int) - expected).max() > limit:
                 raise Damage(f"holds another image for webdataset in sample {num_read}")
             if reader.index.cls and label != reader.labels(np.array([id_]))[0]:

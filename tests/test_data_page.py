@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from shards.format.index import read_index
 from tests.test_commands import call
@@ -14,6 +17,17 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write what the page calls its sources, and go to their folder."""
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "photographs", num=8)
+    noise = np.random.default_rng(0)
+    for name in ("scans", "logos", "satellite"):
+        (tmp_path / name).mkdir()
+    for number in range(3):
+        Image.fromarray(noise.integers(0, 256, (30, 60), dtype=np.uint8)).save(
+            tmp_path / "scans" / f"{number}.jpg"
+        )
+        pixels = noise.integers(0, 256, (20, 20, 4), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "logos" / f"{number}.png")
+        bands = noise.integers(0, 2**16, (6, 20, 20), dtype=np.uint16)
+        tifffile.imwrite(tmp_path / "satellite" / f"{number}.tif", bands, photometric="minisblack")
     return tmp_path
 
 
@@ -25,6 +39,15 @@ def test_commands_of_the_data_page_work_in_order(sources: Path) -> None:
         code, said = call(*line.split()[1:])
         assert code == 0, f"{line}\n{said}"
     assert read_index("data/photographs").num_samples == 8
+    shapes = {
+        path.parent.name: (read_index(path.parent).image_shape, read_index(path.parent).bits)
+        for path in sources.glob("data/*/index.json")
+    }
+    assert shapes["grey"] == ((1, 64, 96), 8)
+    assert [shapes[name][0][0] for name in ("logos", "logos-on-black")] == [4, 3]
+    assert [shapes[name] for name in ("satellite", "infrared")] == [
+        ((6, 64, 64), 16), ((3, 64, 64), 16),
+    ]  # fmt: skip
 
 
 def test_parts_and_joins_are_not_mixed(sources: Path) -> None:

@@ -56,6 +56,16 @@ def parse_size(text: str) -> tuple[int, int]:
     return size
 
 
+def parse_numbers(option: str, text: str) -> list[int]:
+    """Return the numbers of `4,3,2`; raises UserError."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"{option} {text}: give numbers with commas between, such as 4,3,2"
+        ) from None
+
+
 def versions() -> str:
     """Return the versions of distgan, Python and torch."""
     python = f"Python {platform.python_version()}"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from distgan.cli.app import Shards, command, parse_size
+from distgan.cli.app import Shards, command, parse_numbers, parse_size
 from distgan.reporting.console import say, show_error, show_table
 
 
@@ -24,7 +24,14 @@ def pack(
         str | None,
         Option(help="Pixels per side, or HEIGHTxWIDTH. Default: 64 for your images."),
     ] = None,
-    channels: Annotated[int | None, Option(help="1 (gray) or 3 (color).")] = None,
+    channels: Annotated[
+        int | None, Option(help="1 (gray), 3 (color), 4 (with alpha), or up to 16.")
+    ] = None,
+    bits: Annotated[int | None, Option(help="8 or 16. Default: those of the first image.")] = None,
+    bands: Annotated[
+        str | None, Option(help="Channels to pack, such as 4,3,2; the first three are shown.")
+    ] = None,
+    background: Annotated[str, Option(help="Color behind transparent images.")] = "white",
     fit: Annotated[
         Literal["crop", "stretch"],
         Option(help="Images of other proportions: take their centre, or change them."),
@@ -70,17 +77,18 @@ def pack(
     from shards.pack import plan_packing
     from shards.sources.registry import open_source
 
-    pixels = None if size is None else parse_size(size)
+    sides = None if size is None else parse_size(size)
+    chosen = None if bands is None else parse_numbers("--bands", bands)
     opened = open_source(source, split=split, root=root, with_labels=labels == "keep")
+    packing = plan_packing(
+        opened, size=sides, channels=channels, bits=bits, bands=chosen, background=background,
+        fit=fit, shard_size_mb=shard_size_mb, encoding=encoding, quality=quality, cls=cls,
+    )  # fmt: skip
     if preview is not None:
         from distgan.commands.preview import write_preview
 
-        say(write_preview(opened, preview, size=pixels, channels=channels, fit=fit))
+        say(write_preview(packing, preview))
         return
-    packing = plan_packing(
-        opened, size=pixels, channels=channels, fit=fit, shard_size_mb=shard_size_mb,
-        encoding=encoding, quality=quality, cls=cls,
-    )  # fmt: skip
     write_packing(packing, out, part=part, join=join, workers=workers, bad_images=bad_images)
 
 

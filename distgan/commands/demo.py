@@ -36,6 +36,9 @@ def demo(
             f"{source} is a conditional generator, which the page cannot show; "
             "export it with: distgan export --format onnx"
         )
+    channels = generator.spec.channels
+    if channels not in (1, 3):
+        raise UserError(f"a page shows 1 or 3 channels, and the images of {source} have {channels}")
     with writing_to(out, option="--out"):
         out.mkdir(parents=True, exist_ok=True)
         sentences = [write_onnx(generator, out, read_facts(source))]

@@ -189,7 +189,7 @@ def open_packed(path: Path, image_shape: Shape) -> Input:
             f"{list(image_shape)}; pack one of them again"
         )
     return Input(
-        lambda start, stop: torch.from_numpy(reader.gather(np.arange(start, stop))),
+        lambda start, stop: torch.from_numpy(reader.gather_8_bits(np.arange(start, stop))),
         "images",
         reader.num_samples,
     )

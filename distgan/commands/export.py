@@ -187,6 +187,8 @@ def model_card(
         height=height,
         width=width,
         channels=spec.channels,
+        shown=shown_channels(spec.channels),
+        shown_of_one=shown_channels(spec.channels).removeprefix("[:").removesuffix("]"),
         latent_dim=spec.latent_dim,
         start=pyramid(spec.image_size),
         has_safetensors=(out / "generator.safetensors").exists(),
@@ -194,6 +196,11 @@ def model_card(
         training=training_rows(facts, record),
         **quality_values(record),
     )
+
+
+def shown_channels(num_channels: int) -> str:
+    """Return what selects, of images [B, C, H, W] in code, the channels that a PNG can show."""
+    return "" if num_channels in (1, 3) else f"[:, :{1 if num_channels == 2 else 3}]"
 
 
 def render_card(**values: Any) -> str:

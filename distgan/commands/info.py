@@ -12,6 +12,7 @@ def describe(index: ShardIndex) -> list[tuple[str, str]]:
     encoding = index.encoding if index.is_compressed else "raw"
     if index.quality is not None:
         encoding += f" of quality {index.quality}"
+    depth = "" if index.bits == 8 else f" of {index.bits} bits"
     size = f"{index.num_bytes / 1e6:,.1f} MB"
     if index.is_compressed:
         size += f", {index.num_bytes / index.raw_num_bytes:.0%} of raw"
@@ -19,7 +20,9 @@ def describe(index: ShardIndex) -> list[tuple[str, str]]:
     if index.num_rejected:
         skipped = pluralize(index.num_rejected, "image")
         rows.append(("left out", f"{skipped}, listed in rejected.jsonl"))
-    rows.append(("images", f"{width}x{height}, {pluralize(channels, 'channel')}, {encoding}"))
+    rows.append(
+        ("images", f"{width}x{height}, {pluralize(channels, 'channel')}{depth}, {encoding}")
+    )
     if index.class_names:
         rows.append(("classes", describe_classes(index)))
     rows.append(("shards", f"{len(index.shards)}, {size}"))

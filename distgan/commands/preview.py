@@ -9,25 +9,23 @@ import torch
 from distgan.commands.output import writing_to
 from distgan.errors import UserError
 from distgan.images import save_grid
-from shards.images import BadImage, Fit, decode_image
-from shards.sources.source import Source
+from shards.errors import BadImage
+from shards.pack_workers import Packing
+from shards.planes import with_bits
 
 NUM_IMAGES = 64
 
 
-def write_preview(
-    source: Source, out: Path, *, size: tuple[int, int] | None, channels: int | None, fit: Fit
-) -> str:
+def write_preview(packing: Packing, out: Path) -> str:
     """Write a grid of up to 64 images from all over the source; return what was written."""
-    sides, channels = size or source.default_size, channels or source.default_channels
+    source = packing.source
     num_images = min(NUM_IMAGES, len(source))
     pixels, broken = [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's about odd but readable content
         for item in np.linspace(0, len(source) - 1, num_images).round().astype(int).tolist():
             try:
-                data = source.read(item)
-                pixels.append(decode_image(data, size=sides, channels=channels, fit=fit))
+                pixels.append(with_bits(packing.decode(source.read(item)), 8))
             except BadImage as error:
                 broken.append(f"{source.names[item]} ({error})")
     if not pixels:

@@ -42,7 +42,7 @@ def train_on(
     labels = torch.from_numpy(reader.labels(np.arange(reader.num_samples)))
     with accuracy_progress("training the probe") as progress:
         return train_probe(
-            lambda ids: torch.from_numpy(reader.gather(ids.numpy())),
+            lambda ids: torch.from_numpy(reader.gather_8_bits(ids.numpy())),
             labels,
             class_names=reader.index.class_names or (),
             dataset_fingerprint=reader.index.fingerprint,

@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 
 from distgan.commands.output import writing_to
 from distgan.errors import UserError
-from distgan.images import grid_pixels, save_grid, to_image
+from distgan.images import grid_pixels, save_grid, to_image, write_image
 from distgan.networks.base import ConditionalSpec
 from distgan.networks.generator import Generator, check_labels
 from distgan.networks.generator_file import checkpoint_folders, load_generator
@@ -144,15 +144,19 @@ def sample_classes(generator: Generator, selection: Selection, *, out: Path) -> 
 
 
 def sample_files(source: Path, folder: Path, selection: Selection) -> int:
-    """Write 64 images as PNG files 000000.png, 000001.png, ...; return their number."""
+    """Write 64 images as files 000000.png, 000001.png, ...; return their number.
+
+    Those of 2 or more than 4 channels, and colours of 16 bits, are npy files.
+    """
     generator, count = load_generator(source), selection.count(NUM_IMAGES)
     with writing_to(folder, option="--files"):
         folder.mkdir(parents=True, exist_ok=True)
         for first in range(0, count, BATCH_SIZE):
             num = min(BATCH_SIZE, count - first)
-            images = generator.images(*selection.inputs(generator, num, first=first))
+            inputs = selection.inputs(generator, num, first=first)
+            images = generator.images(*inputs, bits=generator.spec.bits)
             for number, image in enumerate(images, start=first):
-                to_image(image).save(folder / f"{number:06d}.png")
+                write_image(image, folder / f"{number:06d}")
     return count
 
 

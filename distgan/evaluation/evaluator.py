@@ -42,6 +42,11 @@ def choose_extractor(
     """Return the extractor of `evaluation.extractor`, and a phrase about it for people."""
     name, cached = evaluation.extractor, probe_path(reader.index.fingerprint)
     if name == "inception":
+        if reader.image_shape[0] not in (1, 3):
+            raise UserError(
+                f"evaluation.extractor=inception takes 1 or 3 channels, and these images have "
+                f"{reader.image_shape[0]}: leave it out"
+            )
         weights = Path(evaluation.inception_weights) if evaluation.inception_weights else None
         return Inception(weights, world=world), "Inception: distances are FID and KID"
     if name == "random" or (name == "auto" and not cached.exists()):
@@ -86,7 +91,7 @@ def real_images(
         num_images = 2 * num_samples
         part += f"/first {num_images}"
     return RealImages(
-        lambda ids: torch.from_numpy(reader.gather(ids.numpy())),
+        lambda ids: torch.from_numpy(reader.gather_8_bits(ids.numpy())),
         num_images,
         reader.index.fingerprint + part,
         class_shares=shares,
@@ -125,7 +130,7 @@ class Evaluator:
         self.reals = real_images(reader, classes, num_samples=evaluation.num_samples, labels=labels)
         check_enough(self.reals.num_images, evaluation.num_samples)
         self.prepared: PreparedReference | None = None
-        few = reader.gather(np.arange(min(NUM_BATCH_REALS, reader.num_samples)))
+        few = reader.gather_8_bits(np.arange(min(NUM_BATCH_REALS, reader.num_samples)))
         self.batch_diversity = BatchDiversity.of_reals(torch.from_numpy(few).float() / 127.5 - 1)
         young = young_images(thresholds, total_images=total_images, epoch_images=reader.num_samples)
         self.tracker = VerdictTracker(thresholds, young_images=young)

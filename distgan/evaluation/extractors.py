@@ -109,11 +109,15 @@ def weights_hash(network: nn.Module, *extra: object) -> str:
 def fit_images(images: Tensor, *, channels: int, size: int) -> Tensor:
     """Return uint8 images [B, *, H, W] as float32 [B, channels, size, size] in [-1, 1].
 
-    Another number of channels becomes their mean, repeated. Shrinking averages areas; enlarging is
+    Grey is repeated, and colours become their mean. Other numbers of channels are averaged in as
+    many groups of neighbours as there are wanted channels. Shrinking averages areas; enlarging is
     bilinear.
     """
     pixels = images.float() / 127.5 - 1
-    if images.shape[1] != channels:
+    if images.shape[1] not in (1, 3, channels):
+        groups = functional.adaptive_avg_pool1d(pixels.flatten(2).transpose(1, 2), channels)
+        pixels = groups.transpose(1, 2).unflatten(2, images.shape[2:])
+    elif images.shape[1] != channels:
         pixels = pixels.mean(1, keepdim=True).expand(-1, channels, -1, -1)
     if images.shape[2:] == (size, size):
         return pixels.contiguous()

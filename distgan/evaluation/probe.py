@@ -36,7 +36,7 @@ class ProbeCard:
     dataset_fingerprint: str
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     accuracy: float  # on held-out images, in [0, 1]
-    channels: Annotated[int, Field(ge=1, le=4)]
+    channels: Annotated[int, Field(ge=1, le=16)]
     size: Annotated[int, Field(ge=1, le=8192)]  # pixels; other images are resized to it
     width: Annotated[int, Field(ge=1, le=1024)]  # channels of the first block
     num_train: int

@@ -22,6 +22,7 @@ class GeneratorSpec:
     width: int
     latent_dim: int
     max_width: int = 1024
+    bits: int = 8  # of the images it was trained on, or 16
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -34,8 +35,17 @@ class GeneratorSpec:
         return 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the spec as plain values for JSON."""
-        return asdict(self)
+        """Return the spec as plain values for JSON, in which 8 bits go without saying."""
+        return without_usual_bits(asdict(self))
+
+
+def without_usual_bits(plain: dict[str, Any]) -> dict[str, Any]:
+    """Return a spec's values without `bits` of 8, also in a spec that is part of it."""
+    return {
+        name: without_usual_bits(value) if isinstance(value, dict) else value
+        for name, value in plain.items()
+        if (name, value) != ("bits", 8)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

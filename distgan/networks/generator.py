@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import UserError
-from distgan.images import to_uint8
+from distgan.images import to_uint8, to_uint16
 from distgan.networks.base import ConditionalSpec, GeneratorSpec
 from distgan.networks.conditioning import spread_labels
 from distgan.networks.latents import generate, sample_latents, truncate, typical_latent
@@ -150,15 +150,17 @@ class Generator:
             self.centers[name] = split_class(typical, self.spec)[1]
         return self.centers[name]
 
-    def images(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return uint8 images [N, C, H, W] for latents [N, Z], and for labels if it takes them.
+    def images(self, latents: Tensor, labels: Tensor | None = None, *, bits: int = 8) -> Tensor:
+        """Return images [N, C, H, W] for latents [N, Z], and for labels if it takes them.
 
-        Without labels a conditional generator gets those that the training images have.
+        They are uint8, or with 16 bits as `to_uint16` gives them. Without labels a conditional
+        generator gets those that the training images have.
         """
         if isinstance(self.spec, ConditionalSpec) and labels is None:
             labels = spread_labels(torch.arange(len(latents)), self.spec.shares)
         inputs = [latents] if labels is None else [latents, labels]
-        return to_uint8(generate(self.network, *(each.to(self.device) for each in inputs)))
+        images = generate(self.network, *(each.to(self.device) for each in inputs))
+        return to_uint8(images) if bits == 8 else to_uint16(images)
 
 
 def check_labels(labels: Tensor, num_images: int, spec: GeneratorSpec) -> None:

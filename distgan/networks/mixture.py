@@ -48,6 +48,7 @@ def mixture_spec(
         width=part.width,
         latent_dim=part.latent_dim + 1,
         max_width=part.max_width,
+        bits=part.bits,
         part=part,
         classes=classes,
         weights=weights,

@@ -49,7 +49,9 @@ def find_nearest(run: Path, data: Data, *, seed: int, fingerprint: str) -> Neare
         raise UserError(f"{index.path} now holds other images than those of this run")
     fakes = generator.sample(NUM_FAKES, seed)
     ids, num_searched = nearest_ids(fakes, reader, max_searched=MAX_SEARCHED)
-    reals = torch.from_numpy(reader.gather(ids.T.flatten().numpy())).unflatten(0, (-1, NUM_FAKES))
+    reals = torch.from_numpy(reader.gather_8_bits(ids.T.flatten().numpy())).unflatten(
+        0, (-1, NUM_FAKES)
+    )
     return Nearest(fakes, reals, num_searched, reader.num_samples)
 
 
@@ -61,7 +63,9 @@ def nearest_ids(fakes: Tensor, reader: ShardReader, *, max_searched: int) -> tup
     num_searched = min(max_searched, reader.num_samples)
     ids = np.linspace(0, reader.num_samples - 1, num_searched).astype(np.int64)
     chunks = np.array_split(ids, -(-num_searched // CHUNK))
-    reals = torch.cat([downsample(torch.from_numpy(reader.gather(chunk))) for chunk in chunks])
+    reals = torch.cat(
+        [downsample(torch.from_numpy(reader.gather_8_bits(chunk))) for chunk in chunks]
+    )
     distances = squared_distances(downsample(fakes).double(), reals.double())
     places = distances.topk(min(NUM_NEAREST, num_searched), largest=False).indices
     return torch.from_numpy(ids)[places], num_searched

@@ -101,7 +101,7 @@ def find_clusters(
         say(f"looking for {num} clusters of {reader.num_samples:,} images, {phrase} ...")
 
     def images(ids: Tensor) -> Tensor:
-        return torch.from_numpy(reader.gather(ids.numpy()))
+        return torch.from_numpy(reader.gather_8_bits(ids.numpy()))
 
     order = torch.Generator().manual_seed(config.train.seed)
     ids = torch.randperm(reader.num_samples, generator=order)[:NUM_FITTED].sort().values
@@ -162,7 +162,7 @@ def write_clusters(folder: Path, clusters: Clusters, reader: ShardReader) -> Non
     labels, rows = clusters.labels.numpy(), []
     for number in range(min(len(clusters.centres), MOST_ROWS)):
         ids = np.resize(np.flatnonzero(labels == number)[:COLUMNS], COLUMNS)
-        rows.append(torch.from_numpy(reader.gather(ids)))
+        rows.append(torch.from_numpy(reader.gather_8_bits(ids)))
     save_grid(torch.cat(rows), folder / "samples" / GRID_FILE, columns=COLUMNS)
 
 

@@ -144,7 +144,7 @@ class Reporter:
 
 def first_reals(reader: ShardReader, labels: Labels | None = None) -> Tensor:
     """Return the first real images, uint8 [n, C, H, W], for one sample grid."""
-    return torch.from_numpy(reader.gather(real_ids(reader.num_samples, labels)))
+    return torch.from_numpy(reader.gather_8_bits(real_ids(reader.num_samples, labels)))
 
 
 def relative_losses(statistics: dict[str, float], config: Config) -> dict[str, float]:

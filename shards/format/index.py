@@ -17,6 +17,7 @@ from shards.files import expand_user, read_regular
 from shards.format.compressed import EXTENSION_OF, MAX_QUALITY, CompressedLayout
 from shards.format.raw import BLOCK, NPY_HEADER_BYTES, TRAILER, RawLayout
 from shards.images import EXTENSIONS
+from shards.planes import MAX_CHANNELS
 
 INDEX_FILE = "index.json"
 LABELS_FILE = "labels.npy"
@@ -56,6 +57,7 @@ class ShardIndex:
     quality: int | None = None  # of JPEG
     spans_sha256: str | None = None  # of PNG and JPEG
     source_sha256: str | None = None  # of the files that were packed; None if it was no files
+    bits: int = 8  # per channel, or 16
 
     @cached_property
     def fingerprint(self) -> str:
@@ -74,6 +76,8 @@ class ShardIndex:
         ]
         if self.is_compressed:
             content.append(self.spans_sha256)
+        if self.bits != 8:
+            content.append(self.bits)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @property
@@ -103,7 +107,7 @@ class ShardIndex:
 
     @property
     def raw_layout(self) -> RawLayout:
-        return RawLayout(self.image_shape, self.cls)
+        return RawLayout(self.image_shape, self.cls, self.bits)
 
     @property
     def compressed_layout(self) -> CompressedLayout:
@@ -117,6 +121,8 @@ class ShardIndex:
             del fields["quality"], fields["spans_sha256"]
         if self.source_sha256 is None:
             del fields["source_sha256"]
+        if self.bits == 8:
+            del fields["bits"]
         header = {"format": FORMAT, "version": VERSION, "fingerprint": self.fingerprint}
         return json.dumps(header | fields, indent=1).encode()
 
@@ -199,9 +205,12 @@ def _parse(folder: Path, fields: dict[str, Any]) -> ShardIndex:
     _require(fields["format"] == FORMAT, "format")
     channels, height, width = (_count(side) for side in fields["image_shape"])
     _require(
-        channels in (1, 3) and all(1 <= side <= 8192 for side in (height, width)), "image_shape"
+        1 <= channels <= MAX_CHANNELS and all(1 <= side <= 8192 for side in (height, width)),
+        "image_shape",
     )
-    encoding, quality = fields["encoding"], fields.get("quality")
+    encoding, quality, bits = fields["encoding"], fields.get("quality"), fields.get("bits", 8)
+    is_usual = channels in (1, 3) and bits == 8
+    _require(bits in (8, 16) and (is_usual or encoding == RAW), "bits")
     _require(encoding in (RAW, *EXTENSION_OF) and isinstance(fields["cls"], bool), "encoding")
     _require((quality is not None) == (encoding == "jpeg"), "quality")
     _require(quality is None or 1 <= _count(quality) <= MAX_QUALITY, "quality")
@@ -222,6 +231,7 @@ def _parse(folder: Path, fields: dict[str, Any]) -> ShardIndex:
         quality=quality,
         spans_sha256=None if encoding == RAW else _sha256(fields["spans_sha256"]),
         source_sha256=_sha256(fields["source_sha256"]) if "source_sha256" in fields else None,
+        bits=bits,
     )
     _check_classes(index, fields)
     _check_shards(index)

@@ -13,6 +13,7 @@ import math
 import tarfile
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,14 +29,19 @@ _CHECKSUM, _CHECKSUM_SHIFTS = slice(148, 154), np.arange(15, -1, -3)  # 6 octal 
 
 @dataclass(frozen=True)
 class RawLayout:
-    """The bytes of samples of uint8 pixels [C, H, W]; `cls` says whether they hold a label."""
+    """The bytes of samples of pixels [C, H, W]; `cls` says whether they hold a label."""
 
     image_shape: tuple[int, int, int]
     cls: bool
+    bits: int = 8  # per channel, or 16
 
     @property
     def image_bytes(self) -> int:
-        return math.prod(self.image_shape)
+        return math.prod(self.image_shape) * self.dtype.itemsize
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype("|u1" if self.bits == 8 else "<u2")
 
     @property
     def _image_member_bytes(self) -> int:
@@ -52,9 +58,9 @@ class RawLayout:
 
     @cached_property
     def npy_header(self) -> bytes:
-        """The 128 bytes that make the pixels after them a uint8 array [C, H, W]."""
+        """The 128 bytes that make the pixels after them an array [C, H, W]."""
         file = io.BytesIO()
-        header = {"descr": "|u1", "fortran_order": False, "shape": self.image_shape}
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.image_shape}
         np.lib.format.write_array_header_1_0(file, header)
         assert len(file.getvalue()) == NPY_HEADER_BYTES, "an npy header has another length"
         return file.getvalue()
@@ -69,10 +75,11 @@ class RawLayout:
             rows[:, self._image_member_bytes :] = label_members(keys, labels)
         return rows
 
-    def pixels(self, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def pixels(self, rows: NDArray[np.uint8]) -> NDArray[Any]:
         """Return a view [n, C, H, W] of the pixels of samples [n, stride]."""
         start = BLOCK + NPY_HEADER_BYTES
-        return rows[:, start : start + self.image_bytes].reshape(len(rows), *self.image_shape)
+        pixels = rows[:, start : start + self.image_bytes].view(self.dtype)
+        return pixels.reshape(len(rows), *self.image_shape)
 
     def keys(self, rows: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Return the keys of samples [n, stride]; bytes that are no digits give any number."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from shards.errors import ShardError, printable
 from shards.images import EXTENSIONS, MAX_ENCODED_BYTES, BadImage
 
-UNSUPPORTED = frozenset({".avif", ".heic", ".heif", ".jp2", ".jxl", ".tif", ".tiff"})
+UNSUPPORTED = frozenset({".avif", ".heic", ".heif", ".jp2", ".jxl"})
 _SEPARATOR = re.compile(r"[/\\]")  # archives made on Windows may hold backslashes
 
 
@@ -96,19 +96,24 @@ def check_unchanged(name: str, status: os.stat_result, stamp: int) -> None:
 def list_images(
     entries: Iterable[Entry], *, skipped: Iterable[Skipped] = (), with_labels: bool
 ) -> tuple[Items, list[Any]]:
-    """Sort the images among the files of a folder or archive by path.
+    """Sort the images among the files of a folder or archive by path; npy if there are no others.
 
     Their labels are the names of their folders. Returns the items and their places.
     """
-    images, others, left_out = [], Counter[str](), list(skipped)
+    images, arrays, others, left_out = [], [], Counter[str](), list(skipped)
     for entry in entries:
         extension = extension_of(entry.path)
         if is_image_name(entry.path):
             images.append(entry)
             continue
+        if extension == ".npy" and not is_hidden(entry.path):
+            arrays.append(entry)
         others[extension] += 1
         if extension in UNSUPPORTED and not is_hidden(entry.path):
             left_out.append(Skipped(printable(entry.path), f"{extension} files are not read"))
+    if arrays and not images:  # arrays beside images are something else, such as features
+        images, others[".npy"] = arrays, others[".npy"] - len(arrays)
+        others = +others
     images.sort(key=lambda entry: entry.path)
     names = [printable(entry.path) for entry in images]
     sizes = [entry.size for entry in images]

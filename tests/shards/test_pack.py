@@ -163,7 +163,14 @@ def test_a_folder_that_cannot_be_written(
 
 @pytest.mark.parametrize(
     "options",
-    [{"size": 0}, {"channels": 2}, {"shard_size_mb": 0}, {"workers": 0}, {"bad_images": "x"}],
+    [
+        {"size": 0},
+        {"channels": 17},
+        {"bits": 12},
+        {"shard_size_mb": 0},
+        {"workers": 0},
+        {"bad_images": "x"},
+    ],
 )
 def test_settings_that_cannot_be(
     make_images: MakeImages, tmp_path: Path, options: dict[str, int]

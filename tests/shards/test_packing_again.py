@@ -261,7 +261,7 @@ def test_a_full_disk_is_one_line_and_the_pack_goes_on(
 def test_every_image_left_out_is_listed(make_images: MakeImages, tmp_path: Path) -> None:
     """Broken images and those that could not even be read are in rejected.jsonl, with reasons."""
     images, out = make_images(20), tmp_path / "out"
-    (images / "a" / "scan.tif").write_bytes(b"II*")
+    (images / "a" / "scan.heic").write_bytes(b"ftypheic")
     os.symlink("nowhere", images / "b" / "link.png")
     (images / "a" / "readme.txt").write_text("no image")
     index = pack(images, out, size=16)
@@ -272,9 +272,9 @@ def test_every_image_left_out_is_listed(make_images: MakeImages, tmp_path: Path)
     lines = (index.path / "rejected.jsonl").read_text().splitlines()
     reasons = {line["name"]: line["reason"] for line in map(json.loads, lines)}
     assert reasons == {
-        "a/scan.tif": ".tif files are not read",
+        "a/scan.heic": ".heic files are not read",
         "b/link.png": "broken link",
-        "a/0000.png": "not a JPEG, PNG, WebP, BMP or GIF image",
+        "a/0000.png": "not a JPEG, PNG, TIFF, WebP, BMP or GIF image",
     }
     assert (index.num_samples, index.num_rejected) == (19, 3)
     assert verify(index.path) == []

@@ -43,19 +43,20 @@ def test_images_of_other_formats_are_not_left_out_in_silence(
     """A warning counts them by format; they are listed, and other files are only counted."""
     files = {
         "1.png": png(),
-        "2.TIF": b"x",
-        "3.tif": b"x",
+        "2.HEIF": b"x",
+        "3.heif": b"x",
         "4.heic": b"x",
-        "._3.tif": b"x",
+        "._3.heif": b"x",
         "readme.txt": b"hello",
     }
     source = open_source(WRITERS[kind](tmp_path / kind, files))
     assert list(source.names) == ["1.png"]
     assert caplog.messages == [
-        "left out 3: .tif files are not read (2), .heic files are not read (1); the first is 2.TIF"
+        "left out 3: .heif files are not read (2), .heic files are not read (1); "
+        "the first is 2.HEIF"
     ]
-    assert [skipped.name for skipped in source.skipped] == ["2.TIF", "3.tif", "4.heic"]
-    assert source.other_files == {".tif": 3, ".heic": 1, ".txt": 1}
+    assert [skipped.name for skipped in source.skipped] == ["2.HEIF", "3.heif", "4.heic"]
+    assert source.other_files == {".heif": 3, ".heic": 1, ".txt": 1}
 
 
 @pytest.mark.parametrize(
