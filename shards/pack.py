@@ -32,7 +32,7 @@ from shards.sources.source import Source
 
 MAX_BAND = 1000
 BadImages = Literal["fail", "skip"]
-Labels = Literal["keep", "ignore"]
+Labels = str  # keep, ignore, or the path of a CSV file
 Encoding = Literal["raw", "jpeg", "png"]
 
 
@@ -108,14 +108,18 @@ def plan_packing(
         shard_size_mb: Size of a shard of raw pixels. With any `encoding` a shard has as many
             samples as that.
         quality: Of JPEG, 95 by default.
-        labels: Whether the labels of the source are kept; if so, every image must have one.
+        labels: `keep` those of the source, of which every image must have one, or `ignore` them, or
+            take those of a CSV file of path and label.
         cls: Whether the tars hold the labels, which `labels.npy` always does.
         split, root: Of named sources.
     """
-    _check_settings(size, channels, bits, bands, background, fit, shard_size_mb, labels)
+    _check_settings(size, channels, bits, bands, background, fit, shard_size_mb)
     _check_encoding(encoding, quality)
     if not isinstance(source, Source):
-        source = open_source(source, split=split, root=root, with_labels=labels == "keep")
+        source = open_source(
+            source, split=split, root=root, with_labels=labels != "ignore",
+            label_file=label_file(labels),
+        )  # fmt: skip
     height, width = _sides(size or source.default_size)
     any_bits = bits is not None
     if channels is None or bits is None:
@@ -163,7 +167,6 @@ def _check_settings(
     background: str,
     fit: Fit,
     shard_size_mb: int,
-    labels: str,
 ) -> None:
     for name, value, allowed, remedy in (
         *[("--size", side, range(1, 8193), "1 to 8192") for side in _sides(size)],
@@ -172,7 +175,6 @@ def _check_settings(
         *[("--bands", band, range(1, MAX_BAND + 1), f"1 to {MAX_BAND}") for band in bands or ()],
         ("--fit", fit, get_args(Fit), "crop or stretch"),
         ("--shard-size-mb", shard_size_mb, range(1, 65537), "1 to 65536"),
-        ("--labels", labels, get_args(Labels), "keep or ignore"),
     ):
         _check(name, value, allowed, remedy)
     if bands is not None and len(bands) != (channels or len(bands)):
@@ -209,6 +211,11 @@ def _check_encodable(encoding: str, channels: int, bits: int) -> None:
             f"--encoding {encoding} is for 1 or 3 channels of 8 bits, and this is {channels} of "
             f"{bits}: leave it out"
         )
+
+
+def label_file(labels: Labels) -> Path | None:
+    """Return the CSV file that `labels` names, if any."""
+    return None if labels in ("keep", "ignore") else Path(labels)
 
 
 def check_how(workers: int | None, bad_images: str) -> None:

@@ -8,6 +8,7 @@ import tifffile
 from PIL import Image
 
 from shards.format.index import read_index
+from tests.shards.test_tables import table, write_parquet
 from tests.test_commands import call
 from tests.test_docs import DOCS, commands_of, photographs
 
@@ -17,6 +18,14 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write what the page calls its sources, and go to their folder."""
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "photographs", num=8)
+    (tmp_path / "labels.csv").write_text(
+        "".join(
+            f"{number % 2}/{number}.png,{'odd' if number % 3 else 'even'}\n" for number in range(8)
+        )
+    )
+    rows = table(range(4))
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "dataset" / f"{split}-00000-of-00001.parquet", rows)
     noise = np.random.default_rng(0)
     for name in ("scans", "logos", "satellite"):
         (tmp_path / name).mkdir()
@@ -43,6 +52,8 @@ def test_commands_of_the_data_page_work_in_order(sources: Path) -> None:
         path.parent.name: (read_index(path.parent).image_shape, read_index(path.parent).bits)
         for path in sources.glob("data/*/index.json")
     }
+    assert read_index("data/labelled").class_names == ("even", "odd")
+    assert read_index("data/one-file").class_names == ("cat", "dog")
     assert shapes["grey"] == ((1, 64, 96), 8)
     assert [shapes[name][0][0] for name in ("logos", "logos-on-black")] == [4, 3]
     assert [shapes[name] for name in ("satellite", "infrared")] == [

@@ -68,7 +68,7 @@ def test_multispectral_pictures_are_trained_sampled_evaluated_and_exported(
     assert pixels.max() > 255
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.mode == "RGB"
-    assert "images[:, :3] / 255" in (tmp_path / "out" / "README.md").read_text()
+    assert "save_image(images[:, :3], " in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_training_reads_all_sixteen_bits(shards: Path) -> None:

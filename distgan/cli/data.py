@@ -15,8 +15,8 @@ def pack(
     source: Annotated[
         str,
         Argument(
-            help="Folder, .tar or .zip of images, folder of WebDataset tars, or one of "
-            "digits, cifar10, mnist, stacked-mnist, stacked-digits."
+            help="Folder, .tar or .zip of images, also at a URL, folder of WebDataset tars or "
+            "Parquet files, or one of digits, cifar10, mnist, stacked-mnist, stacked-digits."
         ),
     ],
     out: Annotated[Path, Argument(help="Folder to write the shards to.")],
@@ -48,11 +48,23 @@ def pack(
         Option(help="At a broken image: stop, or skip and list it in rejected.jsonl."),
     ] = "fail",
     labels: Annotated[
-        Literal["keep", "ignore"],
-        Option(help="keep: every image needs a label, or none has one; ignore: pack no labels."),
+        str,
+        Option(
+            metavar="keep|ignore|FILE",
+            help="keep: every image needs a label, or none has one; ignore: pack no labels; or a "
+            "CSV file of path and label.",
+        ),
     ] = "keep",
+    image_column: Annotated[
+        str | None, Option(help="Column of images in Parquet or Arrow files. Default: found.")
+    ] = None,
+    label_column: Annotated[
+        str | None, Option(help="Column of labels in Parquet or Arrow files. Default: found.")
+    ] = None,
     cls: Annotated[bool, Option(help="Write class numbers, for other readers.")] = True,
-    split: Annotated[Literal["train", "test"], Option(help="Split of cifar10 or mnist.")] = "train",
+    split: Annotated[
+        Literal["train", "test"], Option(help="Split of cifar10, mnist or Parquet files.")
+    ] = "train",
     root: Annotated[
         Path | None,
         Option(help="Folder with the files of cifar10 or mnist. Default: download them."),
@@ -74,12 +86,16 @@ def pack(
     Repeat the command to resume an interrupted pack.
     """
     from distgan.commands.pack import write_packing
-    from shards.pack import plan_packing
+    from shards.pack import label_file, plan_packing
     from shards.sources.registry import open_source
+    from shards.sources.tables import TableColumns
 
     sides = None if size is None else parse_size(size)
     chosen = None if bands is None else parse_numbers("--bands", bands)
-    opened = open_source(source, split=split, root=root, with_labels=labels == "keep")
+    opened = open_source(
+        source, split=split, root=root, with_labels=labels != "ignore",
+        label_file=label_file(labels), columns=TableColumns(image_column, label_column),
+    )  # fmt: skip
     packing = plan_packing(
         opened, size=sides, channels=channels, bits=bits, bands=chosen, background=background,
         fit=fit, shard_size_mb=shard_size_mb, encoding=encoding, quality=quality, cls=cls,

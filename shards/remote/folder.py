@@ -56,11 +56,10 @@ class RemoteFolder:
         match = _URL.fullmatch(url)
         if match is None or "::" in url:
             raise ShardError(
-                f"{self.name} is no URL of a folder: write https://host/folder or "
-                "s3://bucket/folder"
+                f"{self.name} is no URL: write https://host/folder or s3://bucket/folder"
             )
         self._scheme = match[1].lower()
-        self._filesystem, self._path = self._connect(url)
+        self.filesystem, self.path = self._connect(url)
 
     def fetch(
         self, file: str, into: Path, *, max_bytes: int, find_damage: Callable[[Path], str | None]
@@ -102,7 +101,7 @@ class RemoteFolder:
         except Exception as error:  # as many types as there are file systems
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise
-            reason, may_pass = _reason(error)
+            reason, may_pass = explain_failure(error)
             return _Failure(reason, may_pass, wait_sec=_retry_after(error))
         damage = find_damage(into)
         return None if damage is None else _Failure(damage, may_pass=True, is_damage=True)
@@ -139,7 +138,7 @@ class RemoteFolder:
                 raise ValueError("no host")
         except ValueError:
             raise ShardError(
-                f"{self.name} is no URL of a folder: give its host or bucket "
+                f"{self.name} is no URL: give its host or bucket "
                 "(a password's special characters are written %2F, %40 and so on)"
             ) from None
         try:
@@ -198,12 +197,12 @@ class RemoteFolder:
                     raise _Unacceptable(f"only {self.value:,} bytes arrived in {seconds:.0f} s")
 
         options: dict[str, Any] = {"callback": Counter()}
-        if self._filesystem.async_impl:
+        if self.filesystem.async_impl:
             options["timeout"] = self._retry.max_seconds(max_bytes)
-        path, mark, query = self._path, "", ""
+        path, mark, query = self.path, "", ""
         if self._scheme in ("http", "https"):
             path, mark, query = path.partition("?")
-        self._filesystem.get_file(f"{path.rstrip('/')}/{file}{mark}{query}", str(into), **options)
+        self.filesystem.get_file(f"{path.rstrip('/')}/{file}{mark}{query}", str(into), **options)
 
 
 class _Unacceptable(Exception):
@@ -230,7 +229,7 @@ def _retry_after(error: Exception) -> float:
         return 0.0
 
 
-def _reason(error: Exception) -> tuple[str, bool]:
+def explain_failure(error: Exception) -> tuple[str, bool]:
     """Say why a fetch failed, without secrets, and whether another try may help."""
     status = getattr(error, "status", None)
     if isinstance(error, _Unacceptable):

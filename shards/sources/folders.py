@@ -20,6 +20,7 @@ from shards.sources.source import (
     list_images,
     stamp_of,
 )
+from shards.sources.tables import is_table_name
 from shards.sources.tars import is_tar_name
 from shards.sources.webdataset_tars import open_webdataset
 
@@ -63,6 +64,18 @@ def open_folder(folder: Path, *, with_labels: bool) -> Source:
         files=[path for path, _ in places],
         file_stamps=np.array([stamp for _, stamp in places], np.int64),
     )
+
+
+def tables_of(folder: Path) -> list[str]:
+    """Return the Parquet and Arrow files in a folder, or none if it holds images or tars."""
+    found: list[str] = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        if any(is_image_name(name) or is_tar_name(name) for name in files):
+            return []
+        names = (os.path.relpath(os.path.join(parent, name), folder) for name in files)
+        found += [name for name in names if is_table_name(name) and not is_hidden(name)]
+    return sorted(found)
 
 
 def _walk(top: str) -> tuple[list[Entry], list[Skipped]]:

@@ -10,13 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shards.errors import ShardError, describe_system_error, printable
+from shards.errors import ShardError, describe_system_error, printable, without_secrets
 from shards.files import expand_user
 from shards.images import EXTENSIONS
-from shards.sources.folders import open_folder
+from shards.remote.files import is_url
+from shards.sources.folders import open_folder, tables_of
+from shards.sources.label_files import with_label_file
 from shards.sources.official import open_cifar10, open_digits, open_mnist
+from shards.sources.remote import open_remote
 from shards.sources.source import Skipped, Source
 from shards.sources.stacked import open_stacked_digits, open_stacked_mnist
+from shards.sources.tables import ANY_COLUMNS, TableColumns, is_table_name, open_tables
 from shards.sources.tars import is_tar_name
 from shards.sources.webdataset_tars import open_tar
 from shards.sources.zips import open_zip
@@ -37,11 +41,16 @@ def open_source(
     split: str = "train",
     root: Path | None = None,
     with_labels: bool = True,
+    label_file: Path | None = None,
+    columns: TableColumns = ANY_COLUMNS,
 ) -> Source:
     """Open one of NAMED_SOURCES, an image folder, a .tar or .zip, or a folder of WebDataset tars.
 
-    `split` and `root` (a folder with the official files, instead of a download) belong to the named
-    sources. Raises ShardError for what does not exist, cannot be read or holds no image, and, if
+    Or Parquet and Arrow files, or a folder of them, or the URL of a .tar or .zip. `label_file` is a
+    CSV file of path and label, `columns` are those of tables. `split` belongs to named sources and
+    tables, `root` (a folder with the official files, instead of a download) to named ones.
+
+    Raises ShardError for what does not exist, cannot be read or holds no image, and, if
     `with_labels`, for images of which only some have a label. Warns of images that are left out.
     """
     if split not in SPLITS:
@@ -52,7 +61,10 @@ def open_source(
             if not with_labels:
                 opened = replace(opened, labels=None, class_names=None)
         else:
-            opened = _open_path(source, split, root, with_labels)
+            with_folders = with_labels and label_file is None
+            opened = _open_path(source, split, root, with_folders, columns)
+        if label_file is not None:
+            opened = with_label_file(opened, expand_user(label_file))
     except OSError as error:
         error.filename = error.filename or str(source)
         raise ShardError(f"cannot read {describe_system_error(error)}") from error
@@ -62,7 +74,7 @@ def open_source(
         num_others = opened.other_files.total()
         others = f" ({num_others:,} other files)" if num_others else ""
         raise ShardError(
-            f"no image in {printable(source)}{others}: "
+            f"no image in {printable(without_secrets(str(source)))}{others}: "
             f"images end in {', '.join(sorted(EXTENSIONS))}"
         )
     return opened
@@ -76,13 +88,24 @@ def describe_skipped(skipped: Sequence[Skipped]) -> str:
     return f"left out {len(skipped):,}: {counts}{more}; the first is {skipped[0].name}"
 
 
-def _open_path(source: str | Path, split: str, root: Path | None, with_labels: bool) -> Source:
+def _open_path(
+    source: str | Path, split: str, root: Path | None, with_labels: bool, columns: TableColumns
+) -> Source:
+    if is_url(source):
+        _check_options(without_secrets(str(source)), split, root, columns)
+        return open_remote(str(source), with_labels=with_labels)
     name, path = printable(source), expand_user(source)
-    if split != "train" or root is not None:
-        raise ShardError(
-            f"--split and --root belong to {', '.join(NAMED_SOURCES)}, not to {name}: "
-            "leave them out"
+    if is_table_name(path.name) and path.is_file():
+        _check_options(name, "train", root, ANY_COLUMNS)
+        return open_tables(
+            [path], [path.name], split=split, columns=columns, with_labels=with_labels
         )
+    tables = tables_of(path) if path.is_dir() else []
+    if tables:
+        _check_options(name, "train", root, ANY_COLUMNS)
+        files = [path / table for table in tables]
+        return open_tables(files, tables, split=split, columns=columns, with_labels=with_labels)
+    _check_options(name, split, root, columns)
     if not path.exists():
         near = difflib.get_close_matches(str(source), NAMED_SOURCES, n=1)
         remedy = (
@@ -101,3 +124,17 @@ def _open_path(source: str | Path, split: str, root: Path | None, with_labels: b
     if path.suffix.lower() == ".zip" or (not is_tar_name(path.name) and zipfile.is_zipfile(path)):
         return open_zip(path, with_labels=with_labels)
     return open_tar(path, with_labels=with_labels)
+
+
+def _check_options(name: str, split: str, root: Path | None, columns: TableColumns) -> None:
+    """Raise ShardError for options that belong to other sources."""
+    if split != "train" or root is not None:
+        raise ShardError(
+            f"--split and --root belong to {', '.join(NAMED_SOURCES)}, not to {name}: "
+            "leave them out"
+        )
+    if columns != ANY_COLUMNS:
+        raise ShardError(
+            f"--image-column and --label-column belong to Parquet and Arrow files, not to {name}: "
+            "leave them out"
+        )

@@ -93,28 +93,33 @@ def scan_tar(path: Path) -> ScannedTar:
     A hard link counts as the file to which it links. Concatenated archives are all read. Raises
     ShardError for a compressed or damaged tar; `tarfile` itself stops silently at a broken header.
     """
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        entries, skipped = scan_members(file, printable(path), num_bytes=status.st_size)
+    return ScannedTar(path, entries, skipped, stamp_of(status))
+
+
+def scan_members(file: BinaryIO, name: str, *, num_bytes: int) -> tuple[list[Entry], list[Skipped]]:
+    """List the members of an open tar of `num_bytes`, and the images that cannot be read."""
     entries, skipped = [], []
     by_name: dict[str, Entry] = {}
-    with open(path, "rb") as file:
-        _refuse_compressed(path, file.read(6))
-        status = os.fstat(file.fileno())
-        try:
-            for member in _members(file):
-                entry = by_name.get(member.linkname) if member.islnk() else _entry(member)
-                if entry is not None:
-                    entry = entry._replace(path=member.name)
-                    entries.append(entry)
-                    by_name[member.name] = entry
-                    if entry.place + entry.size > status.st_size:
-                        raise tarfile.ReadError(f"it ends inside {member.name}")
-                elif is_image_name(member.name):
-                    skipped.append(Skipped(printable(member.name), _kind(member)))
-        except (tarfile.TarError, ValueError, EOFError) as error:
-            raise ShardError(
-                f"{printable(path)} is not a whole tar ({printable(error)}): "
-                "copy or download it again"
-            ) from error
-    return ScannedTar(path, entries, skipped, stamp_of(status))
+    _refuse_compressed(name, file.read(6))
+    try:
+        for member in _members(file):
+            entry = by_name.get(member.linkname) if member.islnk() else _entry(member)
+            if entry is not None:
+                entry = entry._replace(path=member.name)
+                entries.append(entry)
+                by_name[member.name] = entry
+                if entry.place + entry.size > num_bytes:
+                    raise tarfile.ReadError(f"it ends inside {member.name}")
+            elif is_image_name(member.name):
+                skipped.append(Skipped(printable(member.name), _kind(member)))
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise ShardError(
+            f"{name} is not a whole tar ({printable(error)}): copy or download it again"
+        ) from error
+    return entries, skipped
 
 
 def _entry(member: tarfile.TarInfo) -> Entry | None:
@@ -158,10 +163,9 @@ def _next_archive(file: BinaryIO) -> int | None:
     return None
 
 
-def _refuse_compressed(path: Path, magic: bytes) -> None:
+def _refuse_compressed(name: str, magic: bytes) -> None:
     for start, command in _UNPACK_COMMANDS.items():
         if magic.startswith(start):
             raise ShardError(
-                f"{printable(path)} is compressed, but images are read in place: "
-                f"type `{command} {printable(path)}` first"
+                f"{name} is compressed, but images are read in place: type `{command} {name}` first"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -41,13 +41,19 @@ class _Sample(NamedTuple):
 
 def open_tar(path: Path, *, with_labels: bool) -> Source:
     """Open a tar of image files, or of samples if it holds `.cls` or `.npy` members."""
-    tar = scan_tar(path)
+    return open_scanned(scan_tar(path), open_unchanged, with_labels=with_labels)
+
+
+def open_scanned(
+    tar: ScannedTar, reopen: Callable[[ScannedTar], BinaryIO], *, with_labels: bool
+) -> TarSource:
+    """Open a tar of image files, or of samples, whose labels `reopen` is for; see `open_tar`."""
     if any(entry.path.endswith((".cls", ".npy")) for entry in tar.entries):
-        return _open_samples([tar], with_labels=with_labels)
+        return _open_samples([tar], reopen, with_labels=with_labels)
     items, offsets = list_images(tar.entries, skipped=tar.skipped, with_labels=with_labels)
     return TarSource(
         **vars(items),
-        paths=(path,),
+        paths=(tar.path,),
         path_stamps=np.array([tar.stamp], np.int64),
         path_of_item=np.zeros(len(offsets), np.int32),
         offsets=np.array(offsets, np.int64),
@@ -56,17 +62,28 @@ def open_tar(path: Path, *, with_labels: bool) -> Source:
 
 def open_webdataset(paths: Iterable[Path], *, with_labels: bool) -> Source:
     """Open tars of samples: the image is chosen by extension, the label is in `.cls`."""
-    return _open_samples([scan_tar(path) for path in paths], with_labels=with_labels)
+    return _open_samples(
+        [scan_tar(path) for path in paths], open_unchanged, with_labels=with_labels
+    )
 
 
-def _open_samples(tars: list[ScannedTar], *, with_labels: bool) -> Source:
+def open_unchanged(tar: ScannedTar) -> BinaryIO:
+    """Open a tar once more, if it is still the one that was scanned."""
+    file = open(tar.path, "rb")  # noqa: SIM115
+    check_unchanged(printable(tar.path), os.fstat(file.fileno()), tar.stamp)
+    return file
+
+
+def _open_samples(
+    tars: list[ScannedTar], reopen: Callable[[ScannedTar], BinaryIO], *, with_labels: bool
+) -> TarSource:
     samples: list[_Sample] = []
     left_out: list[Skipped] = []
     others = Counter[str]()
-    for path_number, (path, entries, skipped, stamp) in enumerate(tars):
+    for path_number, tar in enumerate(tars):
+        path, entries, skipped, _ = tar
         left_out += [Skipped(_where(path, name), reason) for name, reason in skipped]
-        with open(path, "rb") as file:
-            check_unchanged(printable(path), os.fstat(file.fileno()), stamp)
+        with reopen(tar) as file:
             for fields in _group(path, entries, others):
                 label = fields.pop("cls", None)
                 image = _image_of(path, fields, left_out, others)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shards.errors import ShardError, printable
 from shards.images import BadImage
-from shards.sources.source import Entry, Source, check_unchanged, list_images, stamp_of
+from shards.sources.source import Entry, Items, Source, check_unchanged, list_images, stamp_of
 
 
 @dataclass(kw_only=True)
@@ -31,22 +31,26 @@ class ZipSource(Source):
         return np.full(len(items), self.stamp, np.int64)
 
     def _read(self, item: int) -> bytes:
-        if self._file is None or self._zip is None:
-            self._file = open(self.path, "rb")  # noqa: SIM115
-            self._check_unchanged(self._file)
-            self._zip = zipfile.ZipFile(self._file)
+        if self._zip is None:
+            self._zip = self._open()
         try:
             data = self._zip.read(self._zip.infolist()[self.members[item]])
         except OSError:
             raise
         except Exception as error:  # as many types as there are compressors
-            self._check_unchanged(self._file)
+            self._check_unchanged()
             raise BadImage(f"cannot be unzipped: {printable(error)}") from error
-        self._check_unchanged(self._file)
+        self._check_unchanged()
         return data
 
-    def _check_unchanged(self, file: BinaryIO) -> None:
-        check_unchanged(printable(self.path), os.fstat(file.fileno()), self.stamp)
+    def _open(self) -> zipfile.ZipFile:
+        self._file = open(self.path, "rb")  # noqa: SIM115
+        self._check_unchanged()
+        return zipfile.ZipFile(self._file)
+
+    def _check_unchanged(self) -> None:
+        assert self._file is not None, "the zip is open"
+        check_unchanged(printable(self.path), os.fstat(self._file.fileno()), self.stamp)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None, "_zip": None}
@@ -59,21 +63,24 @@ class ZipSource(Source):
 
 def open_zip(path: Path, *, with_labels: bool) -> Source:
     """Open a zip of image files."""
+    with open(path, "rb") as file:
+        stamp = stamp_of(os.fstat(file.fileno()))
+        items, places = list_zip(file, printable(path), with_labels=with_labels)
+    return ZipSource(**vars(items), path=path, stamp=stamp, members=places)
+
+
+def list_zip(file: BinaryIO, name: str, *, with_labels: bool) -> tuple[Items, list[int]]:
+    """List the images of an open zip, and their numbers in its directory."""
     try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            members, stamp = archive.infolist(), stamp_of(os.fstat(file.fileno()))
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
-        raise ShardError(
-            f"{printable(path)} is a damaged zip ({error}): copy or download it again"
-        ) from error
+        raise ShardError(f"{name} is a damaged zip ({error}): copy or download it again") from error
     if any(member.flag_bits & 1 for member in members):
-        raise ShardError(
-            f"{printable(path)} is encrypted: unzip it into a folder and pack that folder"
-        )
+        raise ShardError(f"{name} is encrypted: unzip it into a folder and pack that folder")
     entries = [
         Entry(member.filename, member.file_size, number)
         for number, member in enumerate(members)
         if not member.is_dir()
     ]
-    items, places = list_images(entries, with_labels=with_labels)
-    return ZipSource(**vars(items), path=path, stamp=stamp, members=places)
+    return list_images(entries, with_labels=with_labels)
