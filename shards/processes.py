@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
+import pickle
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from shards.errors import ShardError
 
 _ITEMS_AHEAD = 16  # in flight per worker
+_MIN_SHARED_BYTES = 2**20  # less is copied to each worker
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -47,9 +51,10 @@ def run(
         for item in items:
             yield item, task(item)
         return
+    shared = SharedTask(task)
     try:
         pool = ProcessPoolExecutor(
-            workers, mp_context=SPAWN, initializer=_start_worker, initargs=(task,)
+            workers, mp_context=SPAWN, initializer=_start_worker, initargs=(shared,)
         )
     except OSError as error:
         raise ShardError(
@@ -72,15 +77,59 @@ def run(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+        shared.close()
+
+
+class SharedTask:
+    """A task whose large arrays all processes map from one file, instead of a copy in each.
+
+    The file has no name, so that it ends with this process. Small tasks need none, and where the
+    file of another process cannot be opened the arrays are copied.
+    """
+
+    def __init__(self, task: Callable[[Any], Any]) -> None:
+        buffers: list[pickle.PickleBuffer] = []
+        self._pickled = pickle.dumps(task, protocol=5, buffer_callback=buffers.append)
+        self._sizes = [buffer.raw().nbytes for buffer in buffers]
+        self._file: BinaryIO | None = None
+        self._path = ""
+        if sum(self._sizes) < _MIN_SHARED_BYTES or not os.path.exists("/proc/self/fd"):
+            self._pickled, self._sizes = pickle.dumps(task, protocol=5), []
+            return
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        self._path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
+        for buffer in buffers:
+            self._file.write(buffer.raw())
+        self._file.flush()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_file": None}
+
+    def load(self) -> Callable[[Any], Any]:
+        """Return the task; its arrays cannot be written to."""
+        buffers, start = [], 0
+        if self._sizes:
+            with open(self._path, "rb") as file:
+                mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            for size in self._sizes:
+                buffers.append(mapped[start : start + size])
+                start += size
+        task: Callable[[Any], Any] = pickle.loads(self._pickled, buffers=buffers)
+        return task
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
 
 # Set once in each worker process: a pool has no other way to keep what all items share.
 _task_of_worker: Callable[[Any], Any]
 
 
-def _start_worker(task: Callable[[Any], Any]) -> None:
+def _start_worker(shared: SharedTask) -> None:
     global _task_of_worker
-    _task_of_worker = task
+    _task_of_worker = shared.load()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     # Otherwise an orphan would wait on the pool's queue without end.
     threading.Thread(target=exit_with_parent, daemon=True).start()

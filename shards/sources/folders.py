@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from shards.sources.source import (
 )
 from shards.sources.tables import is_table_name
 from shards.sources.tars import is_tar_name
+from shards.sources.texts import Texts
 from shards.sources.webdataset_tars import open_webdataset
 
 
@@ -30,7 +32,7 @@ class FolderSource(Source):
     """The image files in a folder and its subfolders."""
 
     folder: str
-    files: list[str]  # paths relative to the folder, as the system spells them
+    files: Sequence[str]  # paths relative to the folder, as the system spells them
     file_stamps: NDArray[np.int64]
 
     def stamps(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -58,10 +60,11 @@ def open_folder(folder: Path, *, with_labels: bool) -> Source:
     if tars:
         return open_webdataset([folder / path for path in tars], with_labels=with_labels)
     items, places = list_images(entries, skipped=skipped, with_labels=with_labels)
+    files = Texts(path for path, _ in places)
     return FolderSource(
         **vars(items),
         folder=str(folder),
-        files=[path for path, _ in places],
+        files=files,
         file_stamps=np.array([stamp for _, stamp in places], np.int64),
     )
 

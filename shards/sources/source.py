@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from shards.errors import ShardError, printable
 from shards.images import EXTENSIONS, MAX_ENCODED_BYTES, BadImage
+from shards.sources.texts import Texts
 
 UNSUPPORTED = frozenset({".avif", ".heic", ".heif", ".jp2", ".jxl"})
 _SEPARATOR = re.compile(r"[/\\]")  # archives made on Windows may hold backslashes
@@ -115,7 +116,7 @@ def list_images(
         images, others[".npy"] = arrays, others[".npy"] - len(arrays)
         others = +others
     images.sort(key=lambda entry: entry.path)
-    names = [printable(entry.path) for entry in images]
+    names = Texts(printable(entry.path) for entry in images)
     sizes = [entry.size for entry in images]
     labels, class_names = None, None
     if with_labels:

@@ -22,6 +22,7 @@ from shards.errors import ShardError, printable
 from shards.files import cache_folder, make_folder
 from shards.sources.source import Source, digest_of, stamp_of
 from shards.sources.tars import TarSource
+from shards.sources.texts import Texts
 
 TABLE_EXTENSIONS = (".parquet", ".arrow")
 _LABEL_NAMES = ("label", "labels", "cls", "class", "fine_label", "target", "category")
@@ -128,7 +129,7 @@ def open_tables(
     classes, class_names = _classes(rows, labels, agreed) if agreed.label else (None, None)
     lengths = np.array(sizes, np.int64)
     return TableSource(
-        names=rows,
+        names=Texts(rows),
         sizes=lengths,
         labels=classes,
         class_names=class_names,

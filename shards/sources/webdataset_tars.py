@@ -25,6 +25,7 @@ from shards.sources.source import (
     list_images,
 )
 from shards.sources.tars import ScannedTar, TarSource, scan_tar
+from shards.sources.texts import Texts
 
 _IMAGE_FIELDS = EXTENSIONS | {".npy"}
 _JSON_LABELS = ("cls", "label", "labels", "class", "class_id", "class_name", "category", "target")
@@ -99,7 +100,7 @@ def _open_samples(
     sizes = [sample.image.size for sample in samples]
     labels, class_names = _classes(names, [sample.label for sample in samples])
     return TarSource(
-        names=names,
+        names=Texts(names),
         sizes=np.array(sizes, np.int64),
         labels=labels,
         class_names=class_names,
