@@ -1,5 +1,6 @@
 """Conditional GANs: networks with labels, labels of images, and training with them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ from PIL import Image
 
 import distgan.draws
 from distgan.config.load import load_config
-from distgan.data import TrainingBatches, open_dataset
+from distgan.config.schema import Config, Loss, Networks, Train
+from distgan.data import MicroBatch, TrainingBatches, open_dataset
 from distgan.errors import UserError
+from distgan.gan import GAN, build_gan
 from distgan.labels import class_labels, labels_of
 from distgan.networks.base import ConditionalSpec, DiscriminatorSpec, GeneratorSpec
 from distgan.networks.build import build_discriminator, build_generator
 from distgan.networks.conditioning import ConditionalNorm, set_label_strength, spread_labels
+from distgan.networks.ema import recalibrate_batch_norm
+from distgan.runtime.accelerator import build_accelerator, reset_accelerator
+from distgan.steps import discriminate, weighted_penalties
 from shards.pack import pack
 from shards.reader import ShardReader
 from tests.test_resume import pack_noise
@@ -162,6 +168,74 @@ def test_labels_count_the_chosen_classes_alone(tmp_path: Path) -> None:
     pixels = reader.gather(np.arange(8))[:, 0, 0, 0]
     assert (labels.names, labels.counts) == (("b", "c"), (4, 4))
     assert (labels.of_samples(np.arange(8)) == pixels % 3 - 1).all()
+
+
+# -------------------------------------------------------------------------------------------- steps
+
+
+@pytest.fixture
+def conditional_gan() -> Iterator[GAN]:
+    """Build a small conditional GAN whose norms depend on the class."""
+    train = Train(cpu_threads=1, precision="launcher")
+    networks = Networks(condition="class", discriminator_width=4, discriminator_norm="none")
+    accelerator, _ = build_accelerator(train)
+    gan = build_gan(accelerator, spec_of("dcgan"), Config(networks=networks, train=train))
+    draw = torch.Generator().manual_seed(0)
+    for network in (gan.raw_generator, gan.ema.generator):
+        weight: Any = network.modulation.weight
+        weight.data = torch.randn(weight.shape, generator=draw)
+    yield gan
+    reset_accelerator()
+
+
+def batch_of(size: int) -> MicroBatch:
+    """Return random images and latents with labels of all three classes."""
+    draw = torch.Generator().manual_seed(1)
+    reals = torch.rand(size, 3, 32, 32, generator=draw) * 2 - 1
+    latents, positions = torch.randn(size, 7, generator=draw), torch.arange(size)
+    return MicroBatch(reals, latents, positions, seed=0, labels=positions % 3)
+
+
+def test_penalties_are_of_each_image_with_its_label(conditional_gan: GAN) -> None:
+    """R1 and R2, from one forward, equal those of single images."""
+    gan, batch = conditional_gan, batch_of(4)
+    assert batch.labels is not None
+    fakes = batch.reals.flip(0)
+    found = weighted_penalties(gan, batch, batch.reals, fakes, loss=Loss(r1=1.0, r2=1.0))
+    for name, images in (("r1", batch.reals), ("r2", fakes)):
+        squares = []
+        for image, label in zip(images, batch.labels, strict=True):
+            point = image[None].clone().requires_grad_()
+            logit = gan.raw_discriminator(point, label[None]).sum()
+            squares.append(torch.autograd.grad(logit, point)[0].square().sum())
+        torch.testing.assert_close(found[name], torch.stack(squares).mean() / 2)
+
+
+def test_one_forward_of_reals_and_fakes_equals_two(conditional_gan: GAN) -> None:
+    """Fakes have the labels of the reals at their places."""
+    gan, batch = conditional_gan, batch_of(4)
+    assert batch.labels is not None and gan.images_are_independent
+    fakes = batch.reals.flip(0)
+    logits = discriminate(gan, batch.reals, fakes, batch.labels)
+    for found, images in zip(logits, (batch.reals, fakes), strict=True):
+        torch.testing.assert_close(found, gan.raw_discriminator(images, batch.labels))
+
+
+def test_norm_statistics_are_those_of_the_training_mix(conditional_gan: GAN) -> None:
+    """Statistics of one class alone would be others."""
+    gan = conditional_gan
+    gan.recalibrate_batch_norm(seed=0)
+    norms = [m for m in gan.ema.generator.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    found = [norm.running_mean.clone() for norm in norms if norm.running_mean is not None]
+    latents = torch.randn(1024, 7, generator=torch.Generator().manual_seed(5))
+    numbers = torch.arange(1024)
+    mix, one_class = torch.tensor([0, 0, 1, 2])[numbers % 4], torch.zeros_like(numbers)
+    differences = []
+    for labels in (mix, one_class):
+        recalibrate_batch_norm(gan.ema.generator, latents, labels)
+        pairs = zip(found[1:], norms[1:], strict=True)
+        differences.append(sum(float((a - b.running_mean).abs().sum()) for a, b in pairs))
+    assert differences[0] < 0.3 * differences[1]
 
 
 # ---------------------------------------------------------------------------------------- training

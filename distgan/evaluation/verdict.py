@@ -222,8 +222,9 @@ class Evidence:
 
     @property
     def collapsed_classes(self) -> list[str]:
-        """Names of the classes asked for whose fakes hardly differ."""
-        return collapsed_classes(self.result.by_class, self.thresholds)
+        """Names of the classes asked for whose fakes hardly differ, though they are not blurred."""
+        scores = () if self.are_blurred else self.result.by_class
+        return collapsed_classes(scores, self.thresholds)
 
     @property
     def lacks_diversity(self) -> bool:
