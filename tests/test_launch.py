@@ -99,7 +99,7 @@ def pack_task(
     assert job.stdout is not None
     said = ""
     if warn:
-        while "starts" not in said:
+        while "packing" not in said:
             said += job.stdout.readline()
         job.send_signal(signal.SIGUSR1)
     said += job.communicate()[0]
@@ -130,7 +130,7 @@ def test_a_pack_job_that_runs_out_of_time_is_requeued_if_it_got_further(
     out = tmp_path / "shards"
     record = f"touch {out}/.packing/000001.json" if progress else ""
     (tmp_path / "distgan").write_text(
-        f"#!/bin/bash\nmkdir -p {out}/.packing; {record}\nexec sleep 60\n"
+        f"#!/bin/bash\nmkdir -p {out}/.packing; {record}\necho packing\nexec sleep 60\n"
     )
     (tmp_path / "distgan").chmod(0o755)
     code, said = pack_task(tmp_path, "digits", str(out), task=2, warn=True)
