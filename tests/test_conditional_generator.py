@@ -146,12 +146,6 @@ def test_labels_of_an_unconditional_generator_are_refused(finished: Path) -> Non
         assert (code, "conditional" in said or "no classes" in said) == (2, True), said
 
 
-def test_demo_is_refused(conditional_run: Path, tmp_path: Path) -> None:
-    """The error names the command that exports the generator."""
-    code, said = call("demo", conditional_run, "--out", tmp_path / "page")
-    assert (code, "distgan export" in " ".join(said.split())) == (2, True), said
-
-
 def test_exported_file_is_the_generator(conditional_run: Path, tmp_path: Path) -> None:
     """It loads again, and the card lists the classes."""
     export(conditional_run, tmp_path, format="safetensors", license="mit")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from distgan.commands import web_runtime
 from distgan.commands.demo import demo_page
-from distgan.networks.base import GeneratorSpec
+from distgan.networks.base import ConditionalSpec, GeneratorSpec
 from distgan.networks.build import build_generator
 from distgan.networks.directions import latent_directions
 from distgan.networks.generator import Generator
@@ -27,6 +27,7 @@ from tests.test_commands import call
 from tests.worlds import run_world, train_run
 
 PART = GeneratorSpec(architecture="dcgan", image_size=(32, 48), channels=3, width=4, latent_dim=8)
+CONDITIONAL = ConditionalSpec(**vars(PART), classes=("cat", "dog"), shares=(0.25, 0.75))
 MIXTURE = mixture_spec(PART, classes=("cat", "dog"), weights=(0.25, 0.75))
 
 
@@ -165,9 +166,9 @@ class Page:
         return np.array(values).reshape(height, width, 4)[:, :, :3]
 
 
-def shown_by(generator: Generator, latents: torch.Tensor) -> np.ndarray:
-    """Return the pixels of one latent [1, Z] as PyTorch computes them, int [H, W, 3]."""
-    image = generator.images(latents)[0].permute(1, 2, 0).int().numpy()
+def shown_by(generator: Generator, *inputs: torch.Tensor) -> np.ndarray:
+    """Return the pixels, int [H, W, 3], of one latent [1, Z], and label, as PyTorch does."""
+    image = generator.images(*inputs)[0].permute(1, 2, 0).int().numpy()
     return np.broadcast_to(image, (*image.shape[:2], 3))
 
 
@@ -252,6 +253,35 @@ def test_classes_can_be_chosen(tmp_path: Path) -> None:
             start = torch.tensor([page.js("return [...start]")])
             moved = start + 2 * latent_directions(part, 1)[0]
             assert np.abs(page.pixels() - shown_by(Generator(part, PART), moved)).max() <= 1
+        assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_a_class_can_be_asked_for(tmp_path: Path) -> None:
+    """Of a conditional generator, the page shows the image of a latent in the class chosen."""
+    generator = Generator(build_generator(CONDITIONAL), CONDITIONAL)
+    with torch.no_grad():  # a new one hardly tells classes apart
+        generator.network.modulation.weight.normal_()
+    save_generator(generator.network, CONDITIONAL, tmp_path, facts={})
+    out = run_demo(tmp_path, tmp_path / "out")
+    with served(out) as url, chromium(tmp_path / "profile") as browser:
+        page = Page(browser)
+        page.open(url)
+        start = torch.tensor([page.js("return [...start]")])
+        (directions,) = latent_directions(generator.network, 1)
+        shown = []
+        for number in range(2):
+            page.set("#class", number)
+            page.set(".direction", 2)
+            expected = shown_by(generator, start + 2 * directions, torch.tensor([number]))
+            assert np.abs(page.pixels() - expected).max() <= 1
+            shown.append(page.pixels())
+        assert np.abs(shown[0] - shown[1]).max() > 1
+        page.click("#reset")
+        page.set("#truncation", 0.7)
+        truncated = generator.truncate(start, 0.7, torch.tensor([1]))
+        expected = shown_by(generator, truncated, torch.tensor([1]))
+        assert np.abs(page.pixels() - expected).max() <= 1
         assert browser.get_log("browser") == []
 
 

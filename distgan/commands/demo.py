@@ -16,7 +16,7 @@ from distgan.networks.directions import latent_directions
 from distgan.networks.generator import Generator
 from distgan.networks.generator_file import load_generator
 from distgan.networks.latents import sample_latents
-from distgan.networks.mixture import choose_class, split_class
+from distgan.networks.mixture import MixtureSpec, choose_class, split_class
 from distgan.reporting.rendering import render, write_page
 
 NUM_DIRECTIONS, NUM_IN_GALLERY = 8, 12
@@ -31,11 +31,6 @@ def demo(
     may also load files from `hosts`. Raises UserError.
     """
     generator = load_generator(source)
-    if isinstance(generator.spec, ConditionalSpec):
-        raise UserError(
-            f"{source} is a conditional generator, which the page cannot show; "
-            "export it with: distgan export --format onnx"
-        )
     channels = generator.spec.channels
     if channels not in (1, 3):
         raise UserError(f"a page shows 1 or 3 channels, and the images of {source} have {channels}")
@@ -67,7 +62,6 @@ def demo_page(
     channels, height, width = generator.image_shape
     runtime = {"script": web_runtime.SCRIPT, "wasm": web_runtime.WASM}
     num_bytes = model.stat().st_size + sum(file.num_bytes for file in runtime.values())
-    latents = sample_latents(1, spec, seed=0)
     directions = latent_directions(generator.network, NUM_DIRECTIONS)
     content = model.read_bytes()
     values = {
@@ -76,11 +70,9 @@ def demo_page(
         "width": width,
         "channels": channels,
         "latent_dim": directions.shape[-1],
+        "takes_labels": isinstance(spec, ConditionalSpec),
         "is_crisp": width < 64,
-        "class_values": [
-            split_class(choose_class(latents, spec, name), spec)[0].item()
-            for name in generator.classes
-        ],
+        "class_values": class_values(generator),
         "directions": rounded(directions.tolist()),
         "centers": rounded(
             [generator.center(name).tolist() for name in generator.classes or (None,)]
@@ -111,6 +103,15 @@ def demo_page(
         runtime_version=web_runtime.VERSION,
         download_mb=round(num_bytes / 1e6),
     )
+
+
+def class_values(generator: Generator) -> list[float]:
+    """Return what stands for each class in a latent; nothing if it does not hold the class."""
+    spec = generator.spec
+    if not isinstance(spec, MixtureSpec):
+        return []
+    latents = sample_latents(1, spec, seed=0)
+    return [split_class(choose_class(latents, spec, name), spec)[0].item() for name in spec.classes]
 
 
 def rounded(values: Any) -> Any:

@@ -102,6 +102,7 @@ class GeneratorNetwork(nn.Module):
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
         self.condition = spec if isinstance(spec, ConditionalSpec) else None
+        self.latent_dim = spec.latent_dim
         self.code_dim = spec.latent_dim + (self.condition.label_dim if self.condition else 0)
         self.norm_channels: list[int] = []  # of the conditional norms
         self.embedding: ClassTable | None = None

@@ -44,7 +44,7 @@ function classNumber() {
 }
 
 function moved(latent) {
-  const directions = demo.directions[classNumber()];
+  const directions = demo.directions[Math.min(classNumber(), demo.directions.length - 1)];
   return all(".direction").reduce((z, slider, number) => {
     const step = Number(slider.value);
     return step ? z.map((value, i) => value + step * directions[number][i]) : z;
@@ -59,8 +59,11 @@ function currentLatent() {
 function generate(latent) {
   const run = async () => {
     const values = [...demo.class_values.slice(classNumber(), classNumber() + 1), ...latent];
-    const input = new ort.Tensor("float32", Float32Array.from(values), [1, values.length]);
-    return toImage((await session.run({ latents: input })).images.data);
+    const inputs = {
+      latents: new ort.Tensor("float32", Float32Array.from(values), [1, values.length]),
+    };
+    if (demo.takes_labels) inputs.labels = new ort.Tensor("int64", [BigInt(classNumber())], [1]);
+    return toImage((await session.run(inputs)).images.data);
   };
   const result = lastRun.then(run);
   lastRun = result.catch(() => null);
