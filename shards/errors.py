@@ -41,8 +41,11 @@ def printable(text: object) -> str:
 
     A hostile file name then cannot send control sequences to a terminal.
     """
+    text = str(text)
+    if text.isprintable():  # nearly always, and there may be millions
+        return text
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
 
 

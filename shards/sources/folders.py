@@ -49,9 +49,9 @@ class FolderSource(Source):
 def open_folder(folder: Path, *, with_labels: bool) -> Source:
     """Open a folder of images, or of the tars that WebDataset tools write."""
     entries, skipped = _walk(str(folder))
-    paths = sorted(entry.path for entry in entries if not is_hidden(entry.path))
-    images, tars = list(filter(is_image_name, paths)), list(filter(is_tar_name, paths))
-    if tars and images:
+    paths = [entry.path for entry in entries]
+    tars = sorted(path for path in paths if is_tar_name(path) and not is_hidden(path))
+    if tars and (images := sorted(filter(is_image_name, paths))):
         raise ShardError(
             f"{printable(folder)} holds images ({len(images):,}, such as {printable(images[0])}) "
             f"beside tar archives ({len(tars):,}, such as {printable(tars[0])}): "

@@ -20,6 +20,7 @@ from shards.sources.texts import Texts
 
 UNSUPPORTED = frozenset({".avif", ".heic", ".heif", ".jp2", ".jxl"})
 _SEPARATOR = re.compile(r"[/\\]")  # archives made on Windows may hold backslashes
+_HIDDEN = re.compile(r"(?:\A|[/\\])(?:__MACOSX(?=[/\\]|\Z)|\.(?!\.?(?:[/\\]|\Z)))")
 
 
 class Entry(NamedTuple):
@@ -104,7 +105,7 @@ def list_images(
     images, arrays, others, left_out = [], [], Counter[str](), list(skipped)
     for entry in entries:
         extension = extension_of(entry.path)
-        if is_image_name(entry.path):
+        if extension in EXTENSIONS and not is_hidden(entry.path):
             images.append(entry)
             continue
         if extension == ".npy" and not is_hidden(entry.path):
@@ -145,10 +146,7 @@ def is_image_name(path: str) -> bool:
 
 def is_hidden(path: str) -> bool:
     """Return whether a path contains a dot file or what macOS adds to archives."""
-    return any(
-        part == "__MACOSX" or (part.startswith(".") and part not in (".", ".."))
-        for part in _SEPARATOR.split(path)
-    )
+    return _HIDDEN.search(path) is not None
 
 
 def classes_of_folders(
