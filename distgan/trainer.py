@@ -86,11 +86,13 @@ class Trainer:
         self.gan = build_gan(session.accelerator, spec, config, total_images=session.total_images)
         self.checkpointer = Checkpointer(session, config, gan=self.gan, evaluator=self.evaluator)
         self.notes = self.checkpointer.restore_newest()
+        self.origin: dict[str, str] = {}  # of the first weights, unless they were drawn
         if labels is not None and (warning := labels.warning()):
             self.notes.append(warning)
         if config.train.init_from is not None and self.checkpointer.state.images_seen == 0:
             path, with_optimizers = Path(config.train.init_from), config.train.init_optimizers
-            self.notes += start_from(self.gan, path, with_optimizers=with_optimizers)
+            start = start_from(self.gan, path, with_optimizers=with_optimizers)
+            self.notes, self.origin = self.notes + start.notes, start.origin
         self.state = self.checkpointer.state
         self.active = self.active_config()
         self.heading = ""  # shown instead of the start table, if it is set
@@ -132,7 +134,7 @@ class Trainer:
         session = self.session
         self.logger.start(
             self.start_table(),
-            provenance=provenance(session.accelerator, self.command, os.environ),
+            provenance=provenance(session.accelerator, self.command, os.environ, self.origin),
             images_seen=self.state.images_seen,
             notes=self.notes,
         )

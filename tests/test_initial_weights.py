@@ -1,18 +1,22 @@
 """Runs that start from the weights of another run."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from distgan.config.flat import identity_hash
 from distgan.config.load import load_config
 from distgan.errors import UserError
 from distgan.gan import GAN
 from distgan.run.checkpoints import list_checkpoints
 from distgan.run.initial_weights import start_from
+from shards.pack import pack
 from tests.worlds import checkpoint_digest, run_world, train_run
 
 ONE_STEP = ["train.kimg=0.012"]
@@ -39,7 +43,7 @@ def test_weights_come_from_a_run_a_checkpoint_or_a_file(
     checkpoint = list_checkpoints(trained / "checkpoints")[-1]
     paths = {"run": trained, "checkpoint": checkpoint, "file": trained / "generator.safetensors"}
     before = {name: t.clone() for name, t in gan.raw_discriminator.state_dict().items()}
-    notes = start_from(gan, paths[place], with_optimizers=False)
+    notes, origin = start_from(gan, paths[place], with_optimizers=False)
     tensors = tensors_of(trained)
     prefix = "ema." if place == "file" else "generator."
     for name, tensor in gan.raw_generator.state_dict().items():
@@ -50,6 +54,9 @@ def test_weights_come_from_a_run_a_checkpoint_or_a_file(
         assert torch.equal(tensor, expected), name
     assert notes[0] == f"started from {paths[place]}"
     assert (len(notes) > 1) == (place == "file")
+    file = Path(origin["file"])
+    assert file.is_relative_to(paths[place])
+    assert origin["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_first_layers_stay_frozen_on_any_number_of_ranks(
@@ -74,7 +81,10 @@ def test_first_layers_stay_frozen_on_any_number_of_ranks(
 
 
 def test_a_resumed_run_does_not_start_over(shards: Path, trained: Path, tmp_path: Path) -> None:
-    """Weights are read once: a resumed run equals an uninterrupted one, without the old run."""
+    """Weights are read once: a resumed run equals an uninterrupted one, without the old run.
+
+    Its provenance still says where they came from.
+    """
     moved = tmp_path / "old"
     trained_copy = moved / "generator.safetensors"
     moved.mkdir()
@@ -82,9 +92,13 @@ def test_a_resumed_run_does_not_start_over(shards: Path, trained: Path, tmp_path
     start = f"train.init_from={str(trained_copy)!r}"
     run_world(1, train_run, shards, tmp_path / "whole", ["train.kimg=0.036", start])
     run_world(1, train_run, shards, tmp_path / "cut", ["train.kimg=0.036", start], 12)
+    sha256 = hashlib.sha256(trained_copy.read_bytes()).hexdigest()
     trained_copy.unlink()
     run_world(1, train_run, shards, tmp_path / "cut", ["train.kimg=0.036", start])
     assert checkpoint_digest(tmp_path / "whole") == checkpoint_digest(tmp_path / "cut")
+    for run in ("whole", "cut"):
+        provenance = json.loads((tmp_path / run / "provenance.json").read_text())
+        assert provenance["initial_weights"] == {"file": str(trained_copy), "sha256": sha256}
 
 
 def test_weights_that_do_not_fit_are_named(
@@ -114,3 +128,36 @@ def test_settings_that_need_others_say_so(overrides: list[str], says: str) -> No
     """Freezing needs trained weights, and does not go together with unrolling."""
     with pytest.raises(UserError, match=says):
         load_config(None, overrides)
+
+
+def test_another_start_is_another_run() -> None:
+    """The weights to start from, and what is frozen, are part of a run's identity."""
+    settings = [[], ["train.init_from=a"], ["train.init_from=b"]]
+    settings += [["train.init_from=a", "train.freeze_d=2"]]
+    identities = {identity_hash(load_config(None, words), "data") for words in settings}
+    assert len(identities) == len(settings)
+
+
+def test_a_run_of_other_classes_takes_over_all_but_what_depends_on_them(
+    shards: Path, tmp_path: Path
+) -> None:
+    """Embeddings of classes are drawn anew and named; everything else is the old run's."""
+    for number in range(12):
+        path = tmp_path / "pictures" / "abc"[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (32, 32), 20 * number).save(path)
+    others = pack(tmp_path / "pictures", tmp_path / "others", size=32, channels=1, workers=1)
+    classes, runs = [*ONE_STEP, "networks.condition=class"], [tmp_path / "two", tmp_path / "three"]
+    run_world(1, train_run, shards, runs[0], classes)
+    start = [f"train.init_from={str(runs[0])!r}", "optim.lr_g=1e-30", "optim.lr_d=1e-30"]
+    run_world(1, train_run, others.path, runs[1], [*classes, *start])
+    old, new = map(tensors_of, runs)
+    changed = {name for name in new if new[name].shape != old[name].shape}
+    events = (runs[1] / "events.jsonl").read_text()
+    assert changed
+    for name, tensor in new.items():
+        if not name.startswith(("generator.", "discriminator.")) or "num_batches" in name:
+            continue
+        assert (f"{name}," in events or f'{name}"' in events) == (name in changed), name
+        if name not in changed and "running" not in name:
+            assert torch.equal(tensor, old[name]), name

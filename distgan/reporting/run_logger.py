@@ -24,7 +24,7 @@ from distgan.reporting.metrics import explain_distance
 from distgan.reporting.sinks import Sink
 from distgan.reporting.tensorboard_sink import TensorBoardSink
 from distgan.reporting.wandb_sink import WandbSink, default_group, new_run_id
-from distgan.run.files import Status, read_rows, read_status
+from distgan.run.files import Provenance, Status, read_json, read_rows, read_status
 from distgan.run.folder import FINISHED_STATES, RunFolder, explained
 from distgan.text import first_line, format_kimg
 from shards.files import write_atomic
@@ -77,10 +77,14 @@ class RunLogger:
     ) -> None:
         """Write the files that describe the run, show the table and open the sinks.
 
-        Rows of steps that will be trained again are dropped.
+        Rows of steps that will be trained again are dropped. A resumed run keeps the record of the
+        weights that it once started from.
         """
         folder = self.folder
         assert folder is not None
+        if images_seen:
+            earlier = read_json(folder.path / "provenance.json", Provenance)
+            provenance = provenance | {"initial_weights": earlier.initial_weights}
         with explained(folder.path):
             folder.truncate_after(images_seen)
             write_atomic(folder.path / "config.toml", to_toml(self.config))

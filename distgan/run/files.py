@@ -49,6 +49,7 @@ class Provenance(BaseModel):
     versions: dict[str, str | None] = {}
     world: World = World()
     hardware: str = ""
+    initial_weights: dict[str, str] = {}  # file and sha256, of a run that started from another
 
 
 class EvaluationRow(BaseModel):

@@ -1,7 +1,7 @@
 """Networks that start from the weights of another run (`train.init_from`)."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -10,21 +10,36 @@ from distgan.errors import UserError
 from distgan.gan import GAN
 from distgan.networks.generator_file import EMA_PREFIX
 from distgan.run.checkpointer import broadcast_tensors
-from distgan.run.checkpoints import Tensors, list_checkpoints, load, unpack_optimizer
+from distgan.run.checkpoints import Tensors, describe, list_checkpoints, load, unpack_optimizer
 from distgan.text import first_line
 
 NETWORK_OF_OPTIMIZER = {"optimizer_g": "generator.", "optimizer_d": "discriminator."}
 
 
-def start_from(gan: GAN, path: Path, *, with_optimizers: bool) -> list[str]:
+class Weights(NamedTuple):
+    """What a file holds: named tensors, as in a checkpoint, and the optimizers' plain values."""
+
+    file: Path
+    tensors: Tensors
+    players: dict[str, Any]
+
+
+class Start(NamedTuple):
+    """What became of the weights that a run was to start from."""
+
+    notes: list[str]  # for the user
+    origin: dict[str, str]  # for provenance.json, on rank zero: the file and its sha256
+
+
+def start_from(gan: GAN, path: Path, *, with_optimizers: bool) -> Start:
     """Copy all weights that fit from a run, a checkpoint or a generator file. Collective.
 
-    Rank zero reads them. Returns notes for the user, which name the weights that do not fit and so
-    remain as they were drawn. Raises UserError if nothing fits, or there is nothing to read.
+    Rank zero reads them. The notes name the weights that do not fit and so remain as they were
+    drawn. Raises UserError if nothing fits, or there is nothing to read.
     """
     found = gan.world.run_on_main(lambda: read_weights(path))
-    players = gan.world.broadcast_object(found[1] if found else {})
-    tensors = broadcast_tensors(found[0] if found else {}, gan.world, gan.accelerator.device)
+    players = gan.world.broadcast_object(found.players if found else {})
+    tensors = broadcast_tensors(found.tensors if found else {}, gan.world, gan.accelerator.device)
     unfit: dict[str, list[str]] = {}
     for prefix, network in gan.networks().items():
         own = network.state_dict()
@@ -45,14 +60,19 @@ def start_from(gan: GAN, path: Path, *, with_optimizers: bool) -> list[str]:
     gan.is_calibrated = False
     anew = [prefix + name for prefix, names in unfit.items() for name in names]
     anew = [name for name in anew if not name.startswith(EMA_PREFIX)]
-    return [f"started from {path}", *([f"drawn anew: {', '.join(anew)}"] if anew else [])]
+    notes = [f"started from {path}", *([f"drawn anew: {', '.join(anew)}"] if anew else [])]
+    return Start(notes, describe_origin(found.file) if found else {})
 
 
-def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Return named tensors, as in a checkpoint, and the optimizers' plain values.
+def describe_origin(file: Path) -> dict[str, str]:
+    """Return what provenance.json says of the file that weights came from."""
+    return {"file": str(file.absolute()), "sha256": str(describe(file)["sha256"])}
 
-    Reads a checkpoint folder, the newest checkpoint of a run, or a file with a generator. Raises
-    UserError.
+
+def read_weights(path: Path) -> Weights:
+    """Read a checkpoint folder, the newest checkpoint of a run, or a file with a generator.
+
+    Raises UserError.
     """
     if path.is_file():
         try:
@@ -60,13 +80,14 @@ def read_weights(path: Path) -> tuple[Tensors, dict[str, Any]]:
         except (OSError, SafetensorError) as error:
             raise UserError(f"train.init_from={path}: {first_line(error)}") from None
         prefixes = ("generator.", EMA_PREFIX)
-        return {prefix + name: t for prefix in prefixes for name, t in weights.items()}, {}
+        named = {prefix + name: t for prefix in prefixes for name, t in weights.items()}
+        return Weights(path, named, {})
     checkpoints = (
         [path] if (path / "manifest.json").exists() else list_checkpoints(path / "checkpoints")
     )
     if checkpoints:
         tensors, contents = load(checkpoints[-1])
-        return tensors, contents["players"]
+        return Weights(checkpoints[-1] / "tensors.safetensors", tensors, contents["players"])
     if (path / "generator.safetensors").exists():
         return read_weights(path / "generator.safetensors")
     raise UserError(

@@ -48,9 +48,15 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def provenance(
-    accelerator: Accelerator, command: list[str], environment: Mapping[str, str]
+    accelerator: Accelerator,
+    command: list[str],
+    environment: Mapping[str, str],
+    origin: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return the contents of provenance.json."""
+    """Return the contents of provenance.json.
+
+    `origin` says which file the weights of a new run were read from.
+    """
     slurm = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")
     return {
         "command": [without_secrets(word) for word in command],
@@ -61,6 +67,7 @@ def provenance(
         "hardware": hardware(accelerator.device),
         "host": platform.node(),
         "slurm": {name: environment[name] for name in slurm if name in environment},
+        "initial_weights": dict(origin or {}),
     }
 
 
