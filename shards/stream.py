@@ -111,13 +111,14 @@ def _read_ahead(
     try:
         read_into = _gather_into(reader, order, rank_slice) if not decoders else decoders.read_into
         shape, pinned = (rank_slice.count, *reader.image_shape), torch.cuda.is_available()
+        stored, dtype = reader.dtype, TENSOR_TYPE[reader.dtype]
         position = rank_slice.first
         with _prefetcher(reader, order, rank_slice, stop) as prefetcher:
             while not stop.is_set():
                 if prefetcher is not None:
                     prefetcher.advance(position)
-                batch = torch.empty(shape, dtype=TENSOR_TYPE[reader.dtype], pin_memory=pinned)
-                read_into(batch.numpy().view(reader.dtype))
+                batch = torch.empty(shape, dtype=dtype, pin_memory=pinned)
+                read_into(batch.numpy().view(stored))
                 _put(batches, batch, stop)
                 position += rank_slice.step
     except BaseException as error:  # whatever it is, the consumer has to know
