@@ -24,7 +24,7 @@ from shards.order.permutation import Order
 from shards.order.settings import PERMUTATION, OrderSettings
 from shards.planes import with_bits
 
-_CHECK_SEC = 0.005  # a shard may be cut short unnoticed; batches of training take longer
+_CHECK_SEC = 0.001  # how long a shard may be cut short unnoticed; steps of training are longer
 _MAX_OPEN_SHARDS = 512  # each takes a file descriptor, of which a process has 1,024 by default
 
 
