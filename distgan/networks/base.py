@@ -95,15 +95,12 @@ class GeneratorNetwork(nn.Module):
     """Base class of generators: latents [B, Z], and labels if there are any, to images.
 
     Images are [B, C, H, W] in [-1, 1]. A family of networks makes its norms with `norm`, ends its
-    construction with `add_condition`, and implements `make_images`, which takes codes
-    [B, `code_dim`]: the latents and, beside them, the embedded labels.
+    construction with `add_condition`, and implements `make_images`. Labels act on the norms alone.
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
         self.condition = spec if isinstance(spec, ConditionalSpec) else None
-        self.latent_dim = spec.latent_dim
-        self.code_dim = spec.latent_dim + (self.condition.label_dim if self.condition else 0)
         self.norm_channels: list[int] = []  # of the conditional norms
         self.embedding: ClassTable | None = None
         self.modulation: Modulation | None = None
@@ -126,7 +123,7 @@ class GeneratorNetwork(nn.Module):
             self.embedding = ClassTable(num, dim, std=1.0, blends=blends)
             self.modulation = Modulation(self.norm_channels, dim)
 
-    def make_images(self, codes: Tensor, modulation: list[Tensor] | None) -> Tensor:
+    def make_images(self, latents: Tensor, modulation: list[Tensor] | None) -> Tensor:
         """Return images [B, C, H, W] in [-1, 1]; the modulation is that of all norms, or None."""
         raise NotImplementedError
 
@@ -135,9 +132,7 @@ class GeneratorNetwork(nn.Module):
         if self.embedding is None or self.modulation is None:
             return self.make_images(latents, None)
         assert labels is not None, "a conditional generator needs labels"
-        embedded = self.embedding(labels)
-        codes = torch.cat([latents, embedded.to(latents.dtype)], 1)
-        return self.make_images(codes, self.modulation(embedded))
+        return self.make_images(latents, self.modulation(self.embedding(labels)))
 
 
 class MinibatchStddev(nn.Module):

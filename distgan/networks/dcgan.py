@@ -60,7 +60,7 @@ class DCGANGenerator(GeneratorNetwork):
         self.start = (height, width)
         widths = doubled_widths(spec.width, num_doublings, most=spec.max_width)[::-1]
         # A 4x4 transposed convolution of a 1x1 map is this matrix product.
-        self.project = nn.Linear(self.code_dim, widths[0] * height * width, bias=False)
+        self.project = nn.Linear(spec.latent_dim, widths[0] * height * width, bias=False)
         layers: list[nn.Module] = [self.norm(widths[0]), nn.ReLU(inplace=True)]
         for before, after in itertools.pairwise(widths):
             layers += [
@@ -76,8 +76,8 @@ class DCGANGenerator(GeneratorNetwork):
         self.apply(init_dcgan)
         self.add_condition()
 
-    def make_images(self, codes: Tensor, modulation: list[Tensor] | None) -> Tensor:
-        maps = self.project(codes).unflatten(1, (-1, *self.start))
+    def make_images(self, latents: Tensor, modulation: list[Tensor] | None) -> Tensor:
+        maps = self.project(latents).unflatten(1, (-1, *self.start))
         return self.layers(maps.contiguous(memory_format=torch.channels_last), modulation)
 
 

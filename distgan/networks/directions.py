@@ -16,9 +16,7 @@ def latent_directions(network: nn.Module, num: int) -> Tensor:
     layer's weight (Shen and Zhou 2021). The sign makes the largest value positive.
     """
     parts: Any = network.parts if isinstance(network, Mixture) else [network]
-    return torch.stack(
-        [directions_of_weight(part.project.weight[:, : part.latent_dim], num) for part in parts]
-    )
+    return torch.stack([directions_of_weight(part.project.weight, num) for part in parts])
 
 
 def directions_of_weight(weight: Tensor, num: int) -> Tensor:

@@ -65,7 +65,7 @@ class ResNetGenerator(GeneratorNetwork):
         self.start = (height, width)
         sizes = [4 * 2**i for i in range(num_doublings + 1)]  # of maps that begin with 4 pixels
         widths = [max(1, spec.width * 4 * min(16, size) // size) for size in sizes]
-        self.project = nn.Linear(self.code_dim, widths[0] * height * width)
+        self.project = nn.Linear(spec.latent_dim, widths[0] * height * width)
         self.layers = Layers(
             *(UpBlock(a, b, norm=self.norm) for a, b in itertools.pairwise(widths)),
             self.norm(widths[-1]),
@@ -76,8 +76,8 @@ class ResNetGenerator(GeneratorNetwork):
         self.apply(init_resnet)
         self.add_condition()
 
-    def make_images(self, codes: Tensor, modulation: list[Tensor] | None) -> Tensor:
-        maps = self.project(codes).unflatten(1, (-1, *self.start))
+    def make_images(self, latents: Tensor, modulation: list[Tensor] | None) -> Tensor:
+        maps = self.project(latents).unflatten(1, (-1, *self.start))
         return self.layers(maps.contiguous(memory_format=torch.channels_last), modulation)
 
 
