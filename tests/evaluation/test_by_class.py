@@ -129,10 +129,14 @@ def scores_of_rank(folder: Path) -> dict[str, object]:
 def test_ranks_get_the_numbers_of_one_process(tmp_path: Path, prepared: PreparedReference) -> None:
     """With the reference measured anew, and then from the cache."""
     fakes, labels, _ = labelled()
-    expected = score(fakes, labels, prepared).to_dict()["by_class"]
-    for _ in range(2):
-        first, second = run_world(2, scores_of_rank, tmp_path)
-        assert first == second
+    alone = score(fakes, labels, prepared)
+    expected = alone.to_dict()["by_class"]
+    for size in (2, 3):
+        first, *others = run_world(size, scores_of_rank, tmp_path)
+        assert others == [first] * (size - 1)
+        result = Result.from_dict(first)
+        assert str(assess(result)) == str(assess(alone))
+        assert result.values == pytest.approx(alone.values, rel=1e-6, abs=1e-9)
         for own, wanted in zip(first["by_class"], expected, strict=True):
             assert own["values"] == pytest.approx(wanted["values"], rel=1e-6, abs=1e-9)
             assert own["reals"] == pytest.approx(wanted["reals"], rel=1e-6, abs=1e-9)
