@@ -1,13 +1,15 @@
 """How often the verdict is right on sets of images of which we know what is wrong with them.
 
     python -m tests.benchmarks.verdicts SHARDS ... [--features random] [--num 1000]
-        [--generator PATH=VERDICT] [--figures]
+        [--probe SHARDS] [--run FOLDER] [--generator PATH=VERDICT] [--figures]
 
 The sets are arranged from one half of each dataset, and compared with the other half. RIGHT says
 beforehand which verdicts are right. The features are those of the random convolution, which data
 without labels get, or with `--features probe` those of the dataset's own probe. Labels, or the hue
-if there are none, tell which images are of one kind. Prints a table of all verdicts and a confusion
-matrix, in Markdown; --figures also prints the metrics.
+if there are none, tell which images are of one kind. A dataset after --probe is judged in the
+features of its probe as well. Of a run after --run, three checkpoints join the sets of the dataset
+with images of that shape; they are judged as if the run were no longer young. Prints a table of all
+verdicts and a confusion matrix, in Markdown; --figures also prints the metrics.
 """
 
 from collections import Counter
@@ -25,7 +27,7 @@ from distgan.evaluation.evaluator import choose_extractor
 from distgan.evaluation.extractors import Extractor
 from distgan.evaluation.reference import PreparedReference, RealImages, prepare_reference
 from distgan.evaluation.verdict import assess
-from distgan.networks.generator_file import is_young, load_generator
+from distgan.networks.generator_file import checkpoint_folders, is_young, load_generator
 from distgan.runtime.distributed import World
 from distgan.runtime.randomness import normal
 from shards.format.index import read_index
@@ -49,6 +51,13 @@ RIGHT = {
     "blur": ("learning",),
     "strong blur": ("learning",),
 }
+
+STAGES = {
+    "early checkpoint": (1 / 12, ("learning", "complete collapse")),
+    "middle checkpoint": (1 / 3, ("learning",)),
+    "late checkpoint": (1.0, ("learning", "healthy")),
+}
+"""Fractions of a run, and the right verdicts if it is healthy and has 24 kimg."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +151,15 @@ def generated(path: Path, *, num: int) -> Tensor:
     return torch.cat(parts)
 
 
+def stages(run: Path) -> dict[str, Path]:
+    """Return the checkpoints of a run that are nearest to the fractions of STAGES."""
+    folders = {float(path.name): path for path in checkpoint_folders(run)}
+    return {
+        name: folders[min(folders, key=lambda kimg: abs(kimg - fraction * max(folders)))]
+        for name, (fraction, _) in STAGES.items()
+    }
+
+
 def judge(images: Tensor, prepared: PreparedReference, extractor: Extractor) -> Result:
     """Return what a verdict rests on."""
     return evaluate(
@@ -155,7 +173,12 @@ def choose(name: str, reader: ShardReader) -> Extractor:
 
 
 def judge_dataset(
-    shards: Path, *, num: int, features: str = "random", generators: Collection[str] = ()
+    shards: Path,
+    *,
+    num: int,
+    features: str = "random",
+    generators: Collection[str] = (),
+    runs: Collection[Path] = (),
 ) -> dict[str, Result]:
     """Return what the verdicts rest on, for all sets of a dataset and for generators of it."""
     reader = ShardReader(read_index(shards))
@@ -166,9 +189,11 @@ def judge_dataset(
     chosen = reference_images(halves.reals, prepared)
     sets = arrange(halves, chosen, num=num)
     found = {name: judge(make(), prepared, extractor) for name, make in sets.items()}
-    for path in generators:
-        if load_generator(Path(path)).image_shape == reader.image_shape:
-            found[path] = judge(generated(Path(path), num=num), prepared, extractor)
+    chosen_paths = {path: Path(path) for path in generators}
+    for each in (chosen_paths, *map(stages, runs)):
+        for name, path in each.items():
+            if load_generator(path).image_shape == reader.image_shape:
+                found[name] = judge(generated(path, num=num), prepared, extractor)
     return found
 
 
@@ -229,16 +254,20 @@ def main(arguments: list[str] | None = None) -> list[str]:
     parser.add_argument("shards", type=Path, nargs="+")
     parser.add_argument("--num", type=int, default=1000, help="images of each set")
     parser.add_argument("--features", default="random", help="random or probe")
+    parser.add_argument("--probe", action="append", default=[], type=Path, metavar="SHARDS")
+    parser.add_argument("--run", action="append", default=[], type=Path, metavar="FOLDER")
     parser.add_argument("--figures", action="store_true", help="show the metrics as well")
     parser.add_argument("--generator", action="append", default=[], metavar="PATH=VERDICT")
     options = parser.parse_args(arguments)
     generators = dict(word.rsplit("=", 1) for word in options.generator)
     torch.set_num_threads(1)
+    columns = {path.name: (path, options.features) for path in options.shards}
+    columns |= {f"{path.name}, probe": (path, "probe") for path in options.probe}
     results = {
-        path.name: judge_dataset(
-            path, num=options.num, features=options.features, generators=generators
+        column: judge_dataset(
+            path, num=options.num, features=features, generators=generators, runs=options.run
         )
-        for path in options.shards
+        for column, (path, features) in columns.items()
     }
     found = {
         dataset: {
@@ -249,8 +278,11 @@ def main(arguments: list[str] | None = None) -> list[str]:
     }
     if options.figures:
         print(*show_figures(results), sep="\n")
+    right = RIGHT | (
+        {name: verdicts for name, (_, verdicts) in STAGES.items()} if options.run else {}
+    )
     lines = [
-        *show(found, RIGHT | {path: (verdict,) for path, verdict in generators.items()}),
+        *show(found, right | {path: (verdict,) for path, verdict in generators.items()}),
         "",
         machine(),
     ]
