@@ -1,92 +1,174 @@
-"""How often the verdict is wrong on digits: false alarms and missed collapses.
+"""How often the verdict on a run is wrong: false alarms, and troubles that are missed, on digits.
 
-    python -m tests.benchmarks.alarms [--runs 10] [--folder runs/alarms]
+    python -m tests.benchmarks.alarms [--runs 10] [--folder runs/alarms] [--only labelled]
 
-Every run is a real one with its own seed; the same command resumes after an interruption. A healthy
-run is the `digits` preset over 54 kimg. In a collapsing run the generator learns far too fast and
-the discriminator far too slowly. Any verdict of a collapse, at any time, is an alarm. Whether a
-collapsing run did collapse is decided by the missing classes and the coverage at its end alone.
+Every run is a real one with its own seed; the same command resumes after an interruption. Each is
+trained twice, with labels (features of the dataset's probe) and as if there were none (the random
+convolution); evaluations do not change what is trained.
+
+healthy      small networks with the settings of `cifar10-strong`
+complete     the generator learns fast, the discriminator too slowly
+winning      a healthy run goes on with a fast discriminator and a generator that hardly learns
+diverged     learning rates of 10
+
+Whether a run has the trouble that its settings should cause is decided by its classes, coverage,
+accuracies and losses, not by the verdict. Any verdict of trouble, at any time, is an alarm.
 """
 
 import json
+import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from distgan.evaluation.probe import probe_path
 from distgan.run.files import read_rows
 from shards.format.index import read_index
-from tests.benchmarks.common import command_line, distgan, train
+from tests.benchmarks.common import command_line, distgan, machine, train
 
-HEALTHY = ("--preset", "digits", "train.kimg=54", "evaluation.every_kimg=5.4")
-COLLAPSING = (
-    "--preset", "digits", "train.kimg=27", "evaluation.every_kimg=4.5",
-    "networks.generator_width=32", "networks.discriminator_width=32",
-    "optim.lr_g=2e-3", "optim.lr_d=1e-5", "optim.betas=[0.5,0.999]",
+SHARED = (
+    "--preset", "cifar10-strong", "data.flip=false", "train.kimg=24", "evaluation.every_kimg=3",
+    "networks.generator_width=16", "networks.discriminator_width=16", "train.cpu_threads=1",
+    "log.wandb=disabled", "log.report=false", "log.samples_every_kimg=24",
+    "checkpoint.every_kimg=24",
 )  # fmt: skip
-ALARMS = ("partial collapse", "complete collapse", "diverged")
+PLAIN = ("networks.minibatch_stddev=0", "loss.adversarial=bce", "loss.r1=0", "loss.r2=0")
+KINDS: dict[str, tuple[str, ...]] = {
+    "healthy": (),
+    "complete": (*PLAIN, "optim.lr_g=1e-3", "optim.lr_d=1e-4"),
+    "winning": (*PLAIN, "optim.lr_g=1e-6", "optim.lr_d=2e-3", "optim.schedule=constant"),
+    "diverged": ("loss.adversarial=wasserstein", "loss.r1=0", "loss.r2=0",
+                 "optim.lr_g=10", "optim.lr_d=10"),
+}  # fmt: skip
+RIGHT = {
+    "complete": ("complete collapse", "partial collapse"),
+    "winning": ("unbalanced",),
+    "diverged": ("diverged",),
+}
+FEATURES = {"labelled": "probe", "unlabelled": "random"}
+NO_TROUBLE = ("healthy", "learning")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, and the first alarm that it raised."""
+    """What a run did, and its first alarm: its verdict and when it was raised, in kimg."""
 
-    state: str
-    coverage: float
-    num_missing: int  # classes
-    alarm: dict[str, Any] | None  # its event
+    is_in_trouble: bool
+    alarm: str
+    kimg: float
 
-    @property
-    def collapsed(self) -> bool:
-        """Whether the run did collapse, whatever the verdict says."""
-        return self.num_missing > 0 or self.coverage < 0.2 or self.state == "failed"
+    def is_caught(self, kind: str) -> bool:
+        """Whether the first alarm names the trouble."""
+        return self.alarm in RIGHT[kind]
 
-    def __str__(self) -> str:
-        alarm = "none"
-        if self.alarm is not None:
-            alarm = f"at {self.alarm['images_seen'] / 1000:.1f} kimg: {self.alarm['what']}"
-        return (
-            f"{self.state} with coverage {self.coverage:.2f}, {self.num_missing} classes missing; "
-            f"alarm: {alarm}"
+
+def run(folder: Path, name: str, *, features: str, seed: int) -> Path:
+    """Train one run, or resume it, and return its folder."""
+    out = folder / features / f"{name}-{seed}"
+    start = [f"train.init_from={folder / features / f'healthy-{seed}'}"] * (name == "winning")
+    options = ("--data", folder / "digits", "--run-dir", out, f"train.seed={seed}")
+    extractor = f"evaluation.extractor={FEATURES[features]}"
+    if not is_over(out):
+        train(*SHARED, *KINDS[name], *start, *options, extractor, check=False)
+    return out
+
+
+def is_over(folder: Path) -> bool:
+    """Return whether a run has ended, well or not."""
+    status = folder / "status.json"
+    return status.exists() and json.loads(status.read_text())["state"] in ("done", "failed")
+
+
+def outcome(folder: Path, kind: str, labelled: Path) -> Outcome:
+    """Return what a run did. `labelled` is the same training, evaluated with labels."""
+    alarms = [
+        event
+        for event in read_rows(folder / "events.jsonl")
+        if event.get("verdict", "healthy") not in NO_TROUBLE
+    ]
+    failed = json.loads((folder / "status.json").read_text())["state"] == "failed"
+    alarm, images_seen = "none", math.nan
+    if alarms:
+        alarm, images_seen = alarms[0]["verdict"], alarms[0]["images_seen"]
+    elif failed:
+        alarm, images_seen = "diverged", read_rows(folder / "metrics.jsonl")[-1]["progress/images"]
+    return Outcome(has_trouble(kind, labelled), alarm, images_seen / 1000)
+
+
+def has_trouble(kind: str, folder: Path) -> bool:
+    """Return whether a run did what its settings should cause."""
+    rows = read_rows(folder / "metrics.jsonl")
+    if kind == "diverged":
+        return any(not math.isfinite(rows[-1][name]) for name in ("loss/d", "loss/g"))
+    evaluations = [row["values"] for row in read_rows(folder / "evaluations.jsonl")]
+    last = evaluations[-1]
+    if kind == "winning":
+        late = rows[-len(rows) // 5 :]
+        wins = all(mean(row[f"accuracy/d_{x}"] for row in late) > 0.98 for x in ("real", "fake"))
+        best = min(values["quality/frechet"] for values in evaluations)
+        return wins and best > 0.9 * evaluations[0]["quality/frechet"]
+    if kind == "complete":
+        return last["diversity/missing_classes"] >= 7 and last["quality/coverage"] < 0.1
+    return last["diversity/missing_classes"] > 1 or last["quality/coverage"] < 0.2
+
+
+def table(found: dict[tuple[str, str], list[Outcome]]) -> list[str]:
+    """Return a row for each kind and features, in Markdown."""
+    lines = [
+        "| runs | features | in trouble | first alarm | at kimg | wrong |",
+        "| --- | --- | ---: | --- | --- | ---: |",
+    ]
+    for (kind, features), outcomes in found.items():
+        troubled = [each for each in outcomes if each.is_in_trouble]
+        alarms: Counter[str] = Counter(each.alarm for each in outcomes)
+        times = [each.kimg for each in outcomes if not math.isnan(each.kimg)]
+        if kind == "healthy":
+            wrong = sum(each.alarm != "none" for each in outcomes if not each.is_in_trouble)
+            what = f"{wrong} of {len(outcomes) - len(troubled)} false"
+        else:
+            missed = sum(not each.is_caught(kind) for each in troubled)
+            what = f"{missed} of {len(troubled)} missed"
+        named = ", ".join(f"{name} {count}" for name, count in alarms.most_common())
+        at = f"{min(times):.1f} to {max(times):.1f}" if times else ""
+        lines.append(
+            f"| {len(outcomes)} {kind} | {features} | {len(troubled)} | {named} | {at} | {what} |"
         )
-
-
-def run(folder: Path, settings: tuple[str, ...], *, seed: int) -> Outcome:
-    """Train one run, or resume it, and return how it ended."""
-    options = ("--data", folder.parent / "digits", "--run-dir", folder, f"train.seed={seed}")
-    train(*settings, *options, "log.wandb=disabled", check=False)
-    events = read_rows(folder / "events.jsonl")
-    last = read_rows(folder / "evaluations.jsonl")[-1]
-    return Outcome(
-        state=json.loads((folder / "status.json").read_text())["state"],
-        coverage=last["values"]["quality/coverage"],
-        num_missing=len(last["missing"]),
-        alarm=next((event for event in events if event.get("verdict") in ALARMS), None),
-    )
+    return lines
 
 
 def main() -> None:
-    """Print one line per run, then the number of false alarms and of misses."""
+    """Train what is missing, and print the table."""
     parser = command_line(__doc__)
     parser.add_argument("--runs", type=int, default=10, help="of each kind")
     parser.add_argument("--folder", type=Path, default=Path("runs/alarms"))
+    parser.add_argument("--only", choices=FEATURES, help="train only these, and print no table")
     options = parser.parse_args()
     shards = options.folder / "digits"
     distgan("pack", "digits", shards)
     if not probe_path(read_index(shards).fingerprint).exists():
         distgan("probe", shards)
-    outcomes: dict[str, list[Outcome]] = {}
-    for kind, settings in (("healthy", HEALTHY), ("collapsing", COLLAPSING)):
-        outcomes[kind] = []
+    wanted = [options.only] if options.only else list(FEATURES)
+    for features in wanted:
         for seed in range(options.runs):
-            outcome = run(options.folder / f"{kind}-{seed}", settings, seed=seed)
-            outcomes[kind].append(outcome)
-            print(f"{kind} {seed}: {outcome}", flush=True)
-    false_alarms = [outcome for outcome in outcomes["healthy"] if outcome.alarm]
-    collapsed = [outcome for outcome in outcomes["collapsing"] if outcome.collapsed]
-    misses = [outcome for outcome in collapsed if not outcome.alarm]
-    print(f"false alarms: {len(false_alarms)} of {options.runs}")
-    print(f"misses: {len(misses)} of {len(collapsed)}")
+            for kind in KINDS:
+                run(options.folder, kind, features=features, seed=seed)
+    if not options.only:
+        print("\n".join([*table(collect(options.folder, options.runs)), "", machine()]))
+
+
+def collect(folder: Path, runs: int) -> dict[tuple[str, str], list[Outcome]]:
+    """Return the outcomes of all runs, by kind and features."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for kind in KINDS:
+        for features in FEATURES:
+            names = [f"{kind}-{seed}" for seed in range(runs)]
+            found[kind, features] = [
+                outcome(folder / features / name, kind, folder / "labelled" / name)
+                for name in names
+            ]
+    return found
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmarks run, at a small size. Their figures are not tested."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from distgan.commands.bench import write_images
 from distgan.commands.estimate import LAUNCH_US, StepCost
 from distgan.evaluation.verdict import assess
 from shards.pack import pack
-from tests.benchmarks import mixtures, scaling, textbook, time_to_quality, verdicts
+from tests.benchmarks import alarms, mixtures, scaling, textbook, time_to_quality, verdicts
 from tests.benchmarks.time_to_quality import Point
 
 
@@ -102,6 +103,20 @@ def test_verdicts_of_arranged_sets_are_counted() -> None:
     assert lines[2] == "| copies | memorising | **complete collapse** |"
     assert lines[3] == "| grey | learning or complete collapse | complete collapse |"
     assert lines[-1] == "1 of 2 are right."
+
+
+def test_false_alarms_and_missed_troubles_are_counted() -> None:
+    """A trouble is missed if the alarm names another one; runs without it do not count."""
+    quiet, wrong = alarms.Outcome(False, "none", math.nan), alarms.Outcome(False, "unbalanced", 9)
+    caught, missed = (alarms.Outcome(True, name, 20) for name in ("unbalanced", "diverged"))
+    lines = alarms.table(
+        {
+            ("healthy", "labelled"): [quiet, wrong],
+            ("winning", "labelled"): [caught, missed, quiet],
+        }
+    )
+    assert "1 of 2 false" in lines[2] and "1 of 2 missed" in lines[3]
+    assert "9.0 to 9.0" in lines[2]
 
 
 def test_every_arranged_set_has_a_right_verdict(
