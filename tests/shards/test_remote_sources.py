@@ -33,7 +33,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(with_body=True)
 
     def answer(self, *, with_body: bool) -> None:
-        path = self.server.folder / self.path.partition("?")[0].lstrip("/")  # type: ignore[attr-defined]
+        name = self.path.partition("?")[0].lstrip("/")
+        path = self.server.folder / name  # type: ignore[attr-defined]
         if with_body and self.server.failures > 0:  # type: ignore[attr-defined]
             self.server.failures -= 1  # type: ignore[attr-defined]
             return self.send_error(503)

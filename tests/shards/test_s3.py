@@ -10,16 +10,19 @@ import pytest
 
 from shards.errors import ShardError
 from shards.format.index import ShardIndex
+from shards.pack import pack
 from shards.reader import ShardReader
 from shards.remote.files import open_shards
+from tests.shards.images import contents, png, write_tar, write_zip
 from tests.shards.servers import QUICK
 
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning", "ignore::ResourceWarning")
+FILES = {f"{name}/{number}.png": png(number) for number in range(6) for name in "ab"}
 
 
 @pytest.fixture
-def bucket(packed: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket that holds the packed shards."""
+def bucket(packed: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket that holds the packed shards, and a tar and a zip of other images."""
     moto_server = pytest.importorskip(
         "moto.server", reason="moto is not installed: pip install 'moto[server]'"
     )
@@ -42,6 +45,8 @@ def bucket(packed: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     client.create_bucket(Bucket="faces")
     for path in packed.path.iterdir():
         client.upload_file(str(path), "faces", f"some/prefix/{path.name}")
+    for write, name in ((write_tar, "images.tar"), (write_zip, "images.zip")):
+        client.upload_file(str(write(tmp_path / name, FILES)), "faces", name)
     client.close()
     yield "s3://faces/some/prefix"
     server.stop()
@@ -68,3 +73,16 @@ def test_shards_in_a_bucket(bucket: str, packed: ShardIndex, tmp_path: Path) -> 
     ) as caught:
         ShardReader(index, files=files).gather(everything)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["images.tar", "images.zip"])
+def test_archives_in_a_bucket_are_packed_in_place(bucket: str, tmp_path: Path, name: str) -> None:
+    """The shards are those of the local archive; a missing one is an error of one line."""
+    root = bucket.removesuffix("/some/prefix")
+    pack(tmp_path / name, tmp_path / "local", size=8, workers=1)
+    index = pack(f"{root}/{name}", tmp_path / "remote", size=8, workers=1)
+    assert contents(tmp_path / "remote") == contents(tmp_path / "local")
+    assert index.class_names == ("a", "b")
+    with pytest.raises(ShardError, match=r"s3://faces/gone.tar.*there is no such file") as caught:
+        pack(f"{root}/gone.tar", tmp_path / "none", size=8)
+    assert "\n" not in str(caught.value) and "hunter2" not in str(caught.value)
