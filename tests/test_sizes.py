@@ -72,6 +72,7 @@ def test_wide_grey_pictures_are_trained_sampled_exported_and_evaluated(tmp_path:
     )
     assert code == 0, said
     assert ShardReader(shards).image_shape == (1, 24, 40)
+    assert "images: 24x40, 1 channel" in call("info", shards)[1], "height first, as in --size"
     (result,) = run_world(1, train_run, shards, run, ["train.kimg=0.024"])
     assert result["state"] == "done"
     assert json.loads((run / "generator.json").read_text())["generator"]["image_size"] == [24, 40]

@@ -21,7 +21,7 @@ def describe(index: ShardIndex) -> list[tuple[str, str]]:
         skipped = pluralize(index.num_rejected, "image")
         rows.append(("left out", f"{skipped}, listed in rejected.jsonl"))
     rows.append(
-        ("images", f"{width}x{height}, {pluralize(channels, 'channel')}{depth}, {encoding}")
+        ("images", f"{height}x{width}, {pluralize(channels, 'channel')}{depth}, {encoding}")
     )
     if index.class_names:
         rows.append(("classes", describe_classes(index)))
