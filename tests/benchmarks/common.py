@@ -1,6 +1,7 @@
 """What the benchmarks have in common: running commands, timing by turns, describing the machine."""
 
 import argparse
+import os
 import platform
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -17,6 +19,7 @@ import torch
 from distgan.runtime.provenance import hardware
 
 TRAIN = Path(__file__).parents[2] / "distgan" / "train.py"
+DISTGAN = (sys.executable, "-c", "from distgan.cli import app; app()")
 
 
 def command_line(description: str | None) -> argparse.ArgumentParser:
@@ -26,9 +29,29 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
     )
 
 
+class Cost(NamedTuple):
+    """What a command took."""
+
+    gigabytes: float  # largest resident memory; at least that of the process that measures
+    seconds: float
+    cpu_seconds: float
+
+
+def measure_command(*command: object) -> Cost:
+    """Run a command, which must succeed, in a process of its own."""
+    words = list(map(str, command))
+    began = time.perf_counter()
+    pid = os.posix_spawn(words[0], words, os.environ)
+    _, status, usage = os.wait4(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, f"{' '.join(words)} failed"
+    return Cost(
+        usage.ru_maxrss * 1024 / 1e9, time.perf_counter() - began, usage.ru_utime + usage.ru_stime
+    )
+
+
 def distgan(*words: object, quiet: bool = False) -> None:
     """Run one `distgan` command, which must succeed."""
-    command = [sys.executable, "-c", "from distgan.cli import app; app()", *map(str, words)]
+    command = [*DISTGAN, *map(str, words)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL if quiet else None)
 
 

@@ -6,38 +6,17 @@ Every command runs in a process of its own, whose largest resident memory is mea
 generated. `default` is the recipe of a run without a preset; SETTINGs are added to each recipe.
 """
 
-import os
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import NamedTuple
 
 from distgan.commands.bench import write_images
 from shards.pack import pack
-from tests.benchmarks.common import TRAIN, command_line, machine
+from tests.benchmarks.common import DISTGAN, TRAIN, Cost, command_line, machine, measure_command
 
 RECIPES = ("default", "classic")
 LIMIT_GB = 8
 QUIET = ("log.wandb=disabled", "log.report=false", "train.cpu_threads=2", "train.compile=never")
-DISTGAN = (sys.executable, "-c", "from distgan.cli import app; app()")
-
-
-class Cost(NamedTuple):
-    """What a command took."""
-
-    gigabytes: float  # largest resident memory
-    seconds: float
-
-
-def measure(*command: object) -> Cost:
-    """Run a command, which must succeed, with its output in the log of its run."""
-    words = list(map(str, command))
-    began = time.perf_counter()
-    pid = os.posix_spawn(words[0], words, os.environ)
-    _, status, usage = os.wait4(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, f"{' '.join(words)} failed"
-    return Cost(usage.ru_maxrss * 1024 / 1e9, time.perf_counter() - began)
 
 
 def measure_recipe(recipe: str, shards: Path, run: Path, settings: list[str]) -> dict[str, Cost]:
@@ -45,9 +24,9 @@ def measure_recipe(recipe: str, shards: Path, run: Path, settings: list[str]) ->
     preset = () if recipe == "default" else ("--preset", recipe)
     words = (*preset, "--data", shards, "--run-dir", run, "train.kimg=0.001", *QUIET, *settings)
     return {
-        "train": measure(sys.executable, TRAIN, *words),
-        "sample": measure(*DISTGAN, "sample", run, "--num", 64, "--out", run / "grid.png"),
-        "export": measure(*DISTGAN, "export", run, "--out", run / "export"),
+        "train": measure_command(sys.executable, TRAIN, *words),
+        "sample": measure_command(*DISTGAN, "sample", run, "--num", 64, "--out", run / "grid.png"),
+        "export": measure_command(*DISTGAN, "export", run, "--out", run / "export"),
     }
 
 
