@@ -16,11 +16,11 @@ from distgan.config.schema import Config
 from distgan.data import TrainingBatches
 from distgan.gan import build_gan, generator_spec
 from distgan.images import is_whole_image, save_grid
-from distgan.networks.generator_file import YOUNG_UNTIL, is_generator, save_generator
+from distgan.networks.generator_file import is_generator, save_generator
 from distgan.reporting.console import show_table
 from distgan.reporting.metrics import RunningMeans
 from distgan.reporting.run_logger import REALS_FILE, RunLogger
-from distgan.run.checkpointer import Checkpointer
+from distgan.run.checkpointer import Checkpointer, facts_for_verdicts
 from distgan.run.clusters import write_clusters
 from distgan.run.collapse import Reaction, react, reason_to_stop
 from distgan.run.files import read_status
@@ -323,7 +323,7 @@ class Trainer:
         """Write the averaged generator to the run folder."""
         facts = {
             "images_seen": self.state.images_seen,
-            YOUNG_UNTIL: self.evaluator.tracker.young_until,
+            **facts_for_verdicts(self.evaluator.tracker),
             "dataset": self.session.fingerprint,
             "weights": "moving average",
         }

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from distgan.cli import app
-from distgan.networks.generator_file import load_generator
+from distgan.networks.generator_file import load_generator, was_improving
 from distgan.networks.latents import generate
 from distgan.run.files import data_of
 from tests.worlds import run_world, train_run
@@ -178,6 +178,7 @@ def test_young_generator_is_learning_as_its_run_said(shards: Path, tmp_path: Pat
     contents = json.loads(description.read_text())
     description.write_text(json.dumps(contents | {"young_until_images": 24}))
     assert "too early to tell" not in call("evaluate", run, "--data", shards)[1]
-    del contents["young_until_images"]
+    assert was_improving(newest) and was_improving(run) is contents["was_improving"] is True
+    del contents["young_until_images"], contents["was_improving"]
     description.write_text(json.dumps(contents))
     assert "too early to tell" not in call("evaluate", run, "--data", shards)[1]

@@ -17,7 +17,7 @@ from distgan.evaluation.verdict import Verdict, assess
 from distgan.labels import Labels, class_labels
 from distgan.networks.base import ConditionalSpec, GeneratorSpec
 from distgan.networks.conditioning import spread_labels
-from distgan.networks.generator_file import is_young, load_generator
+from distgan.networks.generator_file import is_young, load_generator, was_improving
 from distgan.reporting.classes import class_lines
 from distgan.reporting.console import say, show_columns
 from distgan.reporting.metrics import explain_distance
@@ -48,14 +48,15 @@ class Score:
 class Input:
     """Generated images by number, their origin (`ema` or `images`), and their count.
 
-    `is_young` if the run of their generator had not trained long enough for a verdict. `spec` is
-    that of a conditional generator.
+    `is_young` if the run of their generator had not trained long enough for a verdict,
+    `was_improving` if it was still getting better. `spec` is that of a conditional generator.
     """
 
     fakes: Fakes
     weights: str
     count: int
     is_young: bool = False
+    was_improving: bool = False
     spec: GeneratorSpec | None = None
 
 
@@ -104,7 +105,7 @@ def evaluate_inputs(
             wanted=settings.metrics,
             fake_labels=labels_asked_for(each, reference.protocol.num_fakes, seed=seed),
         )
-        verdict = assess(result, is_young=each.is_young)
+        verdict = assess(result, is_young=each.is_young, was_improving=each.was_improving)
         scores.append(Score(str(path), result.only(settings.metrics), verdict))
     if json_file is not None:
         write_json(json_file, [to_row(score) for score in scores])
@@ -230,7 +231,7 @@ def open_generator(path: Path, image_shape: Shape, *, seed: int) -> Input:
             return generator.images(latents, labels)
         return generator.images(latents)
 
-    return Input(generate, "ema", UNLIMITED, is_young(path), generator.spec)
+    return Input(generate, "ema", UNLIMITED, is_young(path), was_improving(path), generator.spec)
 
 
 def holds_images(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from distgan.images import save_grid
 from distgan.networks.base import ConditionalSpec, GeneratorSpec
 from distgan.networks.generator import Generator
 from distgan.networks.generator_file import (
+    WAS_IMPROVING,
     YOUNG_UNTIL,
     find_generator,
     load_generator,
@@ -90,6 +91,7 @@ def read_facts(source: Path) -> dict[str, Any]:
     facts = {
         "images_seen": description.get("images_seen"),
         YOUNG_UNTIL: description.get(YOUNG_UNTIL),
+        WAS_IMPROVING: description.get(WAS_IMPROVING),
         "dataset": description.get("dataset") or description.get("fingerprint"),
         "weights": description.get("weights", "moving average"),
     }

@@ -69,6 +69,13 @@ class VerdictTracker:
         return few_images or self.history.evaluations < self.thresholds.grace_evaluations
 
     @property
+    def is_improving(self) -> bool:
+        """Whether the run is not in trouble, and one of its last evaluations was better."""
+        history = self.history
+        has_stalled = history.since_better >= self.thresholds.stall_evaluations
+        return history.evaluations > 0 and not has_stalled and not self.verdict.is_trouble
+
+    @property
     def young_until(self) -> int:
         """Images seen from which on the run is no longer young."""
         return self.began_images + self.young_images

@@ -98,11 +98,12 @@ class History:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one evaluation shows; `history` is that of the run before it, None outside of a run."""
+    """What one evaluation shows; for `history` and `was_improving` see `assess`."""
 
     result: Result
     thresholds: Thresholds
     history: History | None = None
+    was_improving: bool = False
 
     def value(self, name: str) -> float:
         return self.result.values[name]
@@ -115,7 +116,7 @@ class Evidence:
     def is_improving(self) -> bool:
         """Whether the run has got better recently."""
         history, patience = self.history, self.thresholds.stall_evaluations
-        return history is not None and history.since_better_with(self.result) < patience
+        return history.since_better_with(self.result) < patience if history else self.was_improving
 
     # ------------------------------------------------------------------------------------ quality
 
@@ -246,15 +247,17 @@ def assess(
     *,
     history: History | None = None,
     is_young: bool = False,
+    was_improving: bool = False,
 ) -> Verdict:
     """Return the verdict on one evaluation.
 
-    `history` is that of the run before it, None outside of a run. `is_young` if the run has not
-    trained long enough for a verdict. The result must have VERDICT_METRICS.
+    `history` is that of the run before it. Outside of a run it is None, and `was_improving` says
+    whether the run was still getting better. `is_young` if it has not trained long enough for a
+    verdict. The result must have VERDICT_METRICS.
     """
     if bad := infinite_values(result.values):
         return Verdict("diverged", f"{bad} not finite")
-    seen = Evidence(result, thresholds, history)
+    seen = Evidence(result, thresholds, history, was_improving)
     if is_young:
         return Verdict("learning", f"too early to tell; {describe_coverage(seen)}")
     if seen.is_one_image or seen.is_one_mode:
@@ -303,11 +306,8 @@ def describe_partial(seen: Evidence) -> str:
 
 
 def describe_copies(seen: Evidence) -> str:
-    copies, num_reference = (
-        seen.value("diversity/confirmed_copies"),
-        seen.result.protocol.num_reference,
-    )
-    return f"{copies:.0%} of fakes copy one of the {num_reference} reals"
+    copies = seen.value("diversity/confirmed_copies")
+    return f"{copies:.0%} of fakes copy one of the {seen.result.protocol.num_reference} reals"
 
 
 def describe_learning(seen: Evidence) -> str:

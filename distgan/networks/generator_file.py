@@ -29,6 +29,7 @@ GENERATOR_FILES = ["generator.safetensors", "generator.json"]
 CHECKPOINT_NAME = re.compile(r"\d{8,}\.\d{3}")  # thousands of images
 EMA_PREFIX = "ema."  # of the averaged generator's tensors in a checkpoint
 YOUNG_UNTIL = "young_until_images"  # key: images seen from which on a verdict can be relied on
+WAS_IMPROVING = "was_improving"  # key: whether the run was still getting better
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,14 @@ def is_young(path: Path) -> bool:
     try:
         description = read_description(find_generator(path))
         return description["images_seen"] < description[YOUNG_UNTIL]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def was_improving(path: Path) -> bool:
+    """Return whether the run of a stored generator was still improving, if the files say so."""
+    try:
+        return read_description(find_generator(path))[WAS_IMPROVING] is True
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

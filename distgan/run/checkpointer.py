@@ -10,8 +10,9 @@ from distgan.config.flat import flat_values, identity_values
 from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.evaluation.evaluator import Evaluator
+from distgan.evaluation.tracker import VerdictTracker
 from distgan.gan import GAN
-from distgan.networks.generator_file import YOUNG_UNTIL
+from distgan.networks.generator_file import WAS_IMPROVING, YOUNG_UNTIL
 from distgan.run import checkpoints
 from distgan.run.checkpoints import Tensors, checkpoint_name
 from distgan.run.folder import sync_rows
@@ -123,7 +124,7 @@ class Checkpointer:
         contents = asdict(self.state) | {
             "players": plain,
             "quality": self.evaluator.state_dict(),
-            YOUNG_UNTIL: self.evaluator.tracker.young_until,
+            **facts_for_verdicts(self.evaluator.tracker),
             "config": flat_values(self.config),
             "fingerprint": self.session.fingerprint,
             "world_size": self.world.size,
@@ -152,6 +153,11 @@ class Checkpointer:
             wanted.add(checkpoint_name(self.evaluator.best_images))
         newest, keep = checkpoint_name(self.state.images_seen), self.config.checkpoint.keep
         checkpoints.prune(self.folder, newest=newest, keep=keep, wanted=wanted)
+
+
+def facts_for_verdicts(tracker: VerdictTracker) -> dict[str, Any]:
+    """Return what a generator's files say about its run, for later verdicts on its images."""
+    return {YOUNG_UNTIL: tracker.young_until, WAS_IMPROVING: tracker.is_improving}
 
 
 def find_checkpoint(

@@ -155,6 +155,19 @@ def test_classes_that_never_came_are_named_when_the_run_has_stopped_improving() 
     assert found == ["learning"] * 3 + ["partial collapse"]
 
 
+def test_outside_of_a_run_its_generators_are_judged_as_in_the_run() -> None:
+    """One that was still improving lacks kinds because it is not done; trouble is remembered."""
+    lacking = result(6, 0.3, missing="347")
+    assert assess(lacking).name == "partial collapse"
+    assert assess(lacking, was_improving=True).name == "learning"
+    assert assess(result(6, 0.3, spread=0.05, duplicates=1.0), was_improving=True).is_collapse
+    tracker = VerdictTracker(young_images=EVERY)
+    assert not tracker.is_improving
+    found = [(add(tracker, each).name, tracker.is_improving) for each in [lacking] * 4]
+    assert found[0] == ("learning", True)
+    assert found[-1] == ("partial collapse", False)
+
+
 def test_noise_does_not_cry_wolf() -> None:
     wobble = [0.8, 0.7, 0.75, 0.64, 0.83, 0.6, 0.73, 0.67, 0.8, 0.58]
     found = evaluate(healthy_run(), *(result(2 + each, each) for each in wobble))
