@@ -63,7 +63,8 @@ def pack(
     ] = None,
     cls: Annotated[bool, Option(help="Write class numbers, for other readers.")] = True,
     split: Annotated[
-        Literal["train", "test"], Option(help="Split of cifar10, mnist or Parquet files.")
+        Literal["train", "test", "validation"],
+        Option(help="Split of cifar10 or mnist (train, test) or of Parquet files."),
     ] = "train",
     root: Annotated[
         Path | None,

@@ -25,7 +25,7 @@ from shards.sources.tars import is_tar_name
 from shards.sources.webdataset_tars import open_tar
 from shards.sources.zips import open_zip
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "validation")
 NAMED_SOURCES: dict[str, Callable[[str, Path | None], Source]] = {  # (split, root) -> source
     "digits": open_digits,
     "mnist": open_mnist,
@@ -54,9 +54,11 @@ def open_source(
     `with_labels`, for images of which only some have a label. Warns of images that are left out.
     """
     if split not in SPLITS:
-        raise ShardError(f"no split {split!r}: the splits are {' and '.join(SPLITS)}")
+        raise ShardError(f"no split {split!r}: the splits are {', '.join(SPLITS)}")
     try:
         if str(source) in NAMED_SOURCES:
+            if split == "validation":
+                raise ShardError(f"{source} has no split {split!r}: leave out --split")
             opened = NAMED_SOURCES[str(source)](split, root)
             if not with_labels:
                 opened = replace(opened, labels=None, class_names=None)

@@ -27,6 +27,7 @@ from shards.sources.texts import Texts
 TABLE_EXTENSIONS = (".parquet", ".arrow")
 _LABEL_NAMES = ("label", "labels", "cls", "class", "fine_label", "target", "category")
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|test|validation|valid|val|dev)(?=[/_.-])")
+_OTHER_NAMES = dict.fromkeys(("valid", "val", "dev"), "validation")
 _BATCH_ROWS = 256
 
 
@@ -174,13 +175,14 @@ class _readable:
 def _of_split(names: Sequence[str], split: str) -> list[int]:
     """Return which files belong to a split. Files that name no split belong to every one."""
     found = [_SPLIT.findall(name.lower()) for name in names]
-    splits = {words[-1] for words in found if words}
+    named = [_OTHER_NAMES.get(words[-1], words[-1]) if words else "" for words in found]
+    splits = set(named) - {""}
     if splits and split not in splits:
         raise ShardError(
             f"no split {split} among these tables, which name {', '.join(sorted(splits))}: "
-            "give the files of one split, or a folder that holds only those"
+            "choose one of them with --split"
         )
-    return [i for i, words in enumerate(found) if not splits or (words and words[-1] == split)]
+    return [number for number, name in enumerate(named) if name == (split if splits else "")]
 
 
 def _open_table(path: Path) -> tuple[Any, Any]:

@@ -137,6 +137,11 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
         ShardError, match="no split train among these tables, which name validation"
     ):
         open_source(tmp_path)
+    assert len(open_source(tmp_path, split="validation")) == 4
+    (tmp_path / "validation-00000-of-00001.parquet").rename(tmp_path / "val.parquet")
+    assert len(open_source(tmp_path, split="validation")) == 4
+    with pytest.raises(ShardError, match="cifar10 has no split 'validation'"):
+        open_source("cifar10", split="validation")
 
 
 FILES = {"x/1.png": png(1), "y/2.png": png(2), "z/3.png": png(3)}
