@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distgan.run.files import read_rows
 from tests.faults.ledger import count_images, record_fault
 from tests.slurm.cluster import Cluster, wait_until
-from tests.worlds import ROOT, SMALL, checkpoint_digest, rows
+from tests.worlds import ROOT, SMALL, checkpoint_digest
 
 BATCH, KIMG = 12, 4.8
 
@@ -44,12 +45,9 @@ class Job:
 
     @property
     def images(self) -> int:
-        """Images seen at the newest row of metrics.jsonl."""
-        return (
-            rows(self.run)[-1]["progress/images"]
-            if (self.run / "metrics.jsonl").exists() and rows(self.run)
-            else 0
-        )
+        """Images seen at the newest whole row of metrics.jsonl, which is written meanwhile."""
+        found = read_rows(self.run / "metrics.jsonl")
+        return int(found[-1]["progress/images"]) if found else 0
 
     @property
     def status(self) -> dict[str, Any]:
