@@ -46,3 +46,12 @@ def test_moving_mean_reaches_both_ends() -> None:
     values = np.full(20, 3.0)
     values[7] = np.nan
     np.testing.assert_allclose(moving_mean(values, 5), 3.0)
+
+
+@pytest.mark.parametrize("level", [None, 1.0])
+def test_dotted_lines_are_explained_if_there_are_any(level: float | None) -> None:
+    """The text below a chart says what they are."""
+    curve = Curve("", 0, [1.0, 2.0], [1.0, 2.0], level=level)
+    chart = Chart("", "", "Higher is better.", (curve,), level="real images")
+    assert ("Dotted: real images." in chart.explanation) == (level is not None)
+    assert ('class="level"' in draw_svg(chart)) == (level is not None)

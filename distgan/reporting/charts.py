@@ -1,14 +1,12 @@
 """The charts of one run: training metrics, and evaluations beside the values of real images."""
 
-from dataclasses import replace
-
 from distgan.losses.adversarial import equilibrium
 from distgan.reporting.curves import Chart, Curve
 from distgan.reporting.run_record import RunRecord
 
 FRACTION = (-0.02, 1.04)  # limits of an axis from 0 to 1
 LOSSES_IN_NATS = ("bce", "relativistic")
-BATCH_CAPTION = "Of the generated images of one batch, compared by pixels. Dotted: real images."
+OF_REALS = "what real images score"
 
 Curves = tuple[Curve, ...]
 Levels = tuple[float | None, float | None]  # of discriminator and generator
@@ -61,26 +59,31 @@ def balance_charts(record: RunRecord) -> list[Chart]:
         Chart(
             "Losses",
             f"loss{loss_unit(record)}",
-            "Dotted: the losses when the discriminator cannot tell real from generated images.",
+            "They say which network is ahead, not how good the images are.",
             network_curves(record, "loss", levels),
+            level="the losses if the discriminator could not tell real from generated images; "
+            "even good runs seldom stay there",
         ),
         Chart(
             "Discriminator accuracy",
             "fraction classified correctly",
-            "Near 0.5: it is guessing. Near 1: it separates the two perfectly.",
+            "Near 0.5: it is guessing. Between 0.5 and 1: it leads, as in most healthy runs. Both "
+            "above 0.99 for long: it has won. Generated images near 0: the generator has won.",
             image_curves(record, "accuracy/d_real", "accuracy/d_fake"),
             limits=FRACTION,
         ),
         Chart(
             "Discriminator logits",
             "mean logit",
-            "Above 0: classified as real. Below 0: classified as generated.",
+            "The discriminator's output. Above 0, images are classified as real, below 0 as "
+            "generated. The further apart the curves, the further the discriminator is ahead.",
             image_curves(record, "logits/real_mean", "logits/fake_mean"),
         ),
         Chart(
             "Gradient norms",
             "L2 norm",
-            "Of all parameters of a network, before each optimizer step.",
+            "The length of the gradient of all parameters of a network. If it grows by powers of "
+            "ten, the run may be about to diverge: lower the learning rates.",
             network_curves(record, "grad_norm"),
             is_log=True,
         ),
@@ -95,15 +98,19 @@ def batch_charts(record: RunRecord) -> list[Chart]:
         Chart(
             "Distance within a batch",
             "ratio to real images",
-            f"Mean distance between pairs. {BATCH_CAPTION}",
+            "Mean pixel distance between the generated images of a batch, over that of real "
+            "images. Near 1: as varied as these. Near 0: all look alike, which is a collapse.",
             (distance,),
+            level=OF_REALS,
         ),
         Chart(
             "Near-duplicates within a batch",
             "fraction of images",
-            f"Near 1: collapse. {BATCH_CAPTION}",
+            "Generated images of a batch whose pixels are almost those of another one. Near 1: all "
+            "look alike, which is a collapse.",
             (duplicates,),
             limits=FRACTION,
+            level=OF_REALS,
         ),
     ]
 
@@ -121,13 +128,15 @@ def regularization_charts(record: RunRecord) -> list[Chart]:
         Chart(
             "Penalties and diversity terms",
             f"weighted loss{loss_unit(record)}",
-            "As they are added to the losses.",
+            "What these terms add to the losses. Penalties keep the discriminator from changing "
+            "too steeply; the other terms keep the generated images varied.",
             tuple(terms),
         ),
         Chart(
             "Adaptive augmentation",
             "probability",
-            "Of each augmentation of the discriminator's input.",
+            "How often each augmentation changes the discriminator's input. It is raised while "
+            "the discriminator knows the real images too well, as happens with few of them.",
             (training_curve(record, "augmentation", 0, "progress/augment"),),
             limits=FRACTION,
         ),
@@ -144,45 +153,54 @@ def evaluation_charts(record: RunRecord) -> list[Chart]:
             for color, (label, name) in enumerate(labelled, start=2)
         )
 
-    charts = [
+    return [
         Chart(
             "Fréchet distance",
             "squared feature units",
-            "Between the features of generated and real images. Lower is better.",
+            "How much the generated images as a whole differ from real ones, in look and in "
+            "variety. Lower is better.",
             curves(("Fréchet distance", "quality/frechet"), ("FID", "quality/fid")),
             is_log=True,
+            level=OF_REALS,
         ),
         Chart(
             "Precision, recall and coverage",
             "fraction",
-            "Higher is better.",
+            "Precision: generated images that are like a real one. Recall and coverage: real "
+            "images that have a generated one like them. Higher is better.",
             curves(
                 ("precision", "quality/precision"),
                 ("recall", "quality/recall"),
                 ("coverage", "quality/coverage"),
             ),
             limits=FRACTION,
+            level=OF_REALS,
         ),
         Chart(
             "Feature spread",
             "ratio to real images",
-            "Standard deviation of the features. Far below 1: too little variety.",
+            "How much the features of the generated images vary, over those of real images. Near "
+            "1: as varied as these. Far below 1: too little variety.",
             curves(("spread", "diversity/spread")),
+            level=OF_REALS,
         ),
         Chart(
             "Duplicates and copies",
             "fraction of generated images",
-            "Duplicates resemble a generated image, copies a training image. Lower is better.",
+            "Duplicates are almost the same as another generated image; copies, as a training "
+            "image, which the generator has then learned by heart. Lower is better.",
             curves(("duplicates", "diversity/duplicates"), ("copies", "diversity/copies")),
+            level=OF_REALS,
         ),
         Chart(
             "Classes",
             "number of classes",
-            "Effective classes: higher is better. Missing classes: lower is better.",
+            "Effective: classes in equal use; higher is better. Missing: classes with hardly any "
+            "generated image; lower is better.",
             curves(
                 ("effective", "diversity/effective_classes"),
                 ("missing", "diversity/missing_classes"),
             ),
+            level=OF_REALS,
         ),
     ]
-    return [replace(chart, caption=f"{chart.caption} Dotted: real images.") for chart in charts]

@@ -155,17 +155,22 @@ def comparison_drawings(runs: Sequence[RunRecord], distance: str) -> list[Drawin
         return Chart(title, y_label, caption, tuple(curves), **rest)
 
     label = metric_label(distance)
-    comparable = "Comparable only between runs with the same loss."
+    losses = (
+        "Says which network is ahead, not how good the images are. Comparable only between runs "
+        "with the same loss."
+    )
     charts = [
-        chart(label, "squared feature units", "Lower is better.", distance, is_log=True),
-        chart("Coverage", "fraction of real images", "Higher is better.", "quality/coverage",
-              limits=FRACTION),
-        chart("Discriminator loss", "loss", comparable, "loss/d"),
-        chart("Generator loss", "loss", comparable, "loss/g"),
-        chart("Discriminator accuracy", "fraction of generated images", "Classified as generated.",
-              "accuracy/d_fake", limits=FRACTION),
-        chart("Speed", "images/s", "Pauses for samples, evaluations and checkpoints included.",
-              "time/images_per_sec"),
+        chart(label, "squared feature units", "How much the generated images as a whole differ "
+              "from real ones. Lower is better.", distance, is_log=True),
+        chart("Coverage", "fraction of real images", "Real images that have a generated one like "
+              "them. Higher is better: less is missing.", "quality/coverage", limits=FRACTION),
+        chart("Discriminator loss", "loss", losses, "loss/d"),
+        chart("Generator loss", "loss", losses, "loss/g"),
+        chart("Discriminator accuracy", "fraction of generated images", "Generated images that the "
+              "discriminator classifies as generated. Above 0.99 for long: it has won. Near 0: the "
+              "generator has won.", "accuracy/d_fake", limits=FRACTION),
+        chart("Speed", "images/s", "Real images consumed per second, pauses for samples, "
+              "evaluations and checkpoints included.", "time/images_per_sec"),
     ]  # fmt: skip
     return [draw(each) for each in charts if not each.is_empty]
 

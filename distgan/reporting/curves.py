@@ -45,7 +45,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves that share a vertical axis, which has a label and may have limits."""
+    """Curves that share a vertical axis, which has a label and may have limits.
+
+    `level` says what the dotted lines are, if any curve has one.
+    """
 
     title: str
     y_label: str
@@ -53,6 +56,13 @@ class Chart:
     curves: tuple[Curve, ...]
     limits: tuple[float, float] | None = None
     is_log: bool = False
+    level: str = ""
+
+    @property
+    def explanation(self) -> str:
+        """The text below the chart: the caption, and what its dotted lines are."""
+        has_level = any(len(curve.kimg) and curve.level is not None for curve in self.curves)
+        return f"{self.caption} Dotted: {self.level}." if has_level else self.caption
 
     @property
     def is_empty(self) -> bool:
