@@ -114,7 +114,8 @@ def test_later_layers_win_and_lengths_replace_each_other() -> None:
     ("override", "expected"),
     [
         ("train.bach_size=3", "unknown setting 'train.bach_size'; did you mean train.batch_size?"),
-        ("trian.batch_size=2", "unknown setting 'trian'; did you mean train?"),
+        ("trian.kimg=2", "unknown setting 'trian.kimg'; did you mean train.kimg?"),
+        ("evaluatoin.every_kimg=2", "did you mean evaluation.every_kimg?"),
         ("batch_size.x=3", "did you mean train.batch_size?"),
         (
             "optim.learning_rate=1",

@@ -134,7 +134,7 @@ def explain(mistake: ErrorDetails) -> str:
     """Return one line that says what is wrong and what to type instead."""
     name = ".".join(str(part) for part in mistake["loc"])
     if mistake["type"] == "extra_forbidden":
-        return explain_unknown(name)
+        return explain_unknown(name, mistake["input"])
     if mistake["type"] == "value_error":
         return str(mistake["ctx"]["error"])
     if name in Config.model_fields:
@@ -142,16 +142,22 @@ def explain(mistake: ErrorDetails) -> str:
     return f"{name}={mistake['input']!r}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
 
 
-def explain_unknown(name: str) -> str:
-    """Return the line about an unknown name, with the most similar name or all of its section."""
-    names = names_in()
+def explain_unknown(name: str, value: Any) -> str:
+    """Return the line about an unknown name, with the most similar name or all of its section.
+
+    The value of an unknown section is a table of its fields.
+    """
+    while isinstance(value, dict) and value:
+        field, value = next(iter(value.items()))
+        name = f"{name}.{field}"
     section, _, field = name.rpartition(".")
-    same_field = [known for known in names if known.rpartition(".")[2] == field]
-    candidates = names if section else list(Config.model_fields)
-    similar = difflib.get_close_matches(name, candidates, n=1, cutoff=0.75)
-    if guesses := [*same_field, *similar]:
-        return f"unknown setting {name!r}; did you mean {guesses[0]}?"
-    return f"unknown setting {name!r}; settings: {', '.join(names_in(section) or names)}"
+    same_field = [known for known in names_in() if known.rpartition(".")[2] in (field, section)]
+    similar = difflib.get_close_matches(name, same_field, n=1, cutoff=0.0)
+    similar = similar or difflib.get_close_matches(name, names_in(), n=1, cutoff=0.75)
+    if similar:
+        return f"unknown setting {name!r}; did you mean {similar[0]}?"
+    known = names_in(section) or [*Config.model_fields]
+    return f"unknown setting {name!r}; settings: {', '.join(known)}"
 
 
 def explain_option(option: str) -> str:
