@@ -17,7 +17,7 @@ from distgan.data import TrainingBatches
 from distgan.gan import build_gan, generator_spec
 from distgan.images import is_whole_image, save_grid
 from distgan.networks.generator_file import is_generator, save_generator
-from distgan.reporting.console import show_table
+from distgan.reporting.console import say, show_table
 from distgan.reporting.metrics import RunningMeans
 from distgan.reporting.run_logger import REALS_FILE, RunLogger
 from distgan.run.checkpointer import Checkpointer, facts_for_verdicts
@@ -157,12 +157,12 @@ class Trainer:
 
         The networks are trained, and nothing is written.
         """
-        rows = self.start_table()
+        if self.world.is_main:
+            show_table("distgan, dry run", self.start_table())
         images_seen, speed = self.state.images_seen, self.measure_speed()
         self.state.images_seen = images_seen
-        rows += self.forecast(self.schedule(), speed=speed)
-        if self.world.is_main:
-            show_table("distgan, dry run", rows)
+        for name, text in self.forecast(self.schedule(), speed=speed) if self.world.is_main else ():
+            say(f"{name}: {text}")
         self.heartbeat.close()
 
     def measure_speed(self) -> float:

@@ -240,6 +240,17 @@ def test_table_fits_a_terminal_without_broken_words(width: int) -> None:
     assert is_table == (width == 160)
 
 
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_table_of_values_keeps_words_whole_where_it_can(width: int) -> None:
+    """A fingerprint of 64 digits stays on one line of 80 columns, and no digit is ever left out."""
+    fingerprint = "0123456789abcdef" * 4
+    rows = [("samples", "2,000"), ("fingerprint", fingerprint)]
+    lines = in_terminal(f"show_table('data', {rows})", width=width)
+    assert all(len(line) <= width for line in lines)
+    assert any(fingerprint in line for line in lines) == (width >= 80)
+    assert fingerprint in "".join(re.findall("[0-9a-f]{8,}", "".join(lines)))
+
+
 def test_bar_without_progress_disappears() -> None:
     """Nothing is left of a bar if there was nothing to do."""
     code = "context = counting_progress('packing'); context.__enter__()"

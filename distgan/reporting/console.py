@@ -5,7 +5,7 @@ message is one plain line and progress is a line every few seconds.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,7 +60,7 @@ def show_error(text: str) -> None:
 
 
 def show_table(title: str, rows: Sequence[tuple[str, Any]]) -> None:
-    """Print names and values under a title."""
+    """Print names and values under a title, without a frame if that keeps words whole."""
     console = make_console()
     if not console.is_terminal:
         console.print(plain(title))
@@ -69,10 +69,25 @@ def show_table(title: str, rows: Sequence[tuple[str, Any]]) -> None:
         return
     table = Table(title=plain(title), title_justify="left", show_header=False)
     table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
+    table.add_column(overflow="fold", min_width=longest_word(value for _, value in rows))
     for name, value in rows:
         table.add_row(plain(name), plain(value))
+    if smallest_width(console, table) > console.width:
+        table.box, table.pad_edge = None, False
+    if smallest_width(console, table) > console.width:
+        table.columns[1].min_width = None
     console.print(table)
+
+
+def longest_word(values: Iterable[Any]) -> int:
+    """Return the number of characters of the longest word of values as text."""
+    return max((len(word) for value in values for word in plain(value).split()), default=1)
+
+
+def smallest_width(console: Console, table: Table) -> int:
+    """Return how many columns a table needs."""
+    unlimited = console.options.update(width=UNLIMITED_WIDTH)
+    return console.measure(table, options=unlimited).minimum
 
 
 def show_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -84,13 +99,11 @@ def show_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     console = make_console()
     table = Table(box=SIMPLE_HEAD)
     for number, cells in enumerate(zip(head, *rows, strict=True)):
-        longest_word = max((len(word) for cell in cells for word in cell.split()), default=1)
         justify: JustifyMethod = "right" if number else "left"
-        table.add_column(plain(head[number]), justify=justify, min_width=longest_word)
+        table.add_column(plain(head[number]), justify=justify, min_width=longest_word(cells))
     for row in rows:
         table.add_row(*map(plain, row))
-    unlimited = console.options.update(width=UNLIMITED_WIDTH)
-    if console.measure(table, options=unlimited).minimum <= console.width:
+    if smallest_width(console, table) <= console.width:
         console.print(table)
         return
     for name, *values in rows:
