@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,19 @@ def test_notebook_is_stored_without_outputs() -> None:
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
     assert all(len(line) <= 120 for cell in notebook.cells for line in cell.source.splitlines())
+
+
+def test_badge_and_first_cell_name_the_repository_if_there_is_one() -> None:
+    """Colab opens a notebook at github/OWNER/NAME/blob/BRANCH/PATH; without a URL neither can."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
+    repository = urls.get("Repository", "https://github.com/YOUR-NAME/distgan")
+    name = repository.removeprefix("https://github.com/")
+    path = "notebooks/distgan.ipynb"
+    colab = f"https://colab.research.google.com/github/{name}/blob/main/{path}"
+    badge = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    assert f"{badge}({colab if urls else path})" in (ROOT / "README.md").read_text()
+    cells = [cell.source for cell in read_notebook().cells if cell.cell_type == "code"]
+    assert f'REPOSITORY = "{repository}"' in cells[0]
 
 
 @pytest.mark.slow
