@@ -153,6 +153,7 @@ def test_probe_and_evaluate(shards: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert "learning" not in near["verdict"]
     code, said = call("evaluate", noise, "--data", shards)
     assert (code, "frechet" in said) == (0, True), said
+    assert said.startswith(f"comparing {noise} with {shards} ...")
     code, said = call("evaluate", noise)
     assert (code, "name the real images with --data" in said) == (2, True), said
     code, said = call("evaluate", tmp_path / "nothing", "--data", digits)
