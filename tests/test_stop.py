@@ -98,6 +98,16 @@ def test_a_signal_during_the_last_steps_hangs_nobody(signal_at: int) -> None:
     assert len(set(steps)) == 1
 
 
+def test_the_others_are_told_before_rank_zero_goes_on() -> None:
+    """It may close its connections as soon as it has stopped, and they would wait for it."""
+    said: list[tuple[str, int | None]] = []
+    stop = CoordinatedStop(World(0, 2), lambda line: said.append((line, stop.stop_at)))
+    stop.begin()
+    stop.receive("boundary", "5", rank=1)
+    assert said == [("hold", None), ("stop_at 5", None)]
+    assert stop.stop_at == 5
+
+
 def test_no_signal_no_stop() -> None:
     """Every rank takes all its steps."""
     assert SimulatedWorld(3, max_lead=0, seed=0).run({}) == [NUM_STEPS] * 3

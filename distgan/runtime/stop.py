@@ -79,11 +79,15 @@ class CoordinatedStop:
             return self.next_boundary
 
     def add_answer(self, rank: int, boundary: int) -> None:
-        """Record an answer on rank zero; decide once every rank has answered."""
+        """Record an answer on rank zero; decide once every rank has answered.
+
+        The others are told first: rank zero may close its connections as soon as it has stopped.
+        """
         self.answers[rank] = boundary
-        if len(self.answers) == self.world.size:
-            self.decide(max(self.answers.values()))
-            self.send(f"stop_at {self.stop_at}")
+        if len(self.answers) == self.world.size and self.stop_at is None:
+            last = max(self.answers.values())
+            self.send(f"stop_at {last}")
+            self.decide(last)
 
     def decide(self, boundary: int) -> None:
         """Let the training thread continue to the boundary where all ranks stop."""
@@ -98,9 +102,9 @@ class CoordinatedStop:
             self.any_finished = True
             undecided = self.holding and self.stop_at is None
         if undecided:
-            self.decide(NEVER)
             if self.world.is_main:
                 self.send(f"stop_at {NEVER}")
+            self.decide(NEVER)
 
     def release(self) -> None:
         """Let the training thread continue, because a rank was lost and the run will end."""
