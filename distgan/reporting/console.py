@@ -60,7 +60,7 @@ def show_error(text: str) -> None:
 
 
 def show_table(title: str, rows: Sequence[tuple[str, Any]]) -> None:
-    """Print names and values under a title, without a frame if that keeps words whole."""
+    """Print names and values under a title, without a frame if that keeps all words whole."""
     console = make_console()
     if not console.is_terminal:
         console.print(plain(title))
@@ -72,10 +72,11 @@ def show_table(title: str, rows: Sequence[tuple[str, Any]]) -> None:
     table.add_column(overflow="fold", min_width=longest_word(value for _, value in rows))
     for name, value in rows:
         table.add_row(plain(name), plain(value))
+    frame = table.box
     if smallest_width(console, table) > console.width:
         table.box, table.pad_edge = None, False
     if smallest_width(console, table) > console.width:
-        table.columns[1].min_width = None
+        table.box, table.pad_edge, table.columns[1].min_width = frame, True, None
     console.print(table)
 
 
