@@ -136,7 +136,7 @@ def test_card_shows_data_settings_and_quality(run: Path, tmp_path: Path) -> None
     assert facts["dataset"] in card
     assert "`networks.generator_width` | `4`" in card
     assert "`quality/frechet`" in card
-    assert "12 fakes" in card
+    assert "12 generated images" in card
     assert "data.shards" not in card
     huggingface_hub = pytest.importorskip("huggingface_hub")
     assert huggingface_hub.ModelCard(card).data.pipeline_tag == "unconditional-image-generation"

@@ -81,12 +81,14 @@ class Protocol:
 
     def line(self) -> str:
         """Return the protocol in one line, for a footnote."""
-        origin = f", {self.weights}" if self.weights else ""
-        seed = "" if self.seed is None else f", seed {self.seed}"
+        origin = [self.weights] if self.weights else []
+        origin += [] if self.seed is None else [f"seed {self.seed}"]
+        described = f" ({', '.join(origin)})" if origin else ""
         return (
-            f"{self.num_fakes} fakes{origin}{seed} against {self.num_reference} reals of "
-            f"{self.dataset[:12]}; {self.extractor} {self.extractor_version}, "
-            f"resized {self.resize}; reals against reals: {self.num_control}, {self.split}"
+            f"Protocol: {self.num_fakes:,} generated images{described} "
+            f"and {self.num_reference:,} real ones of dataset {self.dataset[:12]}, resized "
+            f"{self.resize}, in features of {self.extractor} {self.extractor_version}; for the "
+            f"values of real images {self.num_control:,} others ({self.split})."
         )
 
 

@@ -29,7 +29,7 @@ EXPLANATIONS = {
     "unbalanced": "One network dominates, so the other one learns little from it. "
     "Change optim.lr_d or optim.lr_g; more in docs/reading-the-curves.md.",
     "learning": "No problem was found, but the generated images do not match the real ones yet. "
-    "Train for longer, for example with twice the train.kimg.",
+    "Train for longer: raise train.kimg.",
     "healthy": "No problem was found, and most kinds of real images are covered. "
     "The metrics and the samples show how good the images are.",
 }

@@ -197,8 +197,8 @@ def test_a_result_carries_its_protocol_through_json(
     assert Result.from_dict(json.loads(json.dumps(result.to_dict()))) == result
     line = result.protocol.line()
     for part in (
-        "150 fakes, ema, seed 7",
-        "150 reals",
+        "150 generated images (ema, seed 7)",
+        "150 real ones",
         f"examples {classifier.version}",
         "disjoint",
     ):
