@@ -169,8 +169,8 @@ def comparison_drawings(runs: Sequence[RunRecord], distance: str) -> list[Drawin
         chart("Discriminator accuracy", "fraction of generated images", "Generated images that the "
               "discriminator classifies as generated. Above 0.99 for long: it has won. Near 0: the "
               "generator has won.", "accuracy/d_fake", limits=FRACTION),
-        chart("Speed", "images/s", "Real images consumed per second, pauses for samples, "
-              "evaluations and checkpoints included.", "time/images_per_sec"),
+        chart("Speed of the steps", "images/s", "Real images consumed per second, without pauses "
+              "for samples, evaluations and checkpoints.", "time/step_images_per_sec"),
     ]  # fmt: skip
     return [draw(each) for each in charts if not each.is_empty]
 
