@@ -34,6 +34,12 @@ def format_kimg(images: float) -> str:
     return f"{format_number(images / 1000)} kimg"
 
 
+def format_epochs(epochs: float, *, digits: int = 4) -> str:
+    """Return a length such as `1 epoch` or `2.5 epochs`."""
+    number = f"{epochs:,.{digits}g}"
+    return f"{number} epoch{'' if number == '1' else 's'}"
+
+
 def format_bytes(num_bytes: float) -> str:
     """Return a size such as `96 MB` or `1.8 GB`."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.0f} MB"

@@ -27,6 +27,7 @@ from distgan.runtime.distributed import World
 from distgan.text import (
     format_clock,
     format_duration,
+    format_epochs,
     format_number,
     pluralize,
 )
@@ -260,6 +261,13 @@ def test_table_of_values_keeps_words_whole_where_it_can(width: int) -> None:
     assert any("│" in line for line in lines) == (width != 80)
 
 
+def test_a_message_for_people_who_wait_is_not_in_logs(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is printed in a terminal only."""
+    assert in_terminal("say_in_terminal('starting ...')", width=80) == ["starting ..."]
+    console.say_in_terminal("starting ...")
+    assert capsys.readouterr().out == ""
+
+
 def test_bar_without_progress_disappears() -> None:
     """Nothing is left of a bar if there was nothing to do."""
     code = "context = counting_progress('packing'); context.__enter__()"
@@ -315,4 +323,9 @@ def test_numbers_and_durations_as_text() -> None:
         "3.2 h",
     ]
     assert [format_clock(seconds) for seconds in (7, 187, 3727)] == ["0:07", "3:07", "1:02:07"]
+    assert [format_epochs(number) for number in (1.0, 0.99996, 2.5)] == [
+        "1 epoch",
+        "1 epoch",
+        "2.5 epochs",
+    ]
     assert [pluralize(1, "image"), pluralize(2000, "class")] == ["1 image", "2,000 classes"]

@@ -13,7 +13,7 @@ from typer import Argument, Option
 from distgan.cli.app import Overrides, app, command
 from distgan.config.load import load_config, preset_names
 from distgan.errors import RunFailed, UserError
-from distgan.reporting.console import show_error
+from distgan.reporting.console import say_in_terminal, show_error
 from distgan.runtime.signals import INTERRUPT
 from distgan.runtime.streams import keep_streams
 from shards.errors import ShardError, describe_system_error
@@ -82,6 +82,8 @@ def run(
     A `dry` run only measures a second of training, and is `done`.
     """
     load_config(preset, overrides, data=data)  # finds most mistakes before the slow imports
+    if os.environ.get("RANK", "0") == "0":
+        say_in_terminal("starting ...")
     from distgan.per_class import PerClassTrainer
     from distgan.run.settings import choose_settings
     from distgan.runtime.distributed import leave_world

@@ -49,6 +49,12 @@ def say(text: str, *, style: str = "") -> None:
     make_console().print(plain(text), style=style)
 
 
+def say_in_terminal(text: str) -> None:
+    """Print a message for someone who waits at a terminal; logs do not need it."""
+    if make_console().is_terminal:
+        say(text, style="dim")
+
+
 def show_warning(text: str) -> None:
     """Print a warning to standard error."""
     make_console(stderr=True).print(f"[bold yellow]warning:[/] {plain(text)}")

@@ -25,7 +25,7 @@ from distgan.reporting.rendering import image_file_uri, image_uri, pick_evenly, 
 from distgan.reporting.run_record import GOOD_VERDICTS, RunRecord
 from distgan.reporting.summary import summarize
 from distgan.run.files import Event
-from distgan.text import format_duration, format_kimg, format_number, pluralize
+from distgan.text import format_duration, format_epochs, format_kimg, format_number, pluralize
 from shards.errors import ShardError
 
 REPORT_FILE = "report.html"
@@ -82,7 +82,8 @@ def facts(record: RunRecord) -> list[tuple[str, str, str]]:
     """Return (what, value, details) of each box at the top of the page."""
     world, spec = record.provenance.world, record.description.generator
     epochs, num_images = record.last("progress/epoch"), record.images_per_epoch
-    length = [f"{record.images_seen:,} images"] + ([f"{epochs:,.3g} epochs"] if epochs else [])
+    length = [f"{record.images_seen:,} images"]
+    length += [format_epochs(epochs, digits=3)] if epochs else []
     speed = f"{format_number(round(record.images_per_sec))} images/s" if record.train_sec else ""
     return [
         ("Dataset", f"{num_images:,} images" if num_images else "–", dataset_details(record)),

@@ -249,15 +249,16 @@ class RunLogger:
     def time_table(
         self, maintenance_sec: dict[str, float], *, total_sec: float, num_images: int
     ) -> None:
-        """Print the time of this start, its parts, and the speed with and without pauses."""
+        """Print the time of this start, its parts, and the speed with and without pauses.
+
+        A start that was interrupted before its first step has no speed.
+        """
         step_sec = total_sec - sum(maintenance_sec.values())
         parts = {"steps": step_sec} | maintenance_sec
         listed = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in parts.items())
         speed, step_speed = num_images / max(total_sec, 1e-9), num_images / max(step_sec, 1e-9)
-        self.say(
-            f"time of this start: {total_sec:,.1f} s ({listed}); {speed:,.0f} images/s, "
-            f"{step_speed:,.0f} in the steps alone"
-        )
+        speeds = f"; {speed:,.0f} images/s, {step_speed:,.0f} in the steps alone"
+        self.say(f"time of this start: {total_sec:,.1f} s ({listed}){speeds if num_images else ''}")
 
     @on_rank_zero
     def record_failure(self, reason: str, *, images_seen: int) -> None:

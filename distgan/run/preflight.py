@@ -18,6 +18,7 @@ from distgan.networks.sizes import image_size, pyramid, size_text
 from distgan.run.session import Session
 from distgan.runtime.distributed import World
 from distgan.runtime.provenance import hardware
+from distgan.text import format_epochs
 from shards.reader import ShardReader
 
 MACHINE_LOCAL = (  # settings that may differ between the machines of a run
@@ -135,14 +136,14 @@ def start_table(
     reader, world, spec = session.reader, session.world, gan.spec
     size = size_text(spec.image_size)
     channels = f"{spec.channels} channel{'s' if spec.channels > 1 else ''}"
-    epochs = session.total_images / reader.num_samples
+    epochs = format_epochs(session.total_images / reader.num_samples)
     processes = f"{world.size} process{'es' if world.size > 1 else ''}"
     adapted = adaptations(given, config)
     rows = [
         ("run folder", str(session.run_dir)),
         *([("recipe", recipe)] if recipe else []),
         ("data", f"{reader.num_samples:,} images, {size}, {channels}, {reader.files.source}"),
-        ("length", f"{session.total_images / 1000:,g} kimg, {epochs:.4g} epochs"),
+        ("length", f"{session.total_images / 1000:,g} kimg, {epochs}"),
         ("world", f"{processes} on {hardware(session.device)}"),
         ("precision", f"{session.accelerator.mixed_precision}: {session.precision_reason}"),
         ("compilation", f"{gan.compilation.mode}: {gan.compilation.reason}"),
