@@ -5,12 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +22,6 @@ from shards.order.permutation import Order
 from shards.order.settings import PERMUTATION, OrderSettings
 from shards.planes import with_bits
 
-_CHECK_SEC = 0.001  # how long a shard may be cut short unnoticed; steps of training are longer
 _MAX_OPEN_SHARDS = 512  # each takes a file descriptor, of which a process has 1,024 by default
 
 
@@ -35,24 +32,18 @@ class Images(Protocol):
         """Return an image [C, H, W]."""
 
 
-@dataclass(slots=True)
-class OpenShard:
+class OpenShard(NamedTuple):
     """The images of a shard, and the memory map from which they are read."""
 
     images: Images
     mapped: mmap.mmap
     name: str
-    checked_at: float = 0.0  # time.monotonic() of the last check
 
-    def check_size(self, now: float) -> None:
+    def check_size(self) -> None:
         """Raise ShardError if the file was cut short since it was opened.
 
-        Reading beyond its end would end the process with SIGBUS. Asking for the size in every batch
-        costs the fastest readers 6 % of their rate, since it lets other threads run.
+        Reading beyond its end would end the process with SIGBUS.
         """
-        if now < self.checked_at + _CHECK_SEC:
-            return
-        self.checked_at = now
         if self.mapped.size() < len(self.mapped):
             raise ShardError(
                 f"{self.name} was cut short while it was read ({self.mapped.size():,} bytes are "
@@ -133,7 +124,7 @@ class ShardReader:
         shards = np.searchsorted(self._starts, rows, side="right") - 1
         rows = rows - self._starts[shards]
         by_shard = np.argsort(shards, kind="stable")  # only a few may be open at a time
-        current, now = -1, time.monotonic()
+        current = -1
         images: Images = out[:0]
         for i, shard, row in zip(
             by_shard.tolist(), shards[by_shard].tolist(), rows[by_shard].tolist(), strict=True
@@ -142,7 +133,7 @@ class ShardReader:
                 images = out[:0]  # close one shard before the next is opened
                 kept = self._kept.get(shard)
                 opened = kept[0] if kept is not None else self._images_of(shard)
-                opened.check_size(now)
+                opened.check_size()
                 images, current = opened.images, shard
                 del kept, opened
             out[i] = images[row]
