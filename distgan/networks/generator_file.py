@@ -153,19 +153,24 @@ def is_young(path: Path) -> bool:
 
     Files of older versions and generators from elsewhere do not say, and count as trained.
     """
+    description = description_or_nothing(path)
     try:
-        description = read_description(find_generator(path))
-        return description["images_seen"] < description[YOUNG_UNTIL]
-    except (OSError, ValueError, KeyError, TypeError):
+        return bool(description["images_seen"] < description[YOUNG_UNTIL])
+    except (KeyError, TypeError):
         return False
 
 
 def was_improving(path: Path) -> bool:
     """Return whether the run of a stored generator was still improving, if the files say so."""
+    return description_or_nothing(path).get(WAS_IMPROVING) is True
+
+
+def description_or_nothing(path: Path) -> dict[str, Any]:
+    """Return the description of a stored generator; empty if it cannot be read."""
     try:
-        return read_description(find_generator(path))[WAS_IMPROVING] is True
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return read_description(find_generator(path))
+    except (OSError, ValueError):
+        return {}
 
 
 def checkpoint_folders(run: Path) -> list[Path]:

@@ -21,7 +21,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from distgan.evaluation.probe import probe_path
 from distgan.run.files import read_rows
@@ -64,15 +63,14 @@ class Outcome:
         return self.alarm in RIGHT[kind]
 
 
-def run(folder: Path, name: str, *, features: str, seed: int) -> Path:
-    """Train one run, or resume it, and return its folder."""
+def run(folder: Path, name: str, *, features: str, seed: int) -> None:
+    """Train one run, or resume it, unless it has ended."""
     out = folder / features / f"{name}-{seed}"
     start = [f"train.init_from={folder / features / f'healthy-{seed}'}"] * (name == "winning")
     options = ("--data", folder / "digits", "--run-dir", out, f"train.seed={seed}")
     extractor = f"evaluation.extractor={FEATURES[features]}"
     if not is_over(out):
         train(*SHARED, *KINDS[name], *start, *options, extractor, check=False)
-    return out
 
 
 def is_over(folder: Path) -> bool:
@@ -88,13 +86,8 @@ def outcome(folder: Path, kind: str, labelled: Path) -> Outcome:
         for event in read_rows(folder / "events.jsonl")
         if event.get("verdict", "healthy") not in NO_TROUBLE
     ]
-    failed = json.loads((folder / "status.json").read_text())["state"] == "failed"
-    alarm, images_seen = "none", math.nan
-    if alarms:
-        alarm, images_seen = alarms[0]["verdict"], alarms[0]["images_seen"]
-    elif failed:
-        alarm, images_seen = "diverged", read_rows(folder / "metrics.jsonl")[-1]["progress/images"]
-    return Outcome(has_trouble(kind, labelled), alarm, images_seen / 1000)
+    first = alarms[0] if alarms else {"verdict": "none", "images_seen": math.nan}
+    return Outcome(has_trouble(kind, labelled), first["verdict"], first["images_seen"] / 1000)
 
 
 def has_trouble(kind: str, folder: Path) -> bool:
@@ -160,15 +153,15 @@ def main() -> None:
 
 def collect(folder: Path, runs: int) -> dict[tuple[str, str], list[Outcome]]:
     """Return the outcomes of all runs, by kind and features."""
-    found: dict[tuple[str, str], list[Any]] = {}
-    for kind in KINDS:
-        for features in FEATURES:
-            names = [f"{kind}-{seed}" for seed in range(runs)]
-            found[kind, features] = [
-                outcome(folder / features / name, kind, folder / "labelled" / name)
-                for name in names
-            ]
-    return found
+    names = {kind: [f"{kind}-{seed}" for seed in range(runs)] for kind in KINDS}
+    return {
+        (kind, features): [
+            outcome(folder / features / name, kind, folder / "labelled" / name)
+            for name in names[kind]
+        ]
+        for kind in KINDS
+        for features in FEATURES
+    }
 
 
 if __name__ == "__main__":
