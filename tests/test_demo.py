@@ -287,14 +287,18 @@ def test_a_class_can_be_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_page_says_why_it_cannot_start(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    """A runtime file that was changed is not executed; a page opened as a file says what to do."""
+    """A changed runtime is not executed; without a connection, or as a file, it says what to do."""
     out = shutil.copytree(trained[1], tmp_path / "out")
+    page = demo_page(load_generator(trained[0]), out, title="title", offline=False)
+    unconnected = page.replace(web_runtime.CDN_HOST, "https://nowhere.invalid")
+    (out / "unconnected.html").write_text(unconnected)
     with (out / web_runtime.SCRIPT.name).open("a") as script:
         script.write("\nwindow.isChanged = true;\n")
     with served(out) as url, chromium(tmp_path / "profile") as browser:
         page = Page(browser)
         for place, expected in (
-            (url, "cannot run here"),
+            (url, "is not the file that this page was made for."),
+            (f"{url}/unconnected.html", "distgan demo --offline"),
             (f"file://{out}/index.html", "http.server"),
         ):
             browser.get(place)

@@ -293,6 +293,21 @@ def test_forecast_measures_steps_without_their_pauses(monkeypatch: pytest.Monkey
     assert [speed for speed in speeds if speed is not None] == [256.0]
 
 
+def test_bar_says_what_a_run_does_between_steps() -> None:
+    """The words are replaced by the progress again afterwards."""
+    row = {"progress/images": 5, "progress/kimg": 0.005, "progress/epoch": 1.0}
+    row |= {"loss/d": 1.0, "loss/g": 1.0, "time/images_per_sec": 1.0, "time/data_wait_frac": 0.0}
+    code = (
+        f"bar = TrainingConsole(total_images=10); bar.show({row}); "
+        "context = bar.doing('evaluating'); context.__enter__(); "
+        "context.__exit__(None, None, None); bar.close()"
+    )
+    shown = [line for line in in_terminal(code, width=80) if "%" in line]
+    assert any(line.rstrip().endswith("evaluating ...") for line in shown)
+    assert "0.0 kimg" in shown[-1]
+    assert "evaluating" not in shown[-1]
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_training_progress_fits_one_line(width: int) -> None:
     """The bar and its text are as wide as the terminal at most."""

@@ -338,6 +338,6 @@ def test_folders_have_readable_names_and_are_found_again_under_others(tmp_path: 
 def test_an_index_beyond_the_last_run_is_refused(tmp_path: Path) -> None:
     """The error says how many runs there are; a file that cannot be read is named."""
     code, said = call("sweep", write(tmp_path / "some.toml", "kimg = 1"), "--index", 1)
-    assert (code, "there are 1 runs, numbers 0 to 0" in said) == (2, True)
+    assert (code, "the sweep has 1 run, numbered 0 to 0" in said) == (2, True)
     with pytest.raises(UserError, match="cannot read the sweep"):
         read_sweep(tmp_path / "nothing.toml")

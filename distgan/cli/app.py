@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from distgan.errors import UserError
 from distgan.networks.sizes import pyramid
-from distgan.reporting.console import say, show_error
+from distgan.reporting.console import say, say_in_terminal, show_error
 from shards.errors import ShardError, describe_system_error
 
 app = typer.Typer(
@@ -23,18 +23,20 @@ app = typer.Typer(
     help="Pack images; train DCGANs; sample, evaluate, report, export and compare them.\n\n"
     "Train with several processes: accelerate launch distgan/train.py",
 )
+SLOW_TO_START = ("sample", "report", "export", "demo", "bench", "probe", "sweep")
 RESUMABLE = ("pack", "probe", "sweep")
 
 Overrides = Annotated[
     list[str] | None,
     Argument(metavar="SETTING", help="Settings to change: section.field=value."),
 ]
+flag = partial(Option, metavar="")  # an option without a value
 Shards = Annotated[Path, Argument(help="Folder of packed shards.")]
 
 
 @app.callback()
 def options(
-    version: Annotated[bool, Option("--version", help="Show the versions and exit.")] = False,
+    version: Annotated[bool, flag("--version", help="Show the versions and exit.")] = False,
 ) -> None:
     """Handle the options that come before a command."""
     if version:
@@ -78,6 +80,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @app.command()
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
+        if function.__name__ in SLOW_TO_START:
+            say_in_terminal("starting ...")
         try:
             function(*args, **kwargs)
         except (UserError, ShardError) as error:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from distgan.cli.app import Shards, command, parse_numbers, parse_size
+from distgan.cli.app import Shards, command, flag, parse_numbers, parse_size
 from distgan.reporting.console import say, show_error, show_table
 
 
@@ -61,7 +61,7 @@ def pack(
     label_column: Annotated[
         str | None, Option(help="Column of labels in Parquet or Arrow files. Default: found.")
     ] = None,
-    cls: Annotated[bool, Option(help="Write class numbers, for other readers.")] = True,
+    cls: Annotated[bool, flag(help="Write class numbers, for other readers.")] = True,
     split: Annotated[
         Literal["train", "test", "validation"],
         Option(help="Split of cifar10 or mnist (train, test) or of Parquet files."),
@@ -77,9 +77,7 @@ def pack(
         str | None,
         Option(metavar="K/N", help="Pack the K-th of N parts, on as many machines; then --join."),
     ] = None,
-    join: Annotated[
-        bool, Option("--join", help="Check the packed parts, write the index.")
-    ] = False,
+    join: Annotated[bool, flag("--join", help="Check the packed parts, write the index.")] = False,
 ) -> None:
     """Pack images into WebDataset shards.
 
@@ -145,7 +143,7 @@ def info(shards: Shards) -> None:
 @command
 def probe(
     shards: Annotated[str, Argument(help="Packed shards with class labels.")],
-    flip: Annotated[bool, Option(help="Mirror images at random; not for digits.")] = False,
+    flip: Annotated[bool, flag(help="Mirror images at random; not for digits.")] = False,
     seed: Annotated[int, Option(help="Seed of the training.", min=0)] = 0,
     minutes: Annotated[
         float | None,

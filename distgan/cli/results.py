@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from distgan.cli.app import command
+from distgan.cli.app import command, flag
 from distgan.reporting.console import say
 
 
@@ -40,11 +40,11 @@ def sample(
     out: Annotated[Path, Option(help="PNG file to write.")] = Path("samples.png"),
     files: Annotated[Path | None, Option(help="Folder for one PNG file per image.")] = None,
     interpolate: Annotated[
-        bool, Option("--interpolate", help="Rows that morph one image into another.")
+        bool, flag("--interpolate", help="Rows that morph one image into another.")
     ] = False,
     video: Annotated[Path | None, Option(help=".gif or .mp4 of morphing images.")] = None,
     progress: Annotated[
-        bool, Option("--progress", help="The same latents in each checkpoint of a run.")
+        bool, flag("--progress", help="The same latents in each checkpoint of a run.")
     ] = False,
 ) -> None:
     """Generate images: a grid, single files, an interpolation or a video."""
@@ -124,7 +124,7 @@ def report(
         Path | None, Option(help="HTML file to write. Default: report.html in the folder.")
     ] = None,
     live: Annotated[
-        bool, Option("--live", help="Serve a page that follows a run, on this machine only.")
+        bool, flag("--live", help="Serve a page that follows a run, on this machine only.")
     ] = False,
     port: Annotated[
         int, Option(help="Port of the live page. Default: any free one.", min=0, max=65535)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from distgan.cli.app import command
+from distgan.cli.app import command, flag
 from distgan.errors import UserError
 from distgan.reporting.console import say
 
@@ -32,9 +32,7 @@ def export(
             help="Also upload the generator, its card and a demo to the Hugging Face Hub.",
         ),
     ] = None,
-    private: Annotated[
-        bool, Option("--private", help="With --push: visible to you alone.")
-    ] = False,
+    private: Annotated[bool, flag("--private", help="With --push: visible to you alone.")] = False,
 ) -> None:
     """Export a generator for use without distgan, with a model card."""
     from distgan.commands.export import export as write_export
@@ -59,7 +57,7 @@ def demo(
     title: Annotated[str | None, Option(help="Heading. Default: the run's name.")] = None,
     offline: Annotated[
         bool,
-        Option("--offline", help="Copy ONNX Runtime Web, which browsers get from a CDN otherwise."),
+        flag("--offline", help="Copy ONNX Runtime Web, which browsers get from a CDN otherwise."),
     ] = False,
 ) -> None:
     """Write a page on which everyone can play with a generator in the browser."""

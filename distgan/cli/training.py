@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from distgan.cli.app import Overrides, app, command
+from distgan.cli.app import Overrides, app, command, flag
 from distgan.config.load import load_config, preset_names
 from distgan.errors import RunFailed, UserError
 from distgan.reporting.console import say_in_terminal, show_error
@@ -39,7 +39,7 @@ def train(
         Option(help="Folder of the run. Default: one in runs/, chosen by settings and data."),
     ] = None,
     dry_run: Annotated[
-        bool, Option("--dry-run", help="Check all, measure a second of training, and stop.")
+        bool, flag("--dry-run", help="Check all, measure a second of training, and stop.")
     ] = False,
 ) -> None:
     """Train a DCGAN. Repeat the command to resume an interrupted run."""
@@ -117,17 +117,17 @@ def sweep(
         Path | None, Option(help="Folder of the runs. Default: runs/ and the file's name.")
     ] = None,
     show_list: Annotated[
-        bool, Option("--list", help="List the runs with their numbers and states, and stop.")
+        bool, flag("--list", help="List the runs with their numbers and states, and stop.")
     ] = False,
     index: Annotated[
         int | None,
         Option(help="Train only the run with this number.", min=0, envvar="SLURM_ARRAY_TASK_ID"),
     ] = None,
     show_arguments: Annotated[
-        bool, Option("--words", help="Print that run's arguments for distgan/train.py, and stop.")
+        bool, flag("--words", help="Print that run's arguments for distgan/train.py, and stop.")
     ] = False,
     board: Annotated[
-        bool, Option("--board", help="Write the leaderboard of the runs so far, and stop.")
+        bool, flag("--board", help="Write the leaderboard of the runs so far, and stop.")
     ] = False,
 ) -> None:
     """Train many runs with different settings and rank them.
@@ -153,10 +153,10 @@ def bench(
     preset: Annotated[str | None, Option(help="Name of a preset, or a .toml file.")] = None,
     size: Annotated[int, Option(help="Height and width of the images.")] = 64,
     channels: Annotated[int, Option(help="1 (gray) or 3 (color).")] = 3,
-    quick: Annotated[bool, Option(help="Fewer repeats, without torch.compile.")] = False,
+    quick: Annotated[bool, flag(help="Fewer repeats, without torch.compile.")] = False,
     estimate: Annotated[
         bool,
-        Option("--estimate", help="Measure nothing; estimate what a step costs on some GPUs."),
+        flag("--estimate", help="Measure nothing; estimate what a step costs on some GPUs."),
     ] = False,
     json: Annotated[Path | None, Option(help="JSON file to write the numbers to.")] = None,
 ) -> None:

@@ -74,8 +74,8 @@ def plan_sweep(
     runs = plan_runs(sweep, folder=folder, overrides=overrides)
     if index is not None and index >= len(runs):
         raise UserError(
-            f"--index {index}: there are {len(runs)} runs, numbers 0 to {len(runs) - 1}; "
-            "see them with --list"
+            f"--index {index}: the sweep has {pluralize(len(runs), 'run')}, numbered "
+            f"0 to {len(runs) - 1}; see them with --list"
         )
     return Plan(file, sweep, folder, overrides, runs, index)
 

@@ -242,6 +242,15 @@ class TrainingConsole:
         done, seconds = images - self.first[1], now - self.first[0]
         return done / seconds if done and seconds else row.get("time/images_per_sec", 0.0)
 
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Show beside the bar what the run does while it takes no steps."""
+        progress, task = self.bar.progress, self.bar.progress.tasks[0]
+        before = task.description
+        progress.update(task.id, description=plain(f"{what} ..."), refresh=True)
+        yield
+        progress.update(task.id, description=before)
+
     def say(self, text: str, *, style: str = "") -> None:
         """Print a message above the bar."""
         self.bar.console.print(plain(text), style=style)

@@ -60,10 +60,8 @@ def describe_certainty(record: RunRecord, rows: Sequence[EvaluationRow]) -> str:
         return f"the verdict is newer than the last evaluation, of {images} in {features}"
     if agreeing == 1:
         return f"only the last evaluation gives this verdict, from {images} in {features}"
-    evaluations = pluralize(len(rows), "evaluation")
-    return (
-        f"the last {agreeing} of {evaluations} give this verdict, each from {images} in {features}"
-    )
+    which = f"the last {agreeing} of {len(rows)}" if agreeing < len(rows) else f"all {agreeing}"
+    return f"{which} evaluations give this verdict, each from {images} in {features}"
 
 
 def describe_advice(record: RunRecord, values: Sequence[float]) -> str:

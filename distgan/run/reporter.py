@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -24,6 +24,12 @@ from distgan.runtime.provenance import peak_memory_gb
 from distgan.steps import StepResult
 from shards.reader import ShardReader
 
+MAINTENANCE = {  # kinds of work between steps, and what the console says meanwhile
+    "samples": "drawing samples",
+    "evaluations": "evaluating",
+    "checkpoints": "saving",
+}
+
 
 class Reporter:
     """Measures a run in training and logs the results. Every method is collective."""
@@ -44,13 +50,14 @@ class Reporter:
         self.last_report, self.images_at_report = time.monotonic(), state.images_seen
         self.first_image = state.images_seen  # of this start
         self.began, self.pauses_at_report = self.last_report, 0.0
-        self.maintenance_sec = dict.fromkeys(("samples", "evaluations", "checkpoints"), 0.0)
+        self.maintenance_sec = dict.fromkeys(MAINTENANCE, 0.0)
 
     @contextmanager
     def maintenance(self, kind: str) -> Iterator[None]:
-        """Add the duration of the block to `maintenance_sec`."""
-        began = time.monotonic()
-        yield
+        """Say what the run does in the block, and add its duration to `maintenance_sec`."""
+        began, console = time.monotonic(), self.logger.console
+        with console.doing(MAINTENANCE[kind]) if console else nullcontext():
+            yield
         self.maintenance_sec[kind] += time.monotonic() - began
 
     @property

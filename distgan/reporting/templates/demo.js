@@ -198,7 +198,13 @@ function download() {
 
 // Fetches a file; the browser refuses one whose hash is not the expected one.
 async function fetchFile({ url, integrity }) {
-  const response = await fetch(url, { integrity, referrerPolicy: "no-referrer" });
+  const response = await fetch(url, { integrity, referrerPolicy: "no-referrer" }).catch(() => {
+    const isOwn = new URL(url, location).origin === location.origin;
+    throw new Error(
+      `${url} did not load, or is not the file that this page was made for.` +
+        (isOwn ? "" : " Pages written with distgan demo --offline bring it along."),
+    );
+  });
   if (!response.ok) throw new Error(`${url}: ${response.status} ${response.statusText}`);
   return response;
 }
