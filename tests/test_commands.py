@@ -42,7 +42,8 @@ def test_pack_info_and_verify(tmp_path: Path) -> None:
     assert (code, "left out: 1 image, listed in rejected.jsonl" in said) == (0, True), said
     assert "not packed: 1 other file: .txt (1)" in said
     code, said = call("info", tmp_path / "shards")
-    assert (code, "32x32, 3 channels" in said) == (0, True)
+    assert (code, "32x32, 3 channels, raw" in said) == (0, True)
+    assert "classes: 2: cat (3), dog (3)" in said
     assert call("verify", tmp_path / "shards")[0] == 0
     shard = next((tmp_path / "shards").glob("*.tar"))
     content = bytearray(shard.read_bytes())

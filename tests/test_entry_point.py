@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from distgan.commands.bench import write_images
 from distgan.run.folder import RunFolder
 from distgan.train import train
+from shards.pack import pack
 from tests.worlds import ROOT, SMALL, free_port, rows, run_script, run_world, train_run
 
 TRAIN_SCRIPT = str(ROOT / "distgan" / "train.py")
@@ -213,6 +215,20 @@ def test_images_that_are_not_packed_are_recognised(
         train(data=str(tmp_path / place))
     assert ended.value.code == 2
     assert f"distgan pack {tmp_path / place} SHARDS" in capsys.readouterr().err
+
+
+def test_a_dry_run_refuses_a_size_that_no_networks_make(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As packing and training do; shards of such a size can be made in Python only."""
+    source, shards = write_images(tmp_path / "images", 32, size=50), tmp_path / "shards"
+    pack(source, shards, size=50)
+    with pytest.raises(SystemExit) as ended:
+        train(data=str(shards), run_dir=tmp_path / "run", dry_run=True)
+    assert ended.value.code == 2
+    assert "50" in (said := capsys.readouterr().err), said
+    assert "48x48 and 56x56" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_cannot_be_split_names_one_that_can(shards: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """One GAN per class: training, resuming, and the mixture that joins the classes."""
 
+import io
 import json
 import shutil
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,10 @@ PART = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, l
 def train_classes(
     shards: Path, run_dir: Path, overrides: tuple[str, ...], stop_after: int | None = None
 ) -> dict[str, Any]:
-    """Train one GAN per class in this process; return the state and the images of each batch.
+    """Train one GAN per class in this process.
 
-    The run gets a SIGTERM at batch number `stop_after`.
+    Returns the state, the images of each batch and what was printed. The run gets a SIGTERM at
+    batch number `stop_after`.
     """
     import distgan.data as data_module
     from distgan.per_class import PerClassTrainer
@@ -67,11 +70,12 @@ def train_classes(
     leave_out_plots()
     interrupt = Interrupt()
     config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *overrides])
-    state = PerClassTrainer(
-        config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"]
-    ).run()
+    with redirect_stdout(io.StringIO()) as said:
+        state = PerClassTrainer(
+            config, name="test", run_dir=run_dir, interrupt=interrupt, command=["test"]
+        ).run()
     leave_world()
-    return {"state": state, "ids": ids}
+    return {"state": state, "ids": ids, "said": said.getvalue()}
 
 
 def status(run_dir: Path) -> dict[str, Any]:
@@ -80,18 +84,18 @@ def status(run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
-    """Train GANs of the even and the odd images; return the folder and the images per batch."""
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Train GANs of the even and the odd images; return the folder and the result."""
     run = tmp_path_factory.mktemp("whole") / "run"
     [result] = run_world(1, train_classes, shards, run, OVERRIDES)
     assert result["state"] == "done"
-    return run, result["ids"]
+    return run, result
 
 
-def test_each_class_trains_on_its_own_images(whole: tuple[Path, list[list[int]]]) -> None:
+def test_each_class_trains_on_its_own_images(whole: tuple[Path, dict[str, Any]]) -> None:
     """Batches hold one class each; together they have the images that one GAN would see."""
-    run, batches = whole
-    assert [{number % 2 for number in batch} for batch in batches] in (
+    run, result = whole
+    assert [{number % 2 for number in batch} for batch in result["ids"]] in (
         [{0}] * 2 + [{1}] * 3,
         [{0}] * 3 + [{1}] * 2,
     )
@@ -102,8 +106,16 @@ def test_each_class_trains_on_its_own_images(whole: tuple[Path, list[list[int]]]
     ]
 
 
+def test_the_table_of_settings_is_printed_once(whole: tuple[Path, dict[str, Any]]) -> None:
+    """The first class shows what all have in common; the second one begins with one line."""
+    lines = whole[1]["said"].splitlines()
+    for each in ("  networks: ", "  class even: 15 images, ", "  class odd: 15 images, "):
+        assert sum(line.startswith(each) for line in lines) == 1, each
+    assert any(line.startswith("training: class odd, ") for line in lines), lines
+
+
 def test_run_of_a_class_equals_a_run_with_data_classes(
-    whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path
+    whole: tuple[Path, dict[str, Any]], shards: Path, tmp_path: Path
 ) -> None:
     """`data.classes` with that class alone trains the same tensors, bit for bit."""
     folder = whole[0] / "classes" / "1-odd"
@@ -116,7 +128,7 @@ def test_run_of_a_class_equals_a_run_with_data_classes(
 
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_interrupted_run_resumes_in_its_class(
-    whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path, world: int
+    whole: tuple[Path, dict[str, Any]], shards: Path, tmp_path: Path, world: int
 ) -> None:
     """After a signal in the second class no image is read twice, and the weights are equal."""
     run, uncut = tmp_path / "run", whole[0]
@@ -142,7 +154,7 @@ def test_interrupted_run_resumes_in_its_class(
 
 
 def test_classes_trained_separately_are_joined(
-    whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path
+    whole: tuple[Path, dict[str, Any]], shards: Path, tmp_path: Path
 ) -> None:
     """One command per class, then one that joins them, give the generator of a single command."""
     run = tmp_path / "run"
@@ -150,22 +162,24 @@ def test_classes_trained_separately_are_joined(
         run_world(1, train_classes, shards, run, (*OVERRIDES, f"networks.only_class={number}"))
         assert not (run / "status.json").exists()
     [last] = run_world(1, train_classes, shards, run, OVERRIDES)
-    assert last == {"state": "done", "ids": []}
+    assert (last["state"], last["ids"]) == ("done", [])
     assert (run / "generator.safetensors").read_bytes() == (
         whole[0] / "generator.safetensors"
     ).read_bytes()
     written = (run / "generator.safetensors").stat().st_mtime_ns
-    assert run_world(1, train_classes, shards, run, OVERRIDES) == [{"state": "done", "ids": []}]
+    [again] = run_world(1, train_classes, shards, run, OVERRIDES)
+    assert (again["state"], again["ids"]) == ("done", [])
     assert (run / "generator.safetensors").stat().st_mtime_ns == written
     generators = {path: path.read_bytes() for path in run.rglob("generator.safetensors")}
     for path in generators:
         path.write_bytes(b"")  # as after a power cut
-    assert run_world(1, train_classes, shards, run, OVERRIDES) == [{"state": "done", "ids": []}]
+    [again] = run_world(1, train_classes, shards, run, OVERRIDES)
+    assert (again["state"], again["ids"]) == ("done", [])
     assert {path: path.read_bytes() for path in generators} == generators
 
 
 def test_commands_accept_the_joined_generator(
-    whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path
+    whole: tuple[Path, dict[str, Any]], shards: Path, tmp_path: Path
 ) -> None:
     """`sample` draws a grid; `evaluate` finds what the run itself found at its end."""
     run = whole[0]
@@ -306,7 +320,7 @@ def test_only_class_needs_per_class() -> None:
 
 
 def test_class_killed_before_it_wrote_its_generator_is_finished(
-    whole: tuple[Path, list[list[int]]], shards: Path, tmp_path: Path
+    whole: tuple[Path, dict[str, Any]], shards: Path, tmp_path: Path
 ) -> None:
     """The same command writes the generator, trains nothing, and joins the classes."""
     run = tmp_path / "run"

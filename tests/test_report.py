@@ -61,6 +61,8 @@ def test_training_writes_a_complete_page(finished: Path) -> None:
         "Real images",
     ):
         assert phrase in text, phrase
+    headings = re.findall("<h2[^>]*>(.*?)</h2>", text, re.DOTALL)
+    assert {"Samples", "Curves", "Evaluation", "Nearest real images"} <= set(headings), headings
     assert len(frames_in(text)) == len(read_record(finished).sample_grids) > 3
 
 
