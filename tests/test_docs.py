@@ -83,7 +83,7 @@ def photographs(folder: Path, *, num: int) -> None:
     noise = np.random.default_rng(0)
     for number in range(num):
         (folder / f"{number % 2}").mkdir(parents=True, exist_ok=True)
-        pixels = np.full((20, 30, 3), number * 5, np.uint8) + noise.integers(
+        pixels = np.full((20, 30, 3), number * 5 % 200, np.uint8) + noise.integers(
             0, 40, (20, 30, 3), dtype=np.uint8
         )
         Image.fromarray(pixels).save(folder / f"{number % 2}" / f"{number}.png")
