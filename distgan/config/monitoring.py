@@ -12,7 +12,7 @@ class Evaluation(Section):
 
     every_kimg: float | None = setting(
         None,
-        "Thousands of images between evaluations. If not set: 1/10 of the run.",
+        "Thousands of images between evaluations. If not set: 1/10 of the run, but at least 4.",
         identity=False,
         gt=0,
     )

@@ -8,6 +8,9 @@ from distgan.config.schema import Config
 DEFAULT_PARTS = {"metrics": 400, "samples": 20, "evaluation": 10, "checkpoint": 20}
 """How many times per run each of them is due if its `every_kimg` setting is not given."""
 
+LEAST_IMAGES = {"evaluation": 4000}
+"""Images between two of them at least, in this case: in short runs they would take much time."""
+
 
 @dataclass(frozen=True)
 class Due:
@@ -31,7 +34,7 @@ class Schedule:
             "checkpoint": config.checkpoint.every_kimg,
         }
         self.intervals = {
-            name: total_images / DEFAULT_PARTS[name] if kimg is None else kimg * 1000
+            name: default_interval(name, total_images) if kimg is None else kimg * 1000
             for name, kimg in settings.items()
         }
 
@@ -61,6 +64,11 @@ class Schedule:
         """Return how many times `name` is due after that many images, for a forecast."""
         interval = self.intervals[name]
         return max(1, math.ceil(self.total_images / interval) - math.floor(after / interval))
+
+
+def default_interval(name: str, total_images: int) -> float:
+    """Return the images between two of them if the settings say nothing."""
+    return max(total_images / DEFAULT_PARTS[name], LEAST_IMAGES.get(name, 0))
 
 
 def is_multiple_passed(interval: float, before: int, now: int) -> bool:
