@@ -17,7 +17,7 @@ from distgan.data import TrainingBatches
 from distgan.gan import build_gan, generator_spec
 from distgan.images import is_whole_image, save_grid
 from distgan.networks.generator_file import is_generator, save_generator
-from distgan.reporting.console import say, show_table
+from distgan.reporting.console import say, say_in_terminal, show_table
 from distgan.reporting.metrics import RunningMeans
 from distgan.reporting.run_logger import REALS_FILE, RunLogger
 from distgan.run.checkpointer import Checkpointer, facts_for_verdicts
@@ -153,12 +153,10 @@ class Trainer:
         )
 
     def dry_run(self) -> None:
-        """Print the start table and, from a second of steps, what time and disk the run will take.
-
-        The networks are trained, and nothing is written.
-        """
+        """Print the start table and, from its first steps, what time and disk the run will take."""
         if self.world.is_main:
             show_table("distgan, dry run", self.start_table())
+            say_in_terminal("measuring the speed of its steps ...")
         images_seen, speed = self.state.images_seen, self.measure_speed()
         self.state.images_seen = images_seen
         for name, text in self.forecast(self.schedule(), speed=speed) if self.world.is_main else ():

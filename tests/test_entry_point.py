@@ -256,7 +256,7 @@ def test_launchers_that_start_other_worlds_than_asked_for_are_refused(
 
 
 def test_a_dry_run_says_what_the_run_will_take_and_writes_nothing(tmp_path: Path) -> None:
-    """It lists the settings that differ from the defaults, and measures a second of steps."""
+    """It lists the settings that differ from the defaults, and measures its first steps."""
     small = ["networks.generator_width=8", "networks.discriminator_width=8", "train.batch_size=16"]
     arguments = ["train", "--preset", "cifar10", "--dry-run", "train.seed=7", *small]
     code, output = run_script("distgan", arguments, tmp_path)

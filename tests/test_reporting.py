@@ -280,17 +280,22 @@ def test_bar_without_progress_disappears() -> None:
     assert "%" not in "".join(lines)
 
 
-def test_forecast_measures_steps_without_their_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of 0.25 s with 64 images, and an evaluation of 100 s between two of them: 256/s."""
+@pytest.mark.parametrize(("seconds", "measured"), [(0.25, 8), (0.01, 100), (2.0, 3)])
+def test_forecast_measures_steps_without_their_pauses(
+    seconds: float, measured: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several steps, unless they are slow; an evaluation of 100 s between two does not count."""
     now, pause_sec, speeds = 0.0, 0.0, []
     monkeypatch.setattr("distgan.run.forecast.time.monotonic", lambda: now)
     clock = StepClock(torch.device("cpu"))
-    for number in range(20):
-        now += 0.25
+    for number in range(WARM_UP_STEPS + 150):
+        now += seconds
         if number == WARM_UP_STEPS + 1:
             now, pause_sec = now + 100, 100.0
         speeds.append(clock.tick(64, pause_sec=pause_sec))
-    assert [speed for speed in speeds if speed is not None] == [256.0]
+    (number,) = (number for number, speed in enumerate(speeds, start=1) if speed is not None)
+    assert number - WARM_UP_STEPS == pytest.approx(measured, abs=1)
+    assert speeds[number - 1] == pytest.approx(64 / seconds)
 
 
 def test_bar_says_what_a_run_does_between_steps() -> None:

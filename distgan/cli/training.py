@@ -39,7 +39,7 @@ def train(
         Option(help="Folder of the run. Default: one in runs/, chosen by settings and data."),
     ] = None,
     dry_run: Annotated[
-        bool, flag("--dry-run", help="Check all, measure a second of training, and stop.")
+        bool, flag("--dry-run", help="Check all, measure the first steps, and stop.")
     ] = False,
 ) -> None:
     """Train a DCGAN. Repeat the command to resume an interrupted run."""
@@ -79,7 +79,7 @@ def run(
 ) -> str:
     """Train until the run is done, preempted or collapsed, and return which it is.
 
-    A `dry` run only measures a second of training, and is `done`.
+    A `dry` run only measures its first steps, and is `done`.
     """
     load_config(preset, overrides, data=data)  # finds most mistakes before the slow imports
     if os.environ.get("RANK", "0") == "0":

@@ -158,7 +158,7 @@ def train_runs(plan: Plan) -> int:
     interrupt.install()
     run_all(plan.chosen, group=plan.file.stem, launcher=plan.sweep.launcher, interrupt=interrupt)
     if interrupt.raised:
-        show_error("interrupted and saved; repeat the command to continue")
+        show_error("the sweep was stopped; repeat the command to continue it")
         return 75
     if plan.index is None:
         write_board(plan)

@@ -20,16 +20,17 @@ EXPLANATIONS = {
     "diverged": "A loss or a metric is no longer finite, so these weights cannot be used. "
     "Lower optim.lr_g and optim.lr_d, or train with collapse.action=rollback.",
     "complete collapse": "The generator makes only one image, or a few, and rarely recovers. "
-    "Train without --preset, with settings that prevent most collapses, or try "
-    "collapse.action=rollback; more in docs/remedies.md.",
+    "If it was trained with a preset, train without one: those settings prevent most collapses. "
+    "Otherwise try collapse.action=rollback; more in docs/remedies.md.",
     "partial collapse": "Some kinds of images are missing, however good the others look. "
-    "Train without --preset, or try loss.diversity.mode_seeking=5; more in docs/remedies.md.",
+    "If it was trained with a preset, train without one. "
+    "Otherwise try loss.diversity.mode_seeking=5; more in docs/remedies.md.",
     "memorising": "Some generated images are copies of training images. "
     "Use more images, or augment them: \"loss.augment=['color','translation','cutout']\".",
     "unbalanced": "One network dominates, so the other one learns little from it. "
     "Change optim.lr_d or optim.lr_g; more in docs/reading-the-curves.md.",
     "learning": "No problem was found, but the generated images do not match the real ones yet. "
-    "Train for longer: raise train.kimg.",
+    "As long as they improve, train for longer: raise train.kimg.",
     "healthy": "No problem was found, and most kinds of real images are covered. "
     "The metrics and the samples show how good the images are.",
 }

@@ -108,7 +108,7 @@ def best_score(record: RunRecord) -> tuple[str, str, str]:
     name, best = record.best_metric, record.best_evaluation
     label = f"Best {metric_label(name)}"
     if best is None:
-        return label, "–", "no evaluation yet; `distgan evaluate` scores a generator at any time"
+        return label, "–", "no evaluation yet; distgan evaluate scores a generator at any time"
     details = [
         f"{EVALUATION_METRICS[name].better} is better" if EVALUATION_METRICS[name].better else "",
         f"real images score {format_number(best.reals[name])}" if name in best.reals else "",

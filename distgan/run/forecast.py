@@ -1,4 +1,4 @@
-"""How long a run will take and how much disk it needs, from a measured second of its steps."""
+"""How long a run will take and how much disk it needs, from the time of its first steps."""
 
 import time
 
@@ -10,7 +10,8 @@ from distgan.run.schedule import Schedule
 from distgan.text import format_bytes, format_duration, pluralize
 
 WARM_UP_STEPS = 3  # networks are compiled, and algorithms chosen, in the first steps
-MEASURED_SEC = 1.0
+MEASURED_STEPS = 8  # at least, and among them one with penalties in most runs
+MEASURED_SEC, MOST_SEC = 1.0, 5.0
 OTHER_CHECKPOINTS = 2  # besides the newest: the best and the last healthy one
 
 
@@ -32,7 +33,8 @@ class StepClock:
             self.began = time.monotonic() - pause_sec
         if measured <= 0 or self.is_done:
             return None
-        if time.monotonic() - pause_sec - self.began < MEASURED_SEC:
+        seconds = time.monotonic() - pause_sec - self.began
+        if seconds < (MEASURED_SEC if measured >= MEASURED_STEPS else MOST_SEC):
             return None
         self.is_done = True
         synchronize(self.device)
