@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from distgan.reporting.live import LiveServer
-from distgan.run.files import append_row
+from distgan.run.files import append_row, read_rows
 from tests.browser import chromium
 from tests.test_commands import call
 from tests.worlds import ROOT, SMALL, execute_script, run_world, start_process, train_run
@@ -59,6 +59,16 @@ def test_page_is_sent_again_only_if_the_run_changed(server: LiveServer) -> None:
     append_row(server.run / "events.jsonl", {"kind": "warning", "what": "news", "images_seen": 24})
     status, changed, page = ask(server, If_None_Match=version)
     assert (status, changed != version, b"news" in page) == (200, True, True)
+
+
+def test_length_grows_with_the_rows_of_a_resumed_run(server: LiveServer) -> None:
+    """The status of a running run says how many images it had seen at its start."""
+    status = server.run / "status.json"
+    status.write_text(status.read_text().replace('"done"', '"running"'))
+    assert b"24 images, " in ask(server)[2]
+    [last] = read_rows(server.run / "metrics.jsonl")[-1:]
+    append_row(server.run / "metrics.jsonl", last | {"progress/images": 36})
+    assert b"36 images, " in ask(server)[2]
 
 
 def test_server_is_read_only_and_local(server: LiveServer) -> None:

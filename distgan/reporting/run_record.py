@@ -74,8 +74,8 @@ class RunRecord:
 
     @property
     def images_seen(self) -> int:
-        """Real images consumed."""
-        return int(self.status.images_seen or self.last("progress/images") or 0)
+        """Real images consumed. The status of a run in training has those of its start."""
+        return int(max(self.status.images_seen or 0, self.last("progress/images") or 0))
 
     @property
     def train_sec(self) -> float:
