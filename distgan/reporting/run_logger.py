@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from torch import Tensor
@@ -63,6 +63,7 @@ class RunLogger:
         self.console: console.TrainingConsole | None = None
         self.sinks: list[Sink] = []
         self.last_verdict = "learning"  # a new run has this verdict
+        self.unrecorded: RunFailed | None = None  # why the outcome could not be recorded
 
     # -------------------------------------------------------------------------------------- start
 
@@ -289,16 +290,19 @@ class RunLogger:
             images_seen=images_seen,
             seconds=seconds,
         )
+        record_status = partial(self.folder.write_status, **status.model_dump(exclude={"time"}))
         try:
             self.folder.add_event(state, reason, images_seen=images_seen)
             if not has_finished:
-                self.write_status(status)
+                record_status()
             self.plot()
             self.write_report(status)
             if has_finished:
-                self.write_status(status)
+                record_status()
         except RunFailed as error:
-            self.say(f"the outcome could not be recorded: {error}")
+            self.unrecorded = RunFailed(f"the outcome could not be recorded: {error}")
+            if state == "failed":  # then the failure itself is what the run ends with
+                self.say(str(self.unrecorded))
         if self.console is not None:
             self.console.close()
         for sink in self.sinks:
@@ -325,11 +329,6 @@ class RunLogger:
                 images_per_epoch=self.images_per_epoch,
                 equilibrium=equilibrium(self.config.loss),
             )
-
-    def write_status(self, status: Status) -> None:
-        """Write the outcome to status.json."""
-        assert self.folder is not None
-        self.folder.write_status(**status.model_dump(exclude={"time"}))
 
     def write_report(self, status: Status) -> None:
         """Write report.html with this outcome. If that fails, the run only warns."""

@@ -96,8 +96,8 @@ def recorded_outcome(
 ) -> Iterator[None]:
     """Record a failure of the block in the run folder, inform the other ranks, and raise it again.
 
-    A block that ends normally must record its own outcome. The loss of a rank is recorded at once,
-    because NCCL may end this process before the block fails.
+    A block that ends normally must record its own outcome; if that fails, RunFailed is raised. The
+    loss of a rank is recorded at once, because NCCL may end this process before the block fails.
     """
     heartbeat.on_loss = lambda reason: logger.record_failure(reason, images_seen=images_seen())
     heartbeat.on_hang = lambda reason: logger.close("failed", reason, images_seen=images_seen())
@@ -108,3 +108,5 @@ def recorded_outcome(
         logger.close("failed", reason, images_seen=images_seen())
         raise cause from None
     heartbeat.close()
+    if logger.unrecorded is not None:
+        raise logger.unrecorded

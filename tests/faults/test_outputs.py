@@ -1,5 +1,6 @@
 """Files of a run that were emptied, edited or half written, and ways to end at a bad moment."""
 
+import errno
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from distgan.reporting.run_logger import RunLogger
 from distgan.reporting.run_record import read_record
 from distgan.run import checkpoints
 from distgan.run.files import read_status
-from distgan.run.folder import RunFolder
+from distgan.run.folder import RunFolder, explained
 from distgan.runtime.signals import Interrupt
 from tests.test_commands import call
 from tests.worlds import rows, run_world, train_run
@@ -97,6 +98,29 @@ def test_outcome_of_a_finished_run_is_recorded_last(
         logger.close(state, "why", images_seen=1)
     folder.close()
     assert read_status(folder.path).state == recorded
+
+
+def fail_last_status(shards: Path, run_dir: Path) -> Any:
+    """Train while the outcome cannot be written."""
+    write_status = RunFolder.write_status
+
+    def write(self: RunFolder, state: str, *arguments: Any, **options: Any) -> None:
+        if state == "done":
+            with explained(self.path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_status(self, state, *arguments, **options)
+
+    RunFolder.write_status = write
+    return train_run(shards, run_dir, SETTINGS)
+
+
+def test_run_whose_outcome_cannot_be_recorded_fails(shards: Path, tmp_path: Path) -> None:
+    """Its exit code must not say that all is well. The same command again records it."""
+    with pytest.raises(AssertionError, match=r"RunFailed: the outcome could not .*No space left"):
+        run_world(1, fail_last_status, shards, tmp_path / "run")
+    assert read_status(tmp_path / "run").state == "running"
+    run_world(1, train_run, shards, tmp_path / "run", SETTINGS)
+    assert read_status(tmp_path / "run").state == "done"
 
 
 def fail_first_save(shards: Path, run_dir: Path) -> Any:
