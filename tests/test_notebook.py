@@ -59,14 +59,14 @@ def test_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Mo
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     settings = [word for word in SMALL if not word.startswith(("log.report", "log.samples"))]
     cell.source = f"""
-IMAGES, SIZE = "photographs", 32
+IMAGES, NAME, SIZE = "photographs", "my pictures", 32
 SETTINGS = {" ".join([*settings, "train.kimg=0.12"])!r}
 """
     client = nbclient.NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": tmp_path}}
     )
     client.execute()
-    run = tmp_path / "runs" / "notebook"
+    run = tmp_path / "runs" / "my pictures"
     assert read_status(run).state == "done"
     outputs = [
         output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
