@@ -77,6 +77,8 @@ def test_preview_shows_the_crops_and_packs_nothing(tmp_path: Path) -> None:
         (["info", "nowhere"], "nowhere"),
         (["sample", "nowhere"], "no such file or folder: nowhere"),
         (["sample", "."], "holds no generator"),
+        (["sample", ".", "--out", "grid.jpg"], "give a name that ends in .png"),
+        (["evaluate", "nowhere"], "no such file or folder: nowhere"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -122,7 +122,10 @@ def test_draws_are_reproducible_and_within_their_ranges(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("grid = 3", "grid"),
-        ("sedes = [1]", "sedes: .* a sweep has preset, data, kimg, seeds"),
+        (
+            "sedes = [1]",
+            r"unknown name 'sedes' \(did you mean seeds\?\); a sweep has preset, data, kimg, seeds",
+        ),
         ("[grid]\ntrain.bach_size = [1]", "did you mean train.batch_size"),
         (
             "[grid]\ntrain.batch_size = [16, 0]",

@@ -103,6 +103,8 @@ def write_images(
     shows_progress: bool,
 ) -> str:
     """Write a grid of images, or what one of the options asks for; returns what was written."""
+    if out.suffix.lower() not in (".png", ""):
+        raise UserError(f"--out {out}: a grid is a PNG file; give a name that ends in .png")
     kinds = [bool(files), interpolates, bool(video_file), shows_progress]
     if sum(kinds) > 1:
         raise UserError(

@@ -3,6 +3,7 @@
 A cell is one combination of variant, random draw and grid values. It is trained with each seed.
 """
 
+import difflib
 import itertools
 import math
 import random
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from distgan.config.flat import flatten, identity_hash, to_overrides
 from distgan.config.metrics import EVALUATION_METRICS
@@ -111,7 +113,7 @@ def read_sweep(path: Path) -> Sweep:
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read the sweep {path}: {error}") from None
     except ValidationError as error:
-        mistakes = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        mistakes = [explain(mistake) for mistake in error.errors()]
         raise UserError(
             f"{path}: {'; '.join(mistakes)}; a sweep has {', '.join(Sweep.model_fields)}"
         ) from None
@@ -119,6 +121,15 @@ def read_sweep(path: Path) -> Sweep:
         raise UserError(f"the sweep {path} is not valid TOML: {first_line(error)}") from None
     check_sweep(sweep, path)
     return sweep
+
+
+def explain(mistake: ErrorDetails) -> str:
+    """Return what is wrong, with the most similar name for an unknown one."""
+    name = ".".join(map(str, mistake["loc"]))
+    if mistake["type"] != "extra_forbidden":
+        return f"{name}: {mistake['msg']}"
+    similar = difflib.get_close_matches(name, Sweep.model_fields, n=1)
+    return f"unknown name {name!r}{f' (did you mean {similar[0]}?)' if similar else ''}"
 
 
 def check_sweep(sweep: Sweep, path: Path) -> None:

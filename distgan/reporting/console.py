@@ -119,6 +119,7 @@ def show_columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for row in zip(head[1:], values, strict=True):
             block.add_row(*map(plain, row))
         console.print(block)
+    console.print()
 
 
 class ProgressBar:

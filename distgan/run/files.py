@@ -88,6 +88,8 @@ def data_of(inputs: Sequence[Path]) -> str | None:
     An input may be a run folder, or a checkpoint or generator in one. Raises UserError.
     """
     for path in inputs:
+        if not path.exists():
+            raise UserError(f"no such file or folder: {path}")
         for folder in (path, *path.resolve().parents[:2]):
             if is_run(folder):
                 shards = read_toml(folder / "config.toml").get("data", {}).get("shards")
