@@ -107,7 +107,7 @@ def test_run_checkpoint_and_file_give_the_same_samples(shards: Path, tmp_path: P
     run_world(1, train_run, shards, run, ["train.kimg=0.024"])
     newest = sorted((run / "checkpoints").iterdir())[-1]
     places = (run, newest, run / "generator.safetensors")
-    assert [data_of([tmp_path / "images", path]) for path in places] == [str(shards)] * 3
+    assert [data_of([tmp_path, path]) for path in places] == [str(shards)] * 3
     generators = [load_generator(path) for path in (run, newest, run / "generator.safetensors")]
     images = [generate(g.network, g.latents(4, seed=3)) for g in generators]
     torch.testing.assert_close(images[0], images[1], rtol=0, atol=0)
