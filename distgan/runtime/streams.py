@@ -1,5 +1,6 @@
 """Standard output and error that a run survives the loss of."""
 
+import faulthandler
 import os
 import sys
 from contextlib import suppress
@@ -38,7 +39,13 @@ class LastingStream:
 
 
 def keep_streams() -> None:
-    """Make sure that no failed write to standard output or error ends this process."""
+    """Make sure that no failed write to standard output or error ends this process.
+
+    A signal that ends it at once, as SIGBUS does if a shard loses its end while it is read, leaves
+    a last word: the name of the signal and the line of code.
+    """
+    with suppress(OSError, ValueError, AttributeError, RuntimeError):  # no file behind stderr
+        faulthandler.enable()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, LastingStream):

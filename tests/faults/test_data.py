@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,3 +191,19 @@ def test_a_disk_that_fills_while_fetching(whole: ShardIndex, tmp_path: Path) -> 
         assert np.array_equal(
             ShardReader(index, files=files).gather(np.array([25])), local.gather(np.array([25]))
         )
+
+
+def test_a_process_that_dies_of_a_cut_file_says_where(tmp_path: Path) -> None:
+    """Its size is checked before each batch; between the check and the read nothing can help."""
+    file = tmp_path / "shard.tar"
+    file.write_bytes(bytes(8192))
+    code = (
+        "import mmap, os, sys; from distgan.runtime.streams import keep_streams; keep_streams()\n"
+        "file = open(sys.argv[1]); mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)\n"
+        "os.truncate(sys.argv[1], 0)\n"
+        "mapped[5000]"
+    )
+    died = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True)
+    assert died.returncode == -signal.SIGBUS
+    assert "Bus error" in died.stderr
+    assert "line 4" in died.stderr
