@@ -19,7 +19,7 @@ from distgan.text import first_line
 
 LOOPBACK = "127.0.0.1"
 WATCHED = ("*.toml", "*.json", "*.jsonl", "samples/*.png")
-NOT_SEARCHED = "Not searched while the page is live. `distgan report` searches them."
+NOT_SEARCHED = "Not searched while the page is live. distgan report searches them."
 
 
 def folder_version(run: Path) -> str:

@@ -32,7 +32,7 @@ REPORT_FILE = "report.html"
 MAX_FRAMES = 24  # of the timeline of samples
 MAX_NUMBERED = 12  # events that have numbers in the charts
 BAD_KINDS = ("warning", "failed", "collapsed", "rollback")
-NOT_SEARCHED = "Not searched, because the run was interrupted. `distgan report` searches them."
+NOT_SEARCHED = "Not searched, because the run was interrupted. distgan report searches them."
 
 
 def write_report(record: RunRecord, out: Path, *, search_nearest: bool = True) -> Path:
