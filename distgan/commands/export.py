@@ -30,6 +30,7 @@ from distgan.networks.generator_file import (
 from distgan.networks.latents import generate
 from distgan.networks.mixture import MixtureSpec, classes_of
 from distgan.networks.sizes import pyramid, sides
+from distgan.reporting.console import say_in_terminal
 from distgan.reporting.run_record import RunRecord, read_record
 from distgan.run.files import is_run
 from distgan.run.sample_grid import COLUMNS, class_grid
@@ -119,6 +120,7 @@ def write_onnx(generator: Generator, out: Path, facts: dict[str, Any]) -> str:
         raise UserError(
             f"an ONNX file needs {error.name}; type: pip install 'distgan[onnx]'"
         ) from None
+    say_in_terminal("converting to ONNX ...")
     path, inputs = out / "generator.onnx", generator.inputs(7)
     names = ["latents", "labels"][: len(inputs)]
     network = generator.network.to(memory_format=torch.contiguous_format)
