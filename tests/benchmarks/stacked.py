@@ -31,11 +31,11 @@ PUBLISHED = (
     "(Lin et al. 2018, table 2: MNIST at 28 pixels, 100k steps)"
 )
 PLAIN = (
+    "--preset", "classic",
     "networks.generator_width=32", "networks.discriminator_width=16",
     "networks.discriminator_norm=none", "train.batch_size=64", "optim.lr_g=1e-3", "optim.lr_d=1e-3",
     "optim.betas=[0.5,0.999]", "optim.scaling=none", "log.wandb=disabled",
-    "evaluation.every_kimg=1000",
-    "log.samples_every_kimg=1000",
+    "evaluation.every_kimg=1000", "log.samples_every_kimg=1000",
 )  # fmt: skip
 CALM = "optim.betas=[0.0,0.99]"
 # The settings that differ from those of a plain GAN.
@@ -84,8 +84,7 @@ def score(run: Path, stacks: Path, probe: Path, overrides: list[str]) -> dict[st
     """Train a run unless that is done; return its scores and its images per second."""
     scores = run / "scores.json"
     if not scores.exists():
-        options = ("--preset", "classic", "--data", stacks, "--run-dir", run)
-        options += (f"evaluation.extractor={probe}",)
+        options = ("--data", stacks, "--run-dir", run, f"evaluation.extractor={probe}")
         train(*options, *overrides)
         counts = ("--num", NUM_SAMPLES, "--reference", 10_000, "--metrics", ",".join(COLUMNS))
         options = ("--data", stacks, "--extractor", probe, "--json", scores)
