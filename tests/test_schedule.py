@@ -9,8 +9,8 @@ from distgan.run.schedule import Schedule
 @pytest.mark.parametrize(
     ("kimg", "settings", "expected"),
     [
-        (100, [], [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]),
-        (10, [], [4, 8, 10]),
+        (200, [], [20, 40, 60, 80, 100, 120, 140, 160, 180, 200]),
+        (24, [], [10, 20, 24]),
         (2, [], [2]),
         (10, ["evaluation.every_kimg=5"], [5, 10]),
     ],
@@ -18,7 +18,7 @@ from distgan.run.schedule import Schedule
 def test_short_runs_are_evaluated_less_often(
     kimg: int, settings: list[str], expected: list[int]
 ) -> None:
-    """Ten times, but not more often than every 4 kimg, and at the end."""
+    """Ten times, but not more often than every 10 kimg, and at the end."""
     schedule = Schedule(load_config(None, settings), total_images=kimg * 1000, images_per_epoch=500)
     step = 100
     found = [

@@ -24,7 +24,7 @@ class MetricSettings:
     near_quantile: float = 0.01  # fraction of reals that count as duplicates and as copies
     confidence: float = 0.7  # posterior from which a class counts as certain
     missing_below: float = 0.1  # a class is missing below this fraction of the reals' share
-    kernel_subsets: int = 50
+    kernel_subsets: int = 10
     kernel_subset_size: int = 1000
 
 

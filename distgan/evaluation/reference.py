@@ -31,7 +31,7 @@ from distgan.evaluation.reference_cache import read_cache, write_cache
 from distgan.runtime.distributed import World
 from shards.files import cache_folder
 
-CHUNK = 250  # images per call of the extractor; another number would round differently
+CHUNK = 125  # images per call of the extractor; another number would round differently
 CACHE_FORMAT = 4
 
 
