@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from distgan.commands.evaluate import labels_of_classes, open_input
+from distgan.commands.export import export
 from distgan.config.load import load_config
 from distgan.data import open_dataset
 from distgan.errors import UserError
@@ -117,6 +118,16 @@ def test_a_resumed_run_keeps_its_clusters_and_is_bit_identical(kinds: Path, tmp_
     assert stopped[0]["state"] == "preempted"
     run_world(1, train_run, kinds, tmp_path / "cut", words)
     assert checkpoint_digest(tmp_path / "whole") == checkpoint_digest(tmp_path / "cut")
+
+
+def test_exported_file_is_the_generator(run: Path, tmp_path: Path) -> None:
+    """It is asked for the number of a cluster."""
+    export(run, tmp_path, format="safetensors", license="mit")
+    again, generator = load_generator(tmp_path / "generator.safetensors"), load_generator(run)
+    assert again.spec == generator.spec
+    chosen = [images.sample(3, seed=1, class_name="cluster 1") for images in (again, generator)]
+    assert torch.equal(*chosen)
+    assert "conditional DCGAN of 3 classes" in (tmp_path / "README.md").read_text()
 
 
 def test_stored_clusters_are_used_and_damaged_ones_found_again(

@@ -28,6 +28,8 @@ from tests.test_resume import pack_noise
 from tests.worlds import REMEDIES, SMALL, checkpoint_digest, run_world, train_run
 
 CONDITION = "networks.condition=class"
+CLASSES = (CONDITION,)
+CLUSTERS = ("networks.condition=cluster", "networks.num_clusters=3")
 TRAINED = ("even", "odd")
 
 
@@ -244,10 +246,20 @@ def test_norm_statistics_are_those_of_the_training_mix(conditional_gan: GAN) -> 
 # ---------------------------------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_ranks_train_the_weights_of_micro_batches(shards: Path, tmp_path: Path, world: int) -> None:
+@pytest.mark.parametrize(
+    ("labels", "world"),
+    [
+        (CLASSES, 2),
+        pytest.param(CLASSES, 3, marks=pytest.mark.slow),
+        pytest.param(CLUSTERS, 2, marks=pytest.mark.slow),
+        pytest.param(CLUSTERS, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_train_the_weights_of_micro_batches(
+    shards: Path, tmp_path: Path, labels: tuple[str, ...], world: int
+) -> None:
     """Also a class that a rank's part of the batch lacks gets its gradient on every rank."""
-    words = [CONDITION, "train.kimg=0.048", "data.flip=true"]
+    words = [*labels, "train.kimg=0.048", "data.flip=true"]
     together = [*words, f"train.accumulate={world}"]
     one = run_world(1, train_run, shards, tmp_path / "one", together)[0]["weights"]
     ranks = run_world(world, train_run, shards, tmp_path / "many", words)
