@@ -67,6 +67,30 @@ def test_a_job_of_one_class_ends_as_the_class_did(tmp_path: Path) -> None:
     assert (done.returncode, ": done, launcher's exit code 0" in output) == (0, True), output
 
 
+@pytest.mark.parametrize(("saved", "is_requeued"), [(True, True), (False, False)])
+def test_a_job_whose_rank_zero_was_killed_is_requeued(
+    tmp_path: Path, saved: bool, is_requeued: bool
+) -> None:
+    """Nobody was left to record the loss; without a new checkpoint it might be lost forever."""
+    run = tmp_path / "run"
+    new = f"mkdir -p '{run}/checkpoints/00000000.024'; " if saved else ""
+    tools = {
+        "scontrol": f'[ "$1" = requeue ] && touch "{tmp_path}/requeued" && kill $PPID; echo node1',
+        "srun": f"{new}echo ' \"state\": \"running\",' >'{run}/status.json'; exit 1",
+    }
+    for name, text in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    run.mkdir()
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1",
+    }  # fmt: skip
+    command = ["bash", str(SCRIPT), "--run-dir", str(run)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (tmp_path / "requeued").exists() == is_requeued, done.stdout + done.stderr
+
+
 @pytest.mark.skipif(
     shutil.which("shellcheck") is None, reason="no shellcheck: apt-get install shellcheck"
 )
