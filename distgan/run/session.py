@@ -1,5 +1,6 @@
 """The start and the end of a run, shared by runs of one GAN and of one GAN per class."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,13 +100,20 @@ def recorded_outcome(
     A block that ends normally must record its own outcome; if that fails, RunFailed is raised. The
     loss of a rank is recorded at once, because NCCL may end this process before the block fails.
     """
+    closing = threading.Lock()
+
+    def close(reason: str) -> None:
+        """Close the log; the thread that comes second waits, and finds it closed."""
+        with closing:
+            logger.close("failed", reason, images_seen=images_seen())
+
     heartbeat.on_loss = lambda reason: logger.record_failure(reason, images_seen=images_seen())
-    heartbeat.on_hang = lambda reason: logger.close("failed", reason, images_seen=images_seen())
+    heartbeat.on_hang = close
     try:
         yield
     except BaseException as error:
         cause, reason = heartbeat.find_cause(error)
-        logger.close("failed", reason, images_seen=images_seen())
+        close(reason)
         raise cause from None
     heartbeat.close()
     if logger.unrecorded is not None:

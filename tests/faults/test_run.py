@@ -17,9 +17,14 @@ from hypothesis import strategies as st
 
 from distgan.config.load import load_config
 from distgan.errors import UserError
+from distgan.reporting.run_logger import RunLogger
 from distgan.run import checkpoints
 from distgan.run.checkpoints import CheckpointError
 from distgan.run.files import read_rows
+from distgan.run.folder import RunFolder
+from distgan.run.session import recorded_outcome
+from distgan.runtime.distributed import World
+from distgan.runtime.heartbeat import Heartbeat
 from tests.worlds import checkpoint_digest, rows, run_world, train_run
 
 OVERRIDES = ["train.kimg=0.072", "checkpoint.every_kimg=0.024", "checkpoint.keep=1"]
@@ -188,3 +193,25 @@ def test_arbitrary_manifest_is_refused(tmp_path: Path, manifest: object) -> None
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError):
         checkpoints.load(path)
+
+
+def test_a_failure_that_two_threads_report_is_recorded_once(tmp_path: Path) -> None:
+    """The heartbeat ends a process that hangs, while the process notices a failed collective."""
+    folder = RunFolder(tmp_path / "run")
+    config = load_config(None, ["log.wandb=disabled", "log.report=false"])
+    logger = RunLogger(
+        folder, name="x", config=config, wandb_id=None, total_images=1, images_per_epoch=1
+    )
+    heartbeat = Heartbeat(World(0, 1))
+    thread = threading.Thread(target=lambda: heartbeat.on_hang("lost rank 1 on node2"))
+
+    def fail() -> None:
+        with recorded_outcome(logger, heartbeat, images_seen=lambda: 1):
+            thread.start()
+            raise RuntimeError("gloo: connection closed")
+
+    with pytest.raises(RuntimeError, match="gloo"):
+        fail()
+    thread.join()
+    events = [row["kind"] for row in read_rows(folder.path / "events.jsonl")]
+    assert events == ["failed"]
