@@ -68,31 +68,31 @@ class Trainer:
         self.session = session = open_session(config, name=name, run_dir=run_dir)
         self.reader, self.world, self.device = session.reader, session.world, session.device
         self.heartbeat = Heartbeat(self.world)
-        check_image_size(self.reader)
-        check_batch(config, self.world)
-        self.evaluator = build_evaluator(session, config)
-        check_agreement(session, config, self.evaluator)
-        # Only now, so that a run that is refused leaves no folder.
-        self.folder: RunFolder | None = None
-        if not dry:
-            self.folder = self.world.run_on_main(lambda: open_folder(session.run_dir))
-        if self.folder is not None and session.clusters is not None:
-            with explained(self.folder.path):
-                write_clusters(self.folder.path, session.clusters, self.reader)
-        labels = session.labels
-        spec = generator_spec(
-            config.networks, self.reader.image_shape, labels, bits=self.reader.index.bits
-        )
-        self.gan = build_gan(session.accelerator, spec, config, total_images=session.total_images)
-        self.checkpointer = Checkpointer(session, config, gan=self.gan, evaluator=self.evaluator)
-        self.notes = self.checkpointer.restore_newest()
-        self.origin: dict[str, str] = {}  # of the first weights, unless they were drawn
-        if labels is not None and (warning := labels.warning()):
-            self.notes.append(warning)
-        if config.train.init_from is not None and self.checkpointer.state.images_seen == 0:
-            path, with_optimizers = Path(config.train.init_from), config.train.init_optimizers
-            start = start_from(self.gan, path, with_optimizers=with_optimizers)
-            self.notes, self.origin = self.notes + start.notes, start.origin
+        with self.heartbeat.naming_losses():
+            check_image_size(self.reader)
+            check_batch(config, self.world)
+            self.evaluator = evaluator = build_evaluator(session, config)
+            check_agreement(session, config, evaluator)
+            # Only now, so that a run that is refused leaves no folder.
+            self.folder: RunFolder | None = None
+            if not dry:
+                self.folder = self.world.run_on_main(lambda: open_folder(session.run_dir))
+            if self.folder is not None and session.clusters is not None:
+                with explained(self.folder.path):
+                    write_clusters(self.folder.path, session.clusters, self.reader)
+            labels, total_images = session.labels, session.total_images
+            shape, bits = self.reader.image_shape, self.reader.index.bits
+            spec = generator_spec(config.networks, shape, labels, bits=bits)
+            self.gan = build_gan(session.accelerator, spec, config, total_images=total_images)
+            self.checkpointer = Checkpointer(session, config, gan=self.gan, evaluator=evaluator)
+            self.notes = self.checkpointer.restore_newest()
+            self.origin: dict[str, str] = {}  # of the first weights, unless they were drawn
+            if labels is not None and (warning := labels.warning()):
+                self.notes.append(warning)
+            if config.train.init_from is not None and self.checkpointer.state.images_seen == 0:
+                path, with_optimizers = Path(config.train.init_from), config.train.init_optimizers
+                start = start_from(self.gan, path, with_optimizers=with_optimizers)
+                self.notes, self.origin = self.notes + start.notes, start.origin
         self.state = self.checkpointer.state
         self.active = self.active_config()
         self.heading = ""  # shown instead of the start table, if it is set

@@ -25,6 +25,7 @@ def child(
 ) -> None:
     """Train as one of three ranks, with short timeouts, and write all output to a file."""
     import distgan.data
+    import distgan.trainer
     from distgan.runtime import heartbeat
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -44,7 +45,9 @@ def child(
             time.sleep(HOUR)
         return next_batch(stream)
 
-    if rank in faults:
+    if faults.get(rank) == "dies early":
+        distgan.trainer.build_gan = lambda *_, **__: os._exit(1)
+    elif rank in faults:
         distgan.data.BatchStream.__next__ = faulty  # type: ignore[method-assign]
     try:
         train_run(shards, run_dir, ["train.kimg=600"])
@@ -65,7 +68,7 @@ def start(
     for process in ranks:
         process.start()
     metrics = run_dir / "metrics.jsonl"
-    if "fails" not in faults.values():
+    if not {"fails", "dies early"} & set(faults.values()):
         wait_until(lambda: metrics.exists() and bool(metrics.read_text()), "the first metrics")
     return ranks
 
@@ -120,6 +123,14 @@ def test_status_has_the_error_of_the_rank_that_failed(shards: Path, tmp_path: Pa
     """Not the broken connection that the other ranks see."""
     assert end(start(shards, tmp_path / "run", {1: "fails"})) == [1, 1, 1]
     assert recorded(tmp_path / "run")[1] == f"rank 1 on {HOST} failed: division by zero"
+
+
+def test_a_rank_that_dies_before_the_first_step_is_named(shards: Path, tmp_path: Path) -> None:
+    """Not the collective that failed while the networks were built."""
+    assert end(start(shards, tmp_path / "run", {2: "dies early"})) == [1, 1, 1]
+    for rank in (0, 1):
+        output = (tmp_path / f"run.{rank}").read_text()
+        assert f"RankLost: lost rank 2 on {HOST}: its process has ended" in output
 
 
 def test_a_loss_is_recorded_while_rank_zero_hangs(shards: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from distgan.errors import RunFailed
@@ -122,6 +122,14 @@ class Heartbeat:
         if self.loss is None:
             self.close(f"failed {reason}")
         return error, reason
+
+    @contextmanager
+    def naming_losses(self) -> Iterator[None]:
+        """Raise RankLost instead of the error of a collective that failed because of the loss."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self.find_cause(error)[0] from None
 
     def close(self, message: str = "bye") -> None:
         """Send a last message, so that the other ranks do not report this one as lost."""
