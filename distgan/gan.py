@@ -31,7 +31,7 @@ from distgan.networks.sizes import image_size
 from distgan.optimizers import OPTIMIZERS, Lookahead
 from distgan.run.checkpoints import pack_optimizer, unpack_optimizer
 from distgan.runtime.compilation import EAGER, Compilation, choose_compilation
-from distgan.runtime.distributed import World, current_world
+from distgan.runtime.distributed import World, current_world, fix_gradient_buckets
 from distgan.runtime.randomness import normal
 
 OLD_HEAD, HEAD = "discriminator.judge.", "discriminator.head."
@@ -323,6 +323,7 @@ def prepare_gan(
     for network in (prepared_g, prepared_d):
         if hasattr(network, "broadcast_buffers"):  # DDP; `recalibrate_batch_norm` broadcasts them
             network.broadcast_buffers = False
+        fix_gradient_buckets(network)
     independent = not any(map(depends_on_forwards, discriminator.modules()))
     gan = GAN(
         accelerator=accelerator,

@@ -1,4 +1,4 @@
-"""Properties of real training runs on one, two and three processes."""
+"""Properties of real training runs on one to four processes."""
 
 import json
 from collections import Counter
@@ -26,7 +26,7 @@ def test_two_ranks_read_each_image_once_per_epoch_and_stay_equal(
     assert [row["progress/images"] for row in rows(tmp_path / "run")] == list(range(12, 121, 12))
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, 2, 4])
 def test_resumed_run_is_bit_identical(shards: Path, tmp_path: Path, world: int) -> None:
     """A run stopped by a signal and resumed has the tensors and rows of an uninterrupted one."""
     run_world(world, train_run, shards, tmp_path / "whole", ["train.kimg=0.072", "data.flip=true"])

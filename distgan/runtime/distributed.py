@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from distgan.errors import UserError
 
@@ -111,6 +112,23 @@ def leave_world() -> None:
                 store.set("all ranks leave", "")
             store.wait(["all ranks leave"], LEAVE_TIMEOUT)
         dist.destroy_process_group()
+
+
+def fix_gradient_buckets(network: nn.Module) -> None:
+    """Let DDP lay out the gradients now, as every start does; collective, nothing without DDP.
+
+    DDP sorts them into buckets again after the first backward pass of a process. The sum over more
+    than two ranks is rounded differently at another place of a bucket, so that a resumed run would
+    differ from one that was never interrupted.
+    """
+    if not isinstance(network, DistributedDataParallel):
+        return
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    network.reducer.prepare_for_backward([])
+    torch.stack([weight.sum() for weight in weights]).sum().backward()
+    network.reducer._rebuild_buckets()
+    for weight in weights:
+        weight.grad = None
 
 
 def set_collective_timeout(timeout: timedelta) -> None:
