@@ -1,10 +1,10 @@
-"""A real SLURM on one machine: munged, slurmctld and two slurmd.
+"""A real SLURM on one machine: munged, slurmctld and one slurmd per node.
 
 Each node has its own network namespace.
 
           bridge dgbr 10.97.41.1: slurmctld, munged, this process
              │ veth                    │ veth
-    node1 10.97.41.11: slurmd     node2 10.97.41.12: slurmd
+    node1 10.97.41.11: slurmd     node2 10.97.41.12: slurmd     ...
 
 It changes nothing outside `folder` but the bridge, the namespaces and the freezer groups
 slurm_node*.
@@ -17,10 +17,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-NODES = ("node1", "node2")
 NETWORK, BRIDGE = "10.97.41", "dgbr"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "nsenter", "unshare")
 FREEZER = Path("/sys/fs/cgroup/freezer")
@@ -59,12 +58,13 @@ MailProg=/bin/true
 KillWait=30
 SlurmdTimeout=10
 MinJobAge=3600
+TaskProlog={folder}/task-prolog
 ReturnToService=2
 SlurmdParameters=config_overrides
 PropagateResourceLimits=NONE
-NodeName=node1 NodeAddr={network}.11 CPUs=8 RealMemory=4000 State=UNKNOWN
-NodeName=node2 NodeAddr={network}.12 CPUs=8 RealMemory=4000 State=UNKNOWN
-PartitionName=DEFAULT Nodes=ALL MaxTime=60 DefaultTime=30 State=UP
+NodeName=DEFAULT CPUs=8 RealMemory=4000 State=UNKNOWN
+{nodes}
+PartitionName=DEFAULT Nodes=ALL MaxTime=INFINITE DefaultTime=30 State=UP
 PartitionName=spare Default=YES PriorityTier=1 GraceTime=15
 PartitionName=urgent PriorityTier=9 PreemptMode=OFF
 """
@@ -109,10 +109,12 @@ def wait_until(true: Callable[[], object], what: str, timeout: float = 300) -> f
 
 
 class Cluster:
-    """Two nodes and SLURM's commands. Use it as `with Cluster(folder) as cluster`."""
+    """Nodes and SLURM's commands. Use it as `with Cluster(folder, nodes=4) as cluster`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, nodes: int) -> None:
         self.folder, self.conf = folder, folder / "slurm.conf"
+        self.addresses = {f"node{i}": f"{NETWORK}.1{i}" for i in range(1, nodes + 1)}
+        self.environment: dict[str, dict[str, str]] = {node: {} for node in self.addresses}
 
     def __enter__(self) -> "Cluster":
         try:
@@ -123,23 +125,31 @@ class Cluster:
         return self
 
     def up(self) -> None:
-        """Write the configuration, create the network and start the daemons of both nodes."""
+        """Write the configuration, create the network and start the daemons of all nodes."""
         folder = self.folder
-        for name in ("state", *(f"spool-{node}" for node in NODES)):
+        for name in ("state", *(f"spool-{node}" for node in self.addresses)):
             (folder / name).mkdir(parents=True)
         # As on real clusters: with cgroups a step's signals reach its tasks, but not the processes
         # that these have started.
         proctrack = "cgroup" if FREEZER.is_dir() and os.access(FREEZER, os.W_OK) else "linuxproc"
         host = socket.gethostname()
-        self.conf.write_text(
-            CONF.format(host=host, network=NETWORK, folder=folder, proctrack=proctrack)
+        nodes = "\n".join(
+            f"NodeName={node} NodeAddr={address}" for node, address in self.addresses.items()
         )
+        self.conf.write_text(
+            CONF.format(host=host, network=NETWORK, folder=folder, proctrack=proctrack, nodes=nodes)
+        )
+        prolog = folder / "task-prolog"
+        prolog.write_text(f'#!/bin/sh\ncat "{folder}/environment-$SLURMD_NODENAME"\n')
+        prolog.chmod(0o755)
+        for node in self.addresses:
+            self.set_environment(node)
         (folder / "cgroup.conf").write_text(
             "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\nCgroupMountpoint=/sys/fs/cgroup\n"
         )
-        addresses = {f"{NETWORK}.1": host, f"{NETWORK}.11": "node1", f"{NETWORK}.12": "node2"}
         names = "".join(
-            f"{address} {name}\n::ffff:{address} {name}\n" for address, name in addresses.items()
+            f"{address} {name}\n::ffff:{address} {name}\n"
+            for name, address in {host: f"{NETWORK}.1", **self.addresses}.items()
         )
         (folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         key = folder / "munge.key"
@@ -148,7 +158,7 @@ class Cluster:
         run(["ip", "link", "add", BRIDGE, "type", "bridge"])
         run(["ip", "addr", "add", f"{NETWORK}.1/24", "dev", BRIDGE])
         run(["ip", "link", "set", BRIDGE, "up"])
-        for number, node in enumerate(NODES, start=1):
+        for node, address in self.addresses.items():
             run(["ip", "netns", "add", f"dg-{node}"])
             run(
                 [
@@ -167,7 +177,7 @@ class Cluster:
             )
             run(["ip", "link", "set", f"dgv-{node}", "master", BRIDGE, "up"])
             for words in ("addr add {}/24 dev eth0", "link set eth0 up", "link set lo up"):
-                run(["ip", "-n", f"dg-{node}", *words.format(f"{NETWORK}.1{number}").split()])
+                run(["ip", "-n", f"dg-{node}", *words.format(address).split()])
         munge = {
             "key-file": "munge.key",
             "socket": "munge.sock",
@@ -178,7 +188,7 @@ class Cluster:
         # --force: munged would refuse a socket in a folder that only root may enter.
         run(["munged", "--force", *(f"--{name}={folder / file}" for name, file in munge.items())])
         self.daemon("slurmctld")
-        for node in NODES:
+        for node in self.addresses:
             self.start_node(node)
 
     def daemon(self, *command: str) -> None:
@@ -210,9 +220,13 @@ class Cluster:
         ]
         name = f'hostname {node}; mount --bind "{self.folder / "hosts"}" /etc/hosts; exec "$@"'
         self.daemon(*enter, "bash", "-c", name, "bash", "slurmd", "-N", node)
-        wait_until(
-            lambda: self.node_state(node) in ("idle", "mix", "alloc"), f"{node} to be up", 60
-        )
+        wait_until(lambda: self.is_up(node), f"{node} to be up", 60)
+
+    def set_environment(self, node: str, **values: str) -> None:
+        """Set environment variables of the tasks that will be started on a node, besides others."""
+        self.environment[node] |= values
+        lines = (f"export {name}={value}\n" for name, value in self.environment[node].items())
+        (self.folder / f"environment-{node}").write_text("".join(lines))
 
     def pids(self, node: str) -> list[int]:
         """Return the process ids of all that runs on a node."""
@@ -234,24 +248,37 @@ class Cluster:
 
     def workers(self, node: str, run: Path) -> list[int]:
         """Return the process ids of a run's trainers on a node, without their launchers."""
-        commands = {pid: command_line(pid) for pid in self.pids(node)}
-        return [
-            pid
-            for pid, words in commands.items()
-            if b"distgan/train.py" in words[1:4]
-            and b"launch" not in words[1:4]
-            and os.fsencode(run) in words
-        ]
+        return [pid for pid, is_launcher in self.trainers(node, run) if not is_launcher]
+
+    def launchers(self, node: str, run: Path) -> list[int]:
+        """Return the process id of a run's launcher on a node, in a list; empty if it has none."""
+        return [pid for pid, is_launcher in self.trainers(node, run) if is_launcher]
+
+    def trainers(self, node: str, run: Path) -> Iterator[tuple[int, bool]]:
+        """Yield the process id of each trainer and launcher of a run, and whether it launches."""
+        for pid in self.pids(node):
+            words = command_line(pid)
+            is_launcher = b"launch" in words[1:4]
+            if os.fsencode(run) in words and (is_launcher or b"distgan/train.py" in words[1:4]):
+                yield pid, is_launcher
 
     def slurm(self, *command: str, check: bool = True) -> str:
         """Run one of SLURM's commands and return its output."""
         return run(command, check=check, SLURM_CONF=str(self.conf)).stdout.strip()
 
     def node_state(self, node: str) -> str:
-        """Return idle, mix, alloc, comp, down, ..."""
-        return self.slurm(
-            "sinfo", "-h", "-n", node, "-p", "urgent", "-o", "%t", check=False
-        ).rstrip("*")
+        """Return IDLE, MIXED, DOWN, ... with flags; * means that the node does not answer."""
+        shown = self.slurm("scontrol", "-o", "show", "node", node, check=False)
+        return next(iter(re.findall(r" State=(\S+)", shown)), "unknown")
+
+    def is_up(self, node: str) -> bool:
+        """Return whether a node accepts jobs."""
+        state = self.node_state(node)
+        return state.startswith(("IDLE", "MIXED", "ALLOCATED")) and "*" not in state
+
+    def is_down(self, node: str) -> bool:
+        """Return whether SLURM has given a node up."""
+        return self.node_state(node).startswith("DOWN")
 
     def submit(self, *words: str, cwd: Path, **environment: str) -> str:
         """Submit a job with sbatch and return its number."""
@@ -282,11 +309,11 @@ class Cluster:
         self.slurm(
             "scancel", "--signal=KILL", "--full", "--state=RUNNING", "--user=root", check=False
         )
-        for name in ("slurmctld", *(f"slurmd-{node}" for node in NODES), "munged"):
+        for name in ("slurmctld", *(f"slurmd-{node}" for node in self.addresses), "munged"):
             file = self.folder / f"{name}.pid"
             if file.exists() and file.read_text().strip():
                 kill(int(file.read_text()), signal.SIGTERM)
-        for node in NODES:
+        for node in self.addresses:
             self.kill_node(node)
             run(["ip", "link", "del", f"dgv-{node}"], check=False)
             run(["ip", "netns", "del", f"dg-{node}"], check=False)

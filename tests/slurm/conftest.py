@@ -9,6 +9,6 @@ from tests.slurm.cluster import Cluster
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Start two idle nodes."""
-    with Cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+    """Start four idle nodes."""
+    with Cluster(tmp_path_factory.mktemp("slurm"), nodes=4) as cluster:
         yield cluster

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,32 @@ class Job:
     def __init__(
         self,
         cluster: Cluster,
-        shards: Path,
+        shards: Path | str,
         run: Path,
         *options: str,
         kimg: float = KIMG,
-        words: tuple[str, ...] = (),
+        batch: int = BATCH,
+        words: Sequence[str] = (),
+        **environment: str,
     ) -> None:
-        self.cluster, self.run, self.total = cluster, run, round(kimg * 1000)
+        self.cluster, self.run, self.batch, self.total = cluster, run, batch, round(kimg * 1000)
         self.log = run.with_suffix(".log")
-        settings = [*SMALL, f"train.kimg={kimg}", "checkpoint.every_kimg=0.24", *words]
+        sizes = (f"train.batch_size={batch}", f"log.every_kimg={batch / 1000}")
+        settings = [*SMALL, *sizes, f"train.kimg={kimg}", "checkpoint.every_kimg=0.24", *words]
         data = ["--preset", "classic", "--data", str(shards)]
         command = [f"--output={self.log}", *options, "launch/slurm.sbatch", *data]
-        self.number = cluster.submit(*command, "--run-dir", str(run), *settings, cwd=ROOT)
+        self.command = [*command, "--run-dir", str(run), *settings]
+        self.environment = environment
+        self.submit()
+
+    def submit(self) -> None:
+        """Submit the job, or once more the same command as a new job."""
+        self.number = self.cluster.submit(*self.command, cwd=ROOT, **self.environment)
+
+    @property
+    def nodes(self) -> list[str]:
+        """All nodes of the cluster."""
+        return list(self.cluster.addresses)
 
     @property
     def state(self) -> str:
@@ -57,6 +71,10 @@ class Job:
     def workers(self, node: str) -> list[int]:
         """Return the process ids of its trainers on a node, without their launchers."""
         return self.cluster.workers(node, self.run)
+
+    def all_workers(self) -> list[tuple[str, int]]:
+        """Return (node, process id) of its trainers on all nodes."""
+        return [(node, worker) for node in self.nodes for worker in self.workers(node)]
 
     def wait(self, true: Callable[[], object], what: str) -> float:
         """Wait for a condition, and return for how many seconds; a failure shows the log."""
@@ -85,7 +103,7 @@ class Job:
         """Check that it saw every image once and ends with the weights of the undisturbed run."""
         for job in (self, undisturbed):
             job.until("COMPLETED")
-        counted = count_images(self.run, batch_size=BATCH, total=self.total)
+        counted = count_images(self.run, batch_size=self.batch, total=self.total)
         same = checkpoint_digest(self.run) == checkpoint_digest(undisturbed.run)
         record_fault(
             f"SLURM: {kind}", survived=same and not any(counted.values()), **counted, **seconds

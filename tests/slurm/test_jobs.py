@@ -7,6 +7,7 @@ asks for the seconds that they take.
 
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +19,9 @@ import pytest
 
 from tests.faults.ledger import count_images, record_fault
 from tests.slurm.cluster import Cluster, kill, missing, wait_until
+from tests.slurm.faults import preempt
 from tests.slurm.job import BATCH, Job
-from tests.worlds import ROOT, checkpoint_digest
+from tests.worlds import checkpoint_digest
 
 REASON = missing()
 pytestmark = [
@@ -37,7 +39,7 @@ def submit(cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFact
     runs = tmp_path_factory.mktemp("runs")
 
     def submit(name: str, *options: str, **more: Any) -> Job:
-        nodes = ("--nodes=2", "--cpus-per-task=2")
+        nodes = ("--nodes=2", "--nodelist=node1,node2", "--cpus-per-task=2")
         return Job(cluster, shards, runs / name, *nodes, *options, **more)
 
     return submit
@@ -186,34 +188,31 @@ def test_two_nodes_form_one_world(undisturbed: Job) -> None:
     assert undisturbed.restarts == 0
 
 
-# ---------------------------------------------------------------------------- failures of the nodes
+# ------------------------------------------------------------- faults that other jobs would notice
 
 
-def test_a_job_survives_network_failures(
+def test_a_job_survives_a_preemption_and_network_failures(
     submit: Submit, cluster: Cluster, undisturbed: Job
 ) -> None:
-    """It waits during a short one, and resumes after a long one when the node is back."""
+    """It waits during a short failure, and resumes after a long one when the node is back."""
     job = submit("cable")
     job.until_images(600)
+    preempt(job, random.Random())
+    preempted: dict[str, Any] = {"detect_sec": job.until_restart(1)}
+    preempted["resume_sec"] = job.until_images(job.images + BATCH)
+    job.until_images(1200)
     cluster.cable("node2", "down")
     time.sleep(5)
     images = job.images
     cluster.cable("node2", "up")
-    resume = job.until_images(images + 10 * BATCH)
-    assert job.restarts == 0
-    record_fault(
-        "SLURM: cable pulled for 5 s",
-        survived=True,
-        images_lost=0,
-        images_repeated=0,
-        resume_sec=resume,
-    )
+    waited: dict[str, Any] = {"resume_sec": job.until_images(images + 10 * BATCH)}
+    assert job.restarts == 1
     began = time.monotonic()
     cluster.cable("node2", "down")
-    wait_until(lambda: job.restarts == 1, "SLURM to give the node up")
+    wait_until(lambda: job.restarts == 2, "SLURM to give the node up")
     detect, images = time.monotonic() - began, job.images
     cluster.cable("node2", "up")
-    job.until_restart(1)
+    job.until_restart(2)
     resume = job.until_images(images + BATCH)
     job.survived(
         "cable pulled until the node is given up",
@@ -222,50 +221,9 @@ def test_a_job_survives_network_failures(
         resume_sec=resume,
         images_again=images % 240,
     )
-
-
-def test_a_job_survives_two_preemptions_and_a_dead_node(
-    submit: Submit, cluster: Cluster, undisturbed: Job
-) -> None:
-    """Its weights are then those of the undisturbed run."""
-    job, preemptions = submit("story"), []
-    for restart in (1, 2):
-        job.until_images(restart * 600)
-        urgent = (
-            "--partition=urgent",
-            "--nodes=2",
-            "--exclusive",
-            "--output=/dev/null",
-            "--wrap=sleep 1",
-        )
-        cluster.submit(*urgent, cwd=ROOT)
-        detect = job.until_restart(restart)
-        preemptions.append((detect, job.until_images(job.images + BATCH)))
-    job.until_images(2400)
-    began = time.monotonic()
-    cluster.kill_node("node2")
-    wait_until(lambda: job.restarts == 3, "SLURM to give the node up")
-    detect, images = time.monotonic() - began, job.images
-    cluster.start_node("node2")
-    job.until_restart(3)
-    resume = job.until_images(images + BATCH)
-    job.survived(
-        "a node killed",
-        undisturbed,
-        detect_sec=detect,
-        resume_sec=resume,
-        images_again=images % 240,
-    )
-    for detect, resume in preemptions:
-        record_fault(
-            "SLURM: preempted by another partition",
-            survived=True,
-            images_lost=0,
-            images_repeated=0,
-            images_again=0,
-            detect_sec=detect,
-            resume_sec=resume,
-        )
+    counted: dict[str, Any] = {"survived": True, "images_lost": 0, "images_repeated": 0}
+    record_fault("SLURM: preempted by another partition", images_again=0, **counted, **preempted)
+    record_fault("SLURM: cable pulled for 5 s", **counted, **waited)
 
 
 def test_each_task_of_an_array_is_a_run_of_its_own(
