@@ -1,7 +1,7 @@
-"""A stand-in for the server of Weights & Biases on loopback.
+"""A stand-in for the server of Weights & Biases, on loopback unless it is given an address.
 
-It answers what wandb 0.31 sends during an online run: the start, rows and summary, files, an
-artifact, alerts, and the end. It also stores workspaces.
+It answers what wandb 0.31 sends during an online run: the start, also of a run that is resumed,
+rows and summary, files, an artifact, alerts, and the end. It also stores workspaces.
 """
 
 import gzip
@@ -21,9 +21,13 @@ class WandbServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(
-        self, *, dies_when: Callable[["WandbServer"], bool] = lambda server: False
+        self,
+        address: str = "127.0.0.1",
+        *,
+        dies_when: Callable[["WandbServer"], bool] = lambda server: False,
     ) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__((address, 0), Handler)
+        self.url = f"http://{address}:{self.server_port}"
         self.dies_when, self.is_dead = dies_when, threading.Event()
         self.run: dict[str, Any] = {}  # values from the start of the run
         self.lines: dict[str, dict[int, str]] = {}  # file -> number of a line -> the line
@@ -36,15 +40,15 @@ class WandbServer(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
-    def url(self) -> str:
-        """The server's address."""
-        return f"http://127.0.0.1:{self.server_port}"
-
-    @property
     def history(self) -> list[dict[str, Any]]:
         """The rows of the run."""
         lines = self.lines.get("wandb-history.jsonl", {})
         return [json.loads(lines[number]) for number in sorted(lines)]
+
+    def last_line(self, file: str) -> tuple[int, str]:
+        """Return the number of lines of a file, and the last one as a list in JSON."""
+        lines = self.lines.get(file, {})
+        return (max(lines) + 1, json.dumps([lines[max(lines)]])) if lines else (0, "[]")
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -146,11 +150,6 @@ class Handler(BaseHTTPRequestHandler):
         asked = set(re.findall(r"\w+", query))
         if "upsertBucket" in asked:
             self.server.run |= {name: value for name, value in values.items() if value is not None}
-            project = {
-                "id": "UA==",
-                "name": values["project"],
-                "entity": {"id": "RQ==", "name": "me"},
-            }
             bucket = {
                 "id": "Qg==",
                 "name": values["name"],
@@ -158,10 +157,12 @@ class Handler(BaseHTTPRequestHandler):
                 "description": "",
                 "config": values.get("config"),
                 "sweepName": None,
-                "historyLineCount": 0,
-                "project": project,
+                "historyLineCount": self.server.last_line("wandb-history.jsonl")[0],
+                "project": project_of(values),
             }
             return {"upsertBucket": {"inserted": True, "bucket": bucket}}
+        if "historyTail" in asked:
+            return {"model": project_of(values) | {"bucket": self.resumed()}}
         if "createRunFiles" in asked:
             files = [{"name": name, "uploadUrl": self.place(name)} for name in values["files"]]
             return {"createRunFiles": {"runID": "Qg==", "uploadHeaders": [], "files": files}}
@@ -179,6 +180,29 @@ class Handler(BaseHTTPRequestHandler):
             person = {"id": "VQ==", "entity": "me", "username": "me", "email": "", "flags": "{}"}
             return {"viewer": person | {"teams": {"edges": []}}}
         return self.answer_of_artifact(asked, values)
+
+    def resumed(self) -> dict[str, Any] | None:
+        """Return what a run that is resumed asks for; None if it is new."""
+        run = self.server.run
+        if not run:
+            return None
+        history, history_tail = self.server.last_line("wandb-history.jsonl")
+        events, events_tail = self.server.last_line("wandb-events.jsonl")
+        return {
+            "id": "Qg==",
+            "name": run["name"],
+            "displayName": run.get("displayName"),
+            "summaryMetrics": json.dumps(self.server.summary),
+            "logLineCount": self.server.last_line("output.log")[0],
+            "historyLineCount": history,
+            "historyTail": history_tail,
+            "eventsLineCount": events,
+            "eventsTail": events_tail,
+            "config": run.get("config"),
+            "tags": [],
+            "notes": "",
+            "wandbConfig": json.dumps({"t": 1}),
+        }
 
     def answer_of_artifact(self, asked: set[str], values: dict[str, Any]) -> dict[str, Any]:
         """Return the data for a query about an artifact, in the order in which they come."""
@@ -210,3 +234,8 @@ class Handler(BaseHTTPRequestHandler):
         """Return the address of a file of an artifact."""
         address = {"uploadUrl": self.place(f"artifact/{name}"), "uploadHeaders": []}
         return {"id": "Rg==", "name": name, "displayName": name, "storagePath": name} | address
+
+
+def project_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the project that a query names."""
+    return {"id": "UA==", "name": values["project"], "entity": {"id": "RQ==", "name": "me"}}

@@ -5,7 +5,7 @@ import os
 import platform
 import textwrap
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,14 @@ ROOT = Path(__file__).parent.parent.parent
 ROWS = ROOT / "tests" / "faults" / "rows.jsonl"
 PAGE = ROOT / "docs" / "reliability.md"
 IO_ROWS = ROOT / "tests" / "faults" / "io" / "pass.jsonl"
+SOAK_ROWS = ROOT / "tests" / "faults" / "soak.jsonl"
 IO_HEAD = """\
 | command | fault | every | operations | survived | lost | repeated rows | tracebacks |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"""
+SOAK_HEAD = """\
+| hours | faults | restarts by SLURM | submitted again | images | lost | repeated \
+| lines of tracebacks | same weights |
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"""
 HEAD = """\
 | fault | tried | survived | images lost | images repeated | computed again \
 | s to detect | s to resume |
@@ -76,6 +81,36 @@ def io_table(rows: Iterable[dict[str, Any]]) -> str:
     return "\n".join([IO_HEAD, *lines])
 
 
+def soak_section(soaks: list[dict[str, Any]]) -> str:
+    """Return the section about long runs under faults of all kinds."""
+    names = (
+        "restarts",
+        "submissions",
+        "images",
+        "images_lost",
+        "images_repeated",
+        "traceback_lines",
+    )
+    lines, kinds = [], Counter[str]()
+    for row in soaks:
+        kinds.update(row["faults"])
+        cells = [f"{row['hours']:.2f}", sum(row["faults"].values()), *map(row.get, names)]
+        lines.append(f"| {' | '.join(map(str, [*cells, 'yes' if row['survived'] else 'no']))} |")
+    listed = ", ".join(f"{kind} ({number})" for kind, number in sorted(kinds.items()))
+    return SOAK_TEXT.format(
+        table="\n".join([SOAK_HEAD, *lines]),
+        kinds=textwrap.fill(f"The faults were: {listed}.", 120),
+        found="\n".join(
+            textwrap.fill(f"- {finding}.", 120, subsequent_indent="  ")
+            for row in soaks
+            for finding in row.get("found", ())
+        )
+        or "Nothing.",
+        dates=", ".join(sorted({row["date"] for row in soaks})),
+        machine="; ".join(sorted({row["machine"] for row in soaks})),
+    )
+
+
 def median_and_worst(rows: list[dict[str, Any]], name: str) -> str:
     """Return the median and the largest value of a figure as text, or a dash if no row has it."""
     values = sorted(row[name] for row in rows if row.get(name) is not None)
@@ -117,7 +152,7 @@ def operations_section(passes: list[dict[str, Any]]) -> str:
 
 def page(rows: Iterable[dict[str, Any]]) -> str:
     """Return the text of docs/reliability.md."""
-    rows, passes = list(rows), read_rows(IO_ROWS)
+    rows, passes, soaks = list(rows), read_rows(IO_ROWS), read_rows(SOAK_ROWS)
     kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         kinds[row["kind"]].append(row)
@@ -129,6 +164,7 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
         failed="\n".join(map(explain_failure, failed)) or "None.",
         dates=" to ".join(dict.fromkeys([dates[0], dates[-1]])),
         machine="; ".join(sorted({row["machine"] for row in rows})),
+        soak=soak_section(soaks) if soaks else "",
         operations=operations_section(passes) if passes else "",
         max_seconds=MAX_SECONDS,
         max_megabytes=MAX_BYTES // 10**6,
@@ -168,7 +204,7 @@ Seconds are medians, with the worst case in brackets. Measured {dates} on {machi
 (CPU, gloo; shared with other work, so that seconds are upper bounds). NCCL between several GPUs
 was not tested.
 
-{operations}## What a power cut may cost
+{soak}{operations}## What a power cut may cost
 
 Data that is written but not synced (`fsync`) may be lost when the power fails. A run writes in this
 order, and each step is on the disk before the next one begins:
@@ -212,6 +248,38 @@ MB of memory. Inputs that fail are saved in `tests/faults/corpus/`, and the test
     python -m tests.faults.campaign --kills 20    # adds 20 random kills to the file of results
     DISTGAN_FAULT_ROWS=tests/faults/rows.jsonl pytest -n 0 -m slurm tests/slurm
     python -m tests.faults.campaign --report      # writes this page
+"""
+
+SOAK_TEXT = """## A long job under all faults
+
+One job on four nodes with two ranks each, on a real SLURM of which all nodes are network namespaces
+on one machine. Its shards came from an HTTP server, and its metrics went to a stand-in for W&B. One
+fault after another, of a kind and at a moment drawn at random, happened to it until the run had
+finished. Some faults came before the job had recovered from the last one, so some signals found no
+process.
+
+{table}
+
+{kinds}
+
+Found on the way:
+
+{found}
+
+The columns:
+
+- **submitted again**: the job ended, and the same command was typed again. SLURM restarts a job
+  that lost a rank only if it has saved a checkpoint since its last start.
+- **lost**, **repeated**: images, counted in the rows of the finished run.
+- **lines of tracebacks**: those in the log of the job that name a file of distgan. The launchers
+  of torch end in tracebacks of their own when a rank was lost.
+- **same weights**: the last checkpoint is that of a run with the same settings on four nodes that
+  nothing disturbed.
+
+Measured {dates} on {machine}.
+
+    python -m tests.faults.soak --minutes 30 --record
+
 """
 
 OPERATIONS_TEXT = """## Every file operation

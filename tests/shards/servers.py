@@ -31,18 +31,23 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, folder: Path, address: str) -> None:
+        super().__init__((address, 0), _Handler)
         self.folder = folder
+        self.is_away = False  # then it closes every connection
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.gets: Counter[str] = Counter()
         self.gate: dict[str, threading.Event] = {}  # a file is served once its event is set
         self.over = threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/data"
+        self.url = f"http://{address}:{self.server_address[1]}/data"
 
     @property
     def shard_gets(self) -> dict[str, int]:
         return {file: number for file, number in self.gets.items() if file.endswith(".tar")}
+
+    def verify_request(self, *_: object) -> bool:
+        """Answer unless it is away."""
+        return not self.is_away
 
     def handle_error(self, *_: object) -> None:
         """Clients may hang up."""
@@ -91,9 +96,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
+def serving(folder: Path, *, address: str = "127.0.0.1") -> Iterator[Server]:
     """A server of the files in `folder`, at `server.url`."""
-    with Server(folder) as server:
+    with Server(folder, address) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
