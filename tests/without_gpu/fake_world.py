@@ -28,7 +28,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import distgan.gan
 from distgan.config.load import load_config
+from distgan.runtime.distributed import fix_gradient_buckets
 from distgan.runtime.heartbeat import Heartbeat
 from distgan.runtime.signals import Interrupt
 from distgan.trainer import Trainer
@@ -80,6 +82,17 @@ def gradient_hook(network: str, seen: Collectives) -> Callable[[Any, Any], Futur
     return reduce
 
 
+def count_gradients(seen: Collectives) -> None:
+    """Count the gradients of both networks from the first backward pass on."""
+    names = iter(("generator", "discriminator"))
+
+    def hook_first(network: Any) -> None:
+        network.register_comm_hook(None, gradient_hook(next(names), seen))
+        fix_gradient_buckets(network)
+
+    distgan.gan.fix_gradient_buckets = hook_first
+
+
 @contextmanager
 def joined_world(size: int) -> Iterator[None]:
     """Be rank zero of a fake world."""
@@ -123,6 +136,7 @@ def run(size: int, preset: str, words: list[str]) -> dict[str, Any]:
             "log.samples_every_kimg=1e9", "checkpoint.every_kimg=1e9", "evaluation.every_kimg=1e9",
             f"evaluation.num_samples={NUM_SAMPLES}", "train.compile=never", *words,
         ]  # fmt: skip
+        count_gradients(seen)
         with seen:
             trainer = Trainer(
                 load_config(preset, settings),
@@ -131,11 +145,8 @@ def run(size: int, preset: str, words: list[str]) -> dict[str, Any]:
                 interrupt=Interrupt(),
                 command=["fake"],
             )
-        networks = {"generator": trainer.gan.generator, "discriminator": trainer.gan.discriminator}
-        for network_name, network in networks.items():
-            network.register_comm_hook(None, gradient_hook(network_name, seen))
-        with seen:
             trainer.run()
+        networks = {"generator": trainer.gan.generator, "discriminator": trainer.gan.discriminator}
     return {
         "collectives": dict(seen.counts),
         "bytes": {name: num_bytes(network) for name, network in networks.items()},

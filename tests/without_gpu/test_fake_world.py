@@ -28,9 +28,7 @@ def test_a_step_reduces_the_gradients_of_each_network_once(words: tuple[str, ...
         assert step.pop(f"step: gradients of the {network}") == expected
     if words:
         assert step.pop("step: allreduce") == [NUM_STEPS, NUM_STEPS * 4]
-    calls, _ = step.pop("step: broadcast")  # DDP shares the order of the gradients, once
-    assert calls <= 4
-    assert step == {}
+    assert step == {}  # DDP has shared the order of the gradients before
 
 
 def test_nothing_grows_with_the_world_but_one_row_per_rank() -> None:
