@@ -19,7 +19,7 @@ from distgan.run.clusters import Clusters, clusters_of_run
 from distgan.run.settings import default_run_dir
 from distgan.runtime.accelerator import build_accelerator, die_with_launcher
 from distgan.runtime.distributed import World, current_world
-from distgan.runtime.heartbeat import Heartbeat
+from distgan.runtime.heartbeat import CLOSING_SEC, Heartbeat
 from shards.reader import ShardReader
 
 
@@ -104,8 +104,11 @@ def recorded_outcome(
 
     def close(reason: str) -> None:
         """Close the log; the thread that comes second waits, and finds it closed."""
-        with closing:
-            logger.close("failed", reason, images_seen=images_seen())
+        if closing.acquire(timeout=CLOSING_SEC):
+            try:
+                logger.close("failed", reason, images_seen=images_seen())
+            finally:
+                closing.release()
 
     heartbeat.on_loss = lambda reason: logger.record_failure(reason, images_seen=images_seen())
     heartbeat.on_hang = close
