@@ -28,3 +28,9 @@ def test_short_runs_are_evaluated_less_often(
     ]
     assert found == expected
     assert schedule.num_due("evaluation", after=0) == len(expected)
+
+
+def test_short_runs_save_less_often() -> None:
+    """Grids and checkpoints of a run of 8 kimg would take a fifth of its time if it had twenty."""
+    schedule = Schedule(load_config(None, []), total_images=8000, images_per_epoch=500)
+    assert [schedule.intervals[name] for name in ("samples", "checkpoint")] == [1000, 1000]

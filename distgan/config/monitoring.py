@@ -12,7 +12,7 @@ class Evaluation(Section):
 
     every_kimg: float | None = setting(
         None,
-        "Thousands of images between evaluations. If not set: 1/10 of the run, but at least 4.",
+        "Thousands of images between evaluations. If not set: 1/10 of the run, but at least 10.",
         identity=False,
         gt=0,
     )
@@ -243,7 +243,7 @@ class Log(Section):
     )
     samples_every_kimg: float | None = setting(
         None,
-        "Thousands of images between sample grids. If not set: 1/20 of the run.",
+        "Thousands of images between sample grids. If not set: 1/20 of the run, but at least 1.",
         identity=False,
         gt=0,
     )
@@ -274,7 +274,7 @@ class Checkpoint(Section):
 
     every_kimg: float | None = setting(
         None,
-        "Thousands of images between checkpoints. If not set: 1/20 of the run.",
+        "Thousands of images between checkpoints. If not set: 1/20 of the run, but at least 1.",
         identity=False,
         gt=0,
     )

@@ -8,7 +8,7 @@ from distgan.config.schema import Config
 DEFAULT_PARTS = {"metrics": 400, "samples": 20, "evaluation": 10, "checkpoint": 20}
 """How many times per run each of them is due if its `every_kimg` setting is not given."""
 
-LEAST_IMAGES = {"evaluation": 10_000}
+LEAST_IMAGES = {"samples": 1000, "evaluation": 10_000, "checkpoint": 1000}
 """Images between two of them at least, in this case: in short runs they would take much time."""
 
 
