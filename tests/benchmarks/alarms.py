@@ -8,6 +8,7 @@ convolution); evaluations do not change what is trained.
 
 healthy      small networks with the settings of `cifar10-strong`
 complete     the generator learns fast, the discriminator too slowly
+partial      a generator of half of the classes goes on with all of them, but hardly learns
 winning      a healthy run goes on with a fast discriminator and a generator that hardly learns
 diverged     learning rates of 10
 
@@ -19,6 +20,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean
 
@@ -37,12 +39,17 @@ PLAIN = ("networks.minibatch_stddev=0", "loss.adversarial=bce", "loss.r1=0", "lo
 KINDS: dict[str, tuple[str, ...]] = {
     "healthy": (),
     "complete": (*PLAIN, "optim.lr_g=1e-3", "optim.lr_d=1e-4"),
+    "partial": ("optim.lr_g=1e-6", "optim.lr_d=1e-6"),
     "winning": (*PLAIN, "optim.lr_g=1e-6", "optim.lr_d=2e-3", "optim.schedule=constant"),
     "diverged": ("loss.adversarial=wasserstein", "loss.r1=0", "loss.r2=0",
                  "optim.lr_g=10", "optim.lr_d=10"),
 }  # fmt: skip
+HALF = ("data.classes=['0','1','2','3','4']",)
+BEGINNINGS = {"partial": "half", "winning": "healthy"}
+"""The runs, with the same seed, whose weights the runs of a kind begin with."""
 RIGHT = {
     "complete": ("complete collapse", "partial collapse"),
+    "partial": ("partial collapse",),
     "winning": ("unbalanced",),
     "diverged": ("diverged",),
 }
@@ -66,11 +73,14 @@ class Outcome:
 def run(folder: Path, name: str, *, features: str, seed: int) -> None:
     """Train one run, or resume it, unless it has ended."""
     out = folder / features / f"{name}-{seed}"
-    start = [f"train.init_from={folder / features / f'healthy-{seed}'}"] * (name == "winning")
+    start = []
+    if name in BEGINNINGS:
+        start = [f"train.init_from={folder / features / f'{BEGINNINGS[name]}-{seed}'}"]
     options = ("--data", folder / "digits", "--run-dir", out, f"train.seed={seed}")
     extractor = f"evaluation.extractor={FEATURES[features]}"
     if not is_over(out):
-        train(*SHARED, *KINDS[name], *start, *options, extractor, check=False)
+        settings = HALF if name == "half" else KINDS[name]
+        train(*SHARED, *settings, *start, *options, extractor, check=False)
 
 
 def is_over(folder: Path) -> bool:
@@ -102,6 +112,8 @@ def has_trouble(kind: str, folder: Path) -> bool:
         wins = all(mean(row[f"accuracy/d_{x}"] for row in late) > 0.98 for x in ("real", "fake"))
         best = min(values["quality/frechet"] for values in evaluations)
         return wins and best > 0.9 * evaluations[0]["quality/frechet"]
+    if kind == "partial":
+        return all(3 <= values["diversity/missing_classes"] <= 7 for values in evaluations)
     if kind == "complete":
         return last["diversity/missing_classes"] >= 7 and last["quality/coverage"] < 0.1
     return last["diversity/missing_classes"] > 1 or last["quality/coverage"] < 0.2
@@ -143,10 +155,9 @@ def main() -> None:
     if not probe_path(read_index(shards).fingerprint).exists():
         distgan("probe", shards)
     wanted = [options.only] if options.only else list(FEATURES)
-    for features in wanted:
-        for seed in range(options.runs):
-            for kind in KINDS:
-                run(options.folder, kind, features=features, seed=seed)
+    for seed, features in product(range(options.runs), wanted):
+        for name in ("half", *KINDS):
+            run(options.folder, name, features=features, seed=seed)
     if not options.only:
         print("\n".join([*table(collect(options.folder, options.runs)), "", machine()]))
 
