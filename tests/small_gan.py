@@ -9,7 +9,7 @@ from distgan.config.schema import Config, Loss, Networks, Optim, Train
 from distgan.data import MicroBatch
 from distgan.gan import GAN, build_gan
 from distgan.networks.base import GeneratorSpec
-from distgan.runtime.accelerator import build_accelerator
+from distgan.runtime.accelerator import build_accelerator, reset_accelerator
 
 PLAIN = Config()
 
@@ -26,6 +26,7 @@ def make_gan(
     config = Config(
         networks=Networks(discriminator_width=4, **networks), loss=loss, optim=optim, train=train
     )
+    reset_accelerator()  # a test before this one may have trained in another precision
     accelerator, _ = build_accelerator(train)
     accelerator.scaler = scaler
     spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=8)

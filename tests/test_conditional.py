@@ -183,6 +183,7 @@ def conditional_gan() -> Iterator[GAN]:
     """Build a small conditional GAN whose norms depend on the class."""
     train = Train(cpu_threads=1, precision="launcher")
     networks = Networks(condition="class", discriminator_width=4, discriminator_norm="none")
+    reset_accelerator()
     accelerator, _ = build_accelerator(train)
     gan = build_gan(accelerator, spec_of("dcgan"), Config(networks=networks, train=train))
     draw = torch.Generator().manual_seed(0)

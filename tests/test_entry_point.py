@@ -263,6 +263,6 @@ def test_a_dry_run_says_what_the_run_will_take_and_writes_nothing(tmp_path: Path
     assert code == 0
     assert "train.seed: 7" in output
     assert "disk: about" in output
-    assert re.search(r"time: about .* for the steps, at [\d,]+ images/s; besides, 9 eval", output)
+    assert re.search(r"time: about .* for the steps, at [\d,]+ images/s; besides, 4 eval", output)
     assert "train.epochs: 20" in output
     assert list(tmp_path.iterdir()) == []
