@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from distgan.commands.export import CARD_MARK
+from distgan.commands.export import CARD_MARK, export
 from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import GENERATORS, build_generator
 from distgan.networks.generator_file import load_generator, save_generator
@@ -150,6 +150,16 @@ def test_hostile_names_stay_text(run: Path, tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     assert card_head(card)["library_name"] == "pytorch"
     assert "\n# y" not in card
+
+
+def test_a_card_that_cannot_be_written_is_not_left_empty(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next export would take an empty card for an edited one, and keep it."""
+    monkeypatch.setattr("distgan.commands.export.model_card", lambda *_, **__: "\ud800")
+    with pytest.raises(UnicodeEncodeError):
+        export(run, tmp_path, format="safetensors", license="mit")
+    assert not (tmp_path / "README.md").exists()
 
 
 def test_edited_card_is_kept(run: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from distgan.reporting.run_record import RunRecord, read_record
 from distgan.run.files import is_run
 from distgan.run.sample_grid import COLUMNS, class_grid
 from distgan.text import format_number
+from shards.files import write_atomic
 
 MARK_START = "<!-- Written by distgan export."  # a card without this mark was edited by its owner
 CARD_MARK = f"{MARK_START} Delete this line to keep your own version. -->"
@@ -62,11 +63,11 @@ def export(
         card = out / "README.md"
         if card.exists() and MARK_START not in card.read_text():
             return [wrote_weights, f"kept {card}, which you have edited"]
-        card.write_text(
-            model_card(
-                out, generator.spec, facts, record=record, license=license, hub_name=hub_name
-            )
+        text = model_card(
+            out, generator.spec, facts, record=record, license=license, hub_name=hub_name
         )
+        # An empty card, left by a process that was killed, would be taken for an edited one.
+        write_atomic(card, text)
     return [
         wrote_weights,
         f"wrote {card}; fill in what only you know: the images, their licence, "

@@ -13,6 +13,7 @@ from distgan.commands.export import CARD_FILES, export
 from distgan.commands.output import writing_to
 from distgan.networks.generator_file import GENERATOR_FILES
 from distgan.runtime import hub
+from shards.files import write_atomic
 
 # The card tells how to use generator.onnx if an earlier export has written it to the folder.
 MODEL_FILES = [*GENERATOR_FILES, *CARD_FILES, "generator.onnx"]
@@ -33,7 +34,7 @@ def push(source: Path, out: Path, name: str, *, license: str, private: bool) -> 
     title = name.partition("/")[2]
     sentences += demo(source, page, title=title, offline=False, hosts=FILE_HOSTS)
     with writing_to(page, option="--out"):
-        (page / "README.md").write_text(space_card(name, license=license))
+        write_atomic(page / "README.md", space_card(name, license=license))
     model = hub.upload(name, out, MODEL_FILES, private=private)
     space = hub.upload(name, page, SPACE_FILES, private=private, is_space=True)
     return [*sentences, f"uploaded {model}", f"uploaded {space}, the demo"]
