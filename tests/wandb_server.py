@@ -29,6 +29,7 @@ class WandbServer(ThreadingHTTPServer):
         super().__init__((address, 0), Handler)
         self.url = f"http://{address}:{self.server_port}"
         self.dies_when, self.is_dead = dies_when, threading.Event()
+        self.is_away = False  # then it closes every connection
         self.run: dict[str, Any] = {}  # values from the start of the run
         self.lines: dict[str, dict[int, str]] = {}  # file -> number of a line -> the line
         self.files: dict[str, bytes] = {}
@@ -56,6 +57,10 @@ class WandbServer(ThreadingHTTPServer):
         lines = self.lines.get("wandb-summary.json", {})
         return json.loads(lines[max(lines)]) if lines else {}
 
+    def verify_request(self, *_: object) -> bool:
+        """Answer unless it is away."""
+        return not self.is_away
+
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection, and remember it so that it can be closed."""
         connection, address = super().get_request()
@@ -70,6 +75,10 @@ class WandbServer(ThreadingHTTPServer):
         self.is_dead.set()
         self.shutdown()
         self.server_close()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close all connections."""
         for connection in self.connections:
             try:
                 connection.shutdown(socket.SHUT_RDWR)

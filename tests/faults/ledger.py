@@ -23,8 +23,9 @@ IO_HEAD = """\
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"""
 SOAK_HEAD = """\
 | hours | faults | restarts by SLURM | submitted again | images | lost | repeated \
-| lines of tracebacks | same weights |
-| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"""
+| lines of tracebacks | last row at W&B | same weights |
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |"""
+ANSWERS = {True: "yes", False: "no", None: "-"}
 HEAD = """\
 | fault | tried | survived | images lost | images repeated | computed again \
 | s to detect | s to resume |
@@ -95,7 +96,8 @@ def soak_section(soaks: list[dict[str, Any]]) -> str:
     for row in soaks:
         kinds.update(row["faults"])
         cells = [f"{row['hours']:.2f}", sum(row["faults"].values()), *map(row.get, names)]
-        lines.append(f"| {' | '.join(map(str, [*cells, 'yes' if row['survived'] else 'no']))} |")
+        answers = [ANSWERS[row.get(name)] for name in ("wandb_has_the_end", "survived")]
+        lines.append(f"| {' | '.join(map(str, [*cells, *answers]))} |")
     listed = ", ".join(f"{kind} ({number})" for kind, number in sorted(kinds.items()))
     return SOAK_TEXT.format(
         table="\n".join([SOAK_HEAD, *lines]),
@@ -273,6 +275,7 @@ The columns:
 - **lost**, **repeated**: images, counted in the rows of the finished run.
 - **lines of tracebacks**: those in the log of the job that name a file of distgan. The launchers
   of torch end in tracebacks of their own when a rank was lost.
+- **last row at W&B**: whether the stand-in has it, although it was away at times.
 - **same weights**: the last checkpoint is that of a run with the same settings on four nodes that
   nothing disturbed.
 

@@ -37,7 +37,7 @@ from tests.worlds import ROOT, checkpoint_digest
 BATCH = 16
 TRAINING_SHARE = 0.2  # of the time: most of it goes into starts, and into noticing faults
 HANG_SEC = 600  # without a new image
-OUTAGE = "shard server away"
+SHARDS_AWAY, WANDB_AWAY = "shard server away", "W&B away"
 OURS = rf'File "{ROOT}/(distgan|shards)/'  # torch's launchers end in tracebacks of their own
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY")
 
@@ -99,19 +99,29 @@ class Soak:
     def kinds(self) -> Iterator[str]:
         """Yield kinds of faults: all of them in a random order, then all in another, and so on."""
         while True:
-            kinds = [*FAULTS, OUTAGE]
+            kinds = [*FAULTS, SHARDS_AWAY, WANDB_AWAY]
             self.draw.shuffle(kinds)
             yield from kinds
 
     def disturb(self, job: Job, kind: str) -> None:
         """Let a fault of this kind happen."""
         images = job.images
-        fault = self.outage if kind == OUTAGE else FAULTS[kind]
+        outages = {SHARDS_AWAY: self.outage_of_shards, WANDB_AWAY: self.outage_of_wandb}
+        fault = (FAULTS | outages)[kind]
         what = fault(job, self.draw)
         self.counts[kind] += 1
         self.say(f"{images / 1000:7.3f} kimg  {kind}: {what}")
 
-    def outage(self, job: Job, draw: random.Random) -> str:
+    def outage_of_wandb(self, _: Job, draw: random.Random) -> str:
+        """Let the stand-in for W&B hang up, and not answer for a while."""
+        seconds = draw.uniform(20, 60)
+        self.wandb.is_away = True
+        self.wandb.hang_up()
+        time.sleep(seconds)
+        self.wandb.is_away = False
+        return f"for {seconds:.0f} s"
+
+    def outage_of_shards(self, job: Job, draw: random.Random) -> str:
         """Restart the job with empty caches while the shard server does not answer."""
         for node in self.cluster.addresses:
             shutil.rmtree(self.cache(node), ignore_errors=True)
