@@ -18,6 +18,10 @@ ROWS = ROOT / "tests" / "faults" / "rows.jsonl"
 PAGE = ROOT / "docs" / "reliability.md"
 IO_ROWS = ROOT / "tests" / "faults" / "io" / "pass.jsonl"
 SOAK_ROWS = ROOT / "tests" / "faults" / "soak.jsonl"
+FUZZ_ROWS = ROOT / "tests" / "faults" / "fuzz.jsonl"
+FUZZ_HEAD = """\
+| read | minutes | inputs | failed |
+| --- | ---: | ---: | ---: |"""
 IO_HEAD = """\
 | command | fault | every | operations | survived | lost | repeated rows | tracebacks |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"""
@@ -65,10 +69,32 @@ def record_fault(kind: str, path: Path | None = None, **figures: Any) -> None:
 
 def record_operations(row: dict[str, Any]) -> None:
     """Record the sums of a pass over one command with one fault, in place of earlier ones."""
-    key = row["command"], row["fault"]
-    others = [each for each in read_rows(IO_ROWS) if (each["command"], each["fault"]) != key]
+    replace_row(IO_ROWS, row, keys=("command", "fault"))
+
+
+def replace_row(path: Path, row: dict[str, Any], *, keys: tuple[str, ...]) -> None:
+    """Write a row with date and machine in place of the one with the same values of `keys`."""
+    others = [each for each in read_rows(path) if any(each[key] != row[key] for key in keys)]
     dated = row | {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
-    IO_ROWS.write_text("".join(json.dumps(each) + "\n" for each in [*others, dated]))
+    path.write_text("".join(json.dumps(each) + "\n" for each in [*others, dated]))
+
+
+def record_fuzzing(target: str, *, minutes: float, tried: int, failed: int) -> None:
+    """Record how many inputs of a kind were tried, in place of an earlier row."""
+    row = {"target": target, "minutes": round(minutes, 1), "tried": tried, "failed": failed}
+    replace_row(FUZZ_ROWS, row, keys=("target",))
+
+
+def fuzz_section(rows: list[dict[str, Any]]) -> str:
+    """Return the table of inputs that were tried, by what was read, and when."""
+    names = ("target", "minutes", "tried", "failed")
+    lines = [f"| {' | '.join(str(row[name]) for name in names)} |" for row in rows]
+    total = {name: sum(row[name] for row in rows) for name in names[1:]}
+    last = f"| all | {total['minutes']:.0f} | {total['tried']} | {total['failed']} |"
+    dates, machines = (
+        ", ".join(sorted({row[name] for row in rows})) for name in ("date", "machine")
+    )
+    return "\n".join([FUZZ_HEAD, *lines, last, "", f"Measured {dates} on {machines}.", "", ""])
 
 
 def io_table(rows: Iterable[dict[str, Any]]) -> str:
@@ -155,6 +181,7 @@ def operations_section(passes: list[dict[str, Any]]) -> str:
 def page(rows: Iterable[dict[str, Any]]) -> str:
     """Return the text of docs/reliability.md."""
     rows, passes, soaks = list(rows), read_rows(IO_ROWS), read_rows(SOAK_ROWS)
+    fuzzed = read_rows(FUZZ_ROWS)
     kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         kinds[row["kind"]].append(row)
@@ -168,6 +195,7 @@ def page(rows: Iterable[dict[str, Any]]) -> str:
         machine="; ".join(sorted({row["machine"] for row in rows})),
         soak=soak_section(soaks) if soaks else "",
         operations=operations_section(passes) if passes else "",
+        fuzz=fuzz_section(fuzzed) if fuzzed else "",
         max_seconds=MAX_SECONDS,
         max_megabytes=MAX_BYTES // 10**6,
     )
@@ -238,14 +266,14 @@ synced, too.
 
 ## Damaged files
 
-    python -m tests.faults.fuzz --minutes 10
+    python -m tests.faults.fuzz --minutes 60 --record
 
 changes bytes and values of everything that distgan reads from files: archives, index, spans,
 checkpoint manifests, generators and their descriptions, probes, `status.json`, `.jsonl`, TOML and
 sweep files. Each must be read or refused with one line, within {max_seconds} s and {max_megabytes}
 MB of memory. Inputs that fail are saved in `tests/faults/corpus/`, and the tests read them again.
 
-## Measure it yourself
+{fuzz}## Measure it yourself
 
     python -m tests.faults.campaign --kills 20    # adds 20 random kills to the file of results
     DISTGAN_FAULT_ROWS=tests/faults/rows.jsonl pytest -n 0 -m slurm tests/slurm

@@ -24,7 +24,7 @@ from shards.reader import ShardReader
 from shards.remote.files import open_shards
 from shards.sources.registry import open_source
 from shards.verify import verify
-from tests.faults.fuzz import no_hang
+from tests.faults.fuzz_targets import no_hang
 from tests.shards.servers import QUICK, serving
 
 LENGTHS = pytest.mark.parametrize("num_examples", [40, pytest.param(3000, marks=pytest.mark.slow)])
