@@ -7,6 +7,7 @@ after another.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -196,6 +197,7 @@ def _tiff_planes(data: bytes) -> Planes | None:
         raise ShardError(
             "reading TIFF files needs a package; type: pip install 'distgan[tiff]'"
         ) from None
+    tifffile.logger().setLevel(logging.CRITICAL)  # of damage, one line of ours is enough
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         series, page = file.series[0], file.pages.first
         shape, dtype, axes = series.shape, series.dtype, series.axes

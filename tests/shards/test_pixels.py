@@ -151,6 +151,15 @@ def test_turned_tiffs_are_put_upright() -> None:
         assert np.array_equal(found, pixels), orientation
 
 
+def test_damaged_tiffs_are_refused_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """The reader of TIFF logs each tag that is wrong, which says nothing to users."""
+    data = bytearray(tiff(noise(5, 6, 8), photometric="minisblack", planarconfig="separate"))
+    data[8 + 2 + 12 * 3 :: 12] = bytes(len(data[8 + 2 + 12 * 3 :: 12]))
+    with pytest.raises(BadImage):
+        decode_image(bytes(data), size=8, channels=5, bits=16)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(("format", "mode"), [("JPEG", "RGB"), ("PNG", "RGBA"), ("TIFF", "RGB")])
 def test_colour_profiles_become_srgb(format: str, mode: str) -> None:
     """Numbers mean other colours in a wide gamut. Profiles that are damaged or sRGB change none."""
