@@ -71,31 +71,48 @@ class Trainer:
         with self.heartbeat.naming_losses():
             check_image_size(self.reader)
             check_batch(config, self.world)
-            self.evaluator = evaluator = build_evaluator(session, config)
-            check_agreement(session, config, evaluator)
+            self.evaluator = build_evaluator(session, config)
+            check_agreement(session, config, self.evaluator)
             # Only now, so that a run that is refused leaves no folder.
-            self.folder: RunFolder | None = None
-            if not dry:
-                self.folder = self.world.run_on_main(lambda: open_folder(session.run_dir))
-            if self.folder is not None and session.clusters is not None:
-                with explained(self.folder.path):
-                    write_clusters(self.folder.path, session.clusters, self.reader)
-            labels, total_images = session.labels, session.total_images
-            shape, bits = self.reader.image_shape, self.reader.index.bits
-            spec = generator_spec(config.networks, shape, labels, bits=bits)
-            self.gan = build_gan(session.accelerator, spec, config, total_images=total_images)
-            self.checkpointer = Checkpointer(session, config, gan=self.gan, evaluator=evaluator)
-            self.notes = self.checkpointer.restore_newest()
-            self.origin: dict[str, str] = {}  # of the first weights, unless they were drawn
-            if labels is not None and (warning := labels.warning()):
-                self.notes.append(warning)
-            if config.train.init_from is not None and self.checkpointer.state.images_seen == 0:
-                path, with_optimizers = Path(config.train.init_from), config.train.init_optimizers
-                start = start_from(self.gan, path, with_optimizers=with_optimizers)
-                self.notes, self.origin = self.notes + start.notes, start.origin
+            self.folder = None if dry else self.open_folder(open_folder)
+            self.build()
+            self.notes, self.origin = self.restore()
         self.state = self.checkpointer.state
         self.active = self.active_config()
         self.heading = ""  # shown instead of the start table, if it is set
+
+    def open_folder(self, open_folder: Callable[[Path], RunFolder]) -> RunFolder | None:
+        """Return the run folder on rank zero, with the clusters of the images. Collective."""
+        session = self.session
+        folder: RunFolder | None = self.world.run_on_main(lambda: open_folder(session.run_dir))
+        if folder is not None and session.clusters is not None:
+            with explained(folder.path):
+                write_clusters(folder.path, session.clusters, self.reader)
+        return folder
+
+    def build(self) -> None:
+        """Build the networks, their optimizers, and what saves them."""
+        session, config = self.session, self.config
+        shape, bits = self.reader.image_shape, self.reader.index.bits
+        spec = generator_spec(config.networks, shape, session.labels, bits=bits)
+        total_images = session.total_images
+        self.gan = build_gan(session.accelerator, spec, config, total_images=total_images)
+        self.checkpointer = Checkpointer(session, config, gan=self.gan, evaluator=self.evaluator)
+
+    def restore(self) -> tuple[list[str], dict[str, str]]:
+        """Load the newest checkpoint, or the weights that a new run starts from.
+
+        Returns notes for the user, and the origin of the first weights, empty if they were drawn.
+        """
+        notes, labels = self.checkpointer.restore_newest(), self.session.labels
+        if labels is not None and (warning := labels.warning()):
+            notes.append(warning)
+        settings = self.config.train
+        if settings.init_from is None or self.checkpointer.state.images_seen > 0:
+            return notes, {}
+        path, with_optimizers = Path(settings.init_from), settings.init_optimizers
+        start = start_from(self.gan, path, with_optimizers=with_optimizers)
+        return notes + start.notes, start.origin
 
     def active_config(self) -> Config:
         """Return the settings in force, which after a rollback include `collapse.remedy`."""
