@@ -22,8 +22,20 @@ All settings of a run. Set them on the command line as `section.field=value`, or
 is a TOML file. The command line overrides the preset, and the preset overrides the defaults.
 
 Without a preset, images of your own are trained with the settings of `cifar10-strong` or, from 46
-pixels, of `anime-faces-strong`, and a length that suits their number. These settings then take the
-place of the defaults below, and `--dry-run` lists them. `--preset classic` keeps the defaults.
+pixels, of `anime-faces-strong`, and a length that suits their number. Above 90 pixels R1 and R2 are
+three times as large for each doubling of the size, which has not been measured. These settings then
+take the place of the defaults below, and `--dry-run` lists them. `--preset classic` keeps the
+defaults.
+
+A preset of your own names only what differs from the defaults:
+
+    [networks]
+    generator_width = 32
+
+    [train]
+    kimg = 200
+
+    distgan train --preset my.toml --data SHARDS
 
 - Lists and texts are written as in TOML. Quote them for the shell: `'optim.betas=[0.0,0.99]'`.
 - `none` means that the setting has no value. To get it, leave the setting out.

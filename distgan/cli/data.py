@@ -25,16 +25,16 @@ def pack(
         Option(help="Pixels per side, or HEIGHTxWIDTH. Default: 64 for your images."),
     ] = None,
     channels: Annotated[
-        int | None, Option(help="1 (gray), 3 (color), 4 (with alpha), or up to 16.")
+        int | None, Option(help="1 (grey), 3 (colour), 4 (with alpha), or up to 16.")
     ] = None,
     bits: Annotated[int | None, Option(help="8 or 16. Default: those of the first image.")] = None,
     bands: Annotated[
         str | None, Option(help="Channels to pack, such as 4,3,2; the first three are shown.")
     ] = None,
-    background: Annotated[str, Option(help="Color behind transparent images.")] = "white",
+    background: Annotated[str, Option(help="Colour behind transparent images.")] = "white",
     fit: Annotated[
         Literal["crop", "stretch"],
-        Option(help="Images of other proportions: take their centre, or change them."),
+        Option(help="Images of other proportions: crop to the centre, or stretch."),
     ] = "crop",
     shard_size_mb: Annotated[int, Option(help="Megabytes of raw pixels per shard.")] = 32,
     encoding: Annotated[
@@ -147,7 +147,10 @@ def probe(
     seed: Annotated[int, Option(help="Seed of the training.", min=0)] = 0,
     minutes: Annotated[
         float | None,
-        Option(help="Most minutes to train. Default: until more does not help.", min=0),
+        Option(
+            help="Maximum training time in minutes. Default: until the accuracy stops improving.",
+            min=0,
+        ),
     ] = None,
 ) -> None:
     """Train a classifier of the images, for better evaluations that name missing classes.

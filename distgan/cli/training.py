@@ -152,7 +152,7 @@ def bench(
     overrides: Overrides = None,
     preset: Annotated[str | None, Option(help="Name of a preset, or a .toml file.")] = None,
     size: Annotated[int, Option(help="Height and width of the images.")] = 64,
-    channels: Annotated[int, Option(help="1 (gray) or 3 (color).")] = 3,
+    channels: Annotated[int, Option(help="1 (grey) or 3 (colour).")] = 3,
     quick: Annotated[bool, flag(help="Fewer repeats, without torch.compile.")] = False,
     estimate: Annotated[
         bool,

@@ -29,7 +29,8 @@ class Networks(Section):
     )
     max_width: int = setting(
         1024,
-        "Most channels of a layer of a dcgan; from images of 256 pixels on, doubling reaches it.",
+        "Largest number of channels of a layer of a dcgan. With the default widths it limits "
+        "images of 192 pixels and more.",
         optional=True,
         ge=1,
         le=4096,
