@@ -14,8 +14,8 @@ def sample(
     sources: Annotated[
         list[Path],
         Argument(
-            help="Run folder, checkpoint folder or generator.safetensors. "
-            "If there are several, the grid has one row for each."
+            help="Run folder, checkpoint folder, generator.safetensors, or USER/NAME on the "
+            "Hugging Face Hub. If there are several, the grid has one row for each."
         ),
     ],
     num: Annotated[
@@ -38,7 +38,9 @@ def sample(
         ),
     ] = None,
     out: Annotated[Path, Option(help="PNG file to write.")] = Path("samples.png"),
-    files: Annotated[Path | None, Option(help="Folder for one PNG file per image.")] = None,
+    files: Annotated[
+        Path | None, Option(help="Folder for one PNG (or .npy) file per image.")
+    ] = None,
     interpolate: Annotated[
         bool, flag("--interpolate", help="Rows that morph one image into another.")
     ] = False,

@@ -10,7 +10,12 @@ from distgan.errors import UserError
 from distgan.reporting.console import say
 
 Source = Annotated[
-    Path, Argument(metavar="RUN", help="Run folder, checkpoint folder or generator.safetensors.")
+    Path,
+    Argument(
+        metavar="RUN",
+        help="Run folder, checkpoint folder, generator.safetensors, or USER/NAME on the "
+        "Hugging Face Hub.",
+    ),
 ]
 Out = Annotated[Path, Option(help="Folder to write.")]
 
