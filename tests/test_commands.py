@@ -10,9 +10,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from distgan.cli import app
-from distgan.networks.generator_file import load_generator, was_improving
+from distgan.commands.evaluate import evaluate_inputs
+from distgan.config.schema import Evaluation
+from distgan.errors import UserError
+from distgan.networks.base import GeneratorSpec
+from distgan.networks.build import build_generator
+from distgan.networks.generator_file import load_generator, save_generator, was_improving
 from distgan.networks.latents import generate
-from distgan.run.files import data_of
+from distgan.run.files import RunData, data_of
 from tests.worlds import run_world, train_run
 
 
@@ -101,13 +106,30 @@ def test_version_names_what_matters() -> None:
     )
 
 
+def test_a_run_of_some_classes_is_compared_with_these(tmp_path: Path) -> None:
+    """Runs of different classes have no images in common, so these must be named."""
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").write_text("{}")
+        settings = f"[data]\nshards = 'digits'\nclasses = ['{name}']\n"
+        (tmp_path / name / "config.toml").write_text(settings)
+    assert data_of([tmp_path / "0"]) == RunData("digits", ("0",))
+    with pytest.raises(UserError, match=r"different classes.*name these with --data"):
+        data_of([tmp_path / "0", tmp_path / "1"])
+    spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=8)
+    save_generator(build_generator(spec), spec, tmp_path, facts={})
+    settings = Evaluation(num_samples=300, extractor="random")
+    [score] = evaluate_inputs([tmp_path], RunData(None, ("0", "1")), settings=settings, seed=0)
+    assert score.result.protocol.num_reference == 180  # half of 178 zeros and 182 ones
+
+
 def test_run_checkpoint_and_file_give_the_same_samples(shards: Path, tmp_path: Path) -> None:
     """All three are one generator, sample i does not depend on their number, a grid is written."""
     run = tmp_path / "run"
     run_world(1, train_run, shards, run, ["train.kimg=0.024"])
     newest = sorted((run / "checkpoints").iterdir())[-1]
     places = (run, newest, run / "generator.safetensors")
-    assert [data_of([tmp_path, path]) for path in places] == [str(shards)] * 3
+    assert [data_of([tmp_path, path]) for path in places] == [RunData(str(shards))] * 3
     generators = [load_generator(path) for path in (run, newest, run / "generator.safetensors")]
     images = [generate(g.network, g.latents(4, seed=3)) for g in generators]
     torch.testing.assert_close(images[0], images[1], rtol=0, atol=0)

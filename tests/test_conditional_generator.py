@@ -1,6 +1,7 @@
 """A trained conditional generator: its run folder, sampling, export, evaluation and report."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,16 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from distgan.commands.evaluate import evaluate_inputs
+from distgan.commands.evaluate import evaluate_inputs, show_scores
 from distgan.commands.export import export
 from distgan.config.schema import Evaluation
 from distgan.errors import UserError
-from distgan.networks.base import ConditionalSpec
+from distgan.networks.base import ConditionalSpec, GeneratorSpec
 from distgan.networks.build import build_generator
 from distgan.networks.generator_file import load_generator, save_generator
 from distgan.networks.latents import generate
 from distgan.reporting.page import render_report
 from distgan.reporting.run_record import read_record
+from distgan.run.files import RunData
 from tests.conftest import NUM_IMAGES
 from tests.test_commands import call
 
@@ -183,13 +185,34 @@ def test_evaluate_lists_the_classes(tmp_path: Path) -> None:
     )  # fmt: skip
     save_generator(build_generator(spec), spec, tmp_path, facts={})
     [score] = evaluate_inputs(
-        [tmp_path], None, settings=Evaluation(num_samples=300, extractor="random"), seed=0,
+        [tmp_path], RunData(None), settings=Evaluation(num_samples=300, extractor="random"), seed=0,
         json_file=tmp_path / "scores.json",
     )  # fmt: skip
     assert tuple(each.name for each in score.result.by_class) == names
     [row] = json.loads((tmp_path / "scores.json").read_text())
     assert [each["name"] for each in row["by_class"]] == list(names)
     assert row["values"]["quality/class_frechet"] > row["reals"]["quality/class_frechet"]
+
+
+@pytest.mark.parametrize("conditional_first", [True, False])
+def test_conditional_and_plain_generators_are_shown_side_by_side(
+    conditional_first: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What only one of them has is shown for that one, whichever comes first."""
+    plain = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=8)
+    names = tuple("0123456789")
+    conditional = ConditionalSpec(**plain.to_dict(), classes=names, shares=(0.1,) * 10)
+    specs = {"conditional": conditional, "plain": plain}
+    for name, spec in specs.items():
+        (tmp_path / name).mkdir()
+        save_generator(build_generator(spec), spec, tmp_path / name, facts={})
+    order = sorted(specs, reverse=not conditional_first)
+    settings = Evaluation(num_samples=300, extractor="random")
+    inputs = [tmp_path / name for name in order]
+    show_scores(evaluate_inputs(inputs, RunData(None), settings=settings, seed=0))
+    said = capsys.readouterr().out
+    assert re.search(r"quality/class_frechet\s+[\d.]+", said)
+    assert re.search(r"quality/frechet\s+[\d.]+\s+[\d.]+\s+[\d.]+", said)
 
 
 CAT = {"name": "cat", "values": {"quality/coverage": 0.25}, "reals": {"quality/coverage": 0.5}}

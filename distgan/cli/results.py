@@ -98,11 +98,13 @@ def evaluate(
     json: Annotated[Path | None, Option(help="JSON file to write the numbers to.")] = None,
 ) -> None:
     """Compare generated with real images: metrics and a verdict."""
-    from distgan.run.files import data_of
+    from distgan.run.files import RunData, data_of
 
-    data = data or data_of(inputs)
+    real = RunData(data) if data else data_of(inputs)
     # Before the slow imports: nothing else is printed until the numbers are there.
-    say(f"comparing {', '.join(map(str, inputs))} with {data or 'the handwritten digits'} ...")
+    where = real.shards or "the handwritten digits"
+    classes = f", classes {', '.join(real.classes)}" if real.classes else ""
+    say(f"comparing {', '.join(map(str, inputs))} with {where}{classes} ...")
     from distgan.commands.evaluate import evaluate_inputs, show_scores
     from distgan.config.schema import Evaluation
 
@@ -114,7 +116,7 @@ def evaluate(
     )
     show_scores(
         evaluate_inputs(
-            inputs, data, settings=settings, seed=seed, num_reference=reference, json_file=json
+            inputs, real, settings=settings, seed=seed, num_reference=reference, json_file=json
         )
     )
 

@@ -23,6 +23,7 @@ from distgan.reporting.console import say, show_columns
 from distgan.reporting.metrics import explain_distance
 from distgan.run.clusters import FILE as CLUSTERS_FILE
 from distgan.run.clusters import read_clusters
+from distgan.run.files import RunData
 from distgan.run.folder import check_writable, write_json
 from distgan.runtime.distributed import World
 from distgan.runtime.randomness import normal
@@ -62,16 +63,14 @@ class Input:
 
 def evaluate_inputs(
     inputs: list[Path],
-    data: str | None,
+    data: RunData,
     *,
     settings: Evaluation,
     seed: int,
     num_reference: int | None = None,
     json_file: Path | None = None,
 ) -> list[Score]:
-    """Evaluate runs, checkpoints, generator files, image folders or shards against shards `data`.
-
-    `data` None means the handwritten digits.
+    """Evaluate runs, checkpoints, generator files, image folders or shards against `data`.
 
     All inputs are evaluated with as many images as the smallest has, so that their metrics can be
     compared. Without `num_reference` the reference is at most half of the real images, and there
@@ -80,14 +79,14 @@ def evaluate_inputs(
     if json_file is not None:
         check_writable(json_file)
     world = World(0, 1)
-    _, reader = open_dataset(Data(shards=data))
+    _, reader = open_dataset(Data(shards=data.shards, classes=data.classes))
     extractor, _ = choose_extractor(settings, reader, world=world)
     opened = [open_input(path, reader.image_shape, seed=seed) for path in inputs]
     num_samples = min([settings.num_samples, *(each.count for each in opened)])
     labels = labels_of_classes(inputs, opened, reader)
     num_reals = max(num_samples, num_reference or 0)
     reference = prepare_reference(
-        real_images(reader, None, num_samples=num_reals, labels=labels),
+        real_images(reader, data.classes, num_samples=num_reals, labels=labels),
         extractor,
         world=world,
         num_samples=num_samples,
@@ -148,13 +147,18 @@ def to_row(score: Score) -> dict[str, object]:
     return {"input": score.name, "verdict": str(score.verdict)} | score.result.to_dict()
 
 
+def format_value(value: float | None) -> str:
+    """Return a metric as text, empty if it was not measured."""
+    return "" if value is None else f"{value:.4g}"
+
+
 def show_scores(scores: list[Score]) -> None:
     """Print all inputs' metrics and those of real images, the verdicts and the protocol."""
-    reals = scores[0].result.reals
+    reals = {name: value for score in scores for name, value in score.result.reals.items()}
     rows = []
-    for name in scores[0].result.values:
-        values = [f"{score.result.values[name]:.4g}" for score in scores]
-        rows.append([name, *values, f"{reals[name]:.4g}" if name in reals else ""])
+    for name in dict.fromkeys(name for score in scores for name in score.result.values):
+        values = [format_value(score.result.values.get(name)) for score in scores]
+        rows.append([name, *values, format_value(reals.get(name))])
     names = [Path(score.name).name for score in scores]
     if len(set(names)) < len(names):
         names = [score.name for score in scores]

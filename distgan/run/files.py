@@ -9,7 +9,7 @@ import os
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -82,19 +82,42 @@ def find_runs(folder: Path) -> list[Path]:
     return sorted(filter(is_run, found))
 
 
-def data_of(inputs: Sequence[Path]) -> str | None:
-    """Return the shards on which the first run among the inputs trained; None means the digits.
+class RunData(NamedTuple):
+    """What a run was trained on. Shards None means the digits, classes None means all of them."""
 
-    An input may be a run folder, or a checkpoint or generator in one. Raises UserError.
+    shards: str | None
+    classes: tuple[str, ...] | None = None
+
+
+def data_of(inputs: Sequence[Path]) -> RunData:
+    """Return the data on which the first run among the inputs was trained.
+
+    An input may be a run folder, or a checkpoint or generator in one. Raises UserError, also if
+    runs were trained on different classes.
     """
+    found = []
     for path in inputs:
         if not path.exists():
             raise UserError(f"no such file or folder: {path}")
         for folder in (path, *path.resolve().parents[:2]):
             if is_run(folder):
-                shards = read_toml(folder / "config.toml").get("data", {}).get("shards")
-                return None if shards is None else str(shards)
-    raise UserError("no input is a run that tells its data; name the real images with --data")
+                data = read_toml(folder / "config.toml").get("data", {})
+                shards, classes = data.get("shards"), data.get("classes")
+                found.append(
+                    RunData(
+                        None if shards is None else str(shards),
+                        None if classes is None else tuple(map(str, classes)),
+                    )
+                )
+                break
+    if not found:
+        raise UserError("no input is a run that tells its data; name the real images with --data")
+    if len({data.classes for data in found}) > 1:
+        raise UserError(
+            "these runs were trained on different classes, and are compared with the same images; "
+            "name these with --data"
+        )
+    return found[0]
 
 
 def ignore(_: str) -> None:
