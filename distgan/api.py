@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distgan.config.schema import Config
-from distgan.errors import RunFailed, UserError
 from distgan.per_class import PerClassTrainer
 from distgan.run.settings import choose_settings
 from distgan.runtime.accelerator import reset_accelerator
 from distgan.runtime.distributed import leave_world
 from distgan.runtime.signals import Interrupt
 from distgan.trainer import Trainer
-from shards.errors import ShardError
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def unlocked_on_error() -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, ShardError, RunFailed) as error:
+    except BaseException as error:
         cause: BaseException | None = error
         while cause is not None:
             traceback.clear_frames(cause.__traceback__)

@@ -116,7 +116,7 @@ assert other.run_dir == Path("other")
 
 
 def test_errors_are_raised_and_the_folder_stays_usable(tmp_path: Path) -> None:
-    """Other settings are refused; while that error is alive, the original ones still work."""
+    """While an error of any kind is alive, what is right still works in the same folder."""
     code = """
 distgan.train(config(), run_dir="run")
 errors = []
@@ -126,6 +126,18 @@ except distgan.UserError as error:
     errors.append(error)
 assert "other settings" in str(errors[0])
 assert distgan.train(config(), run_dir="run").outcome == "done"
+
+def fail(*_, **__):
+    raise MemoryError("too large")
+
+import distgan.trainer
+build, distgan.trainer.build_gan = distgan.trainer.build_gan, fail
+try:
+    distgan.train(config(), run_dir="other")
+except MemoryError as error:
+    errors.append(error)
+distgan.trainer.build_gan = build
+assert distgan.train(config(), run_dir="other").outcome == "done"
 """
     run_code(TRAIN + code, tmp_path)
 
