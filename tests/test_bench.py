@@ -1,6 +1,8 @@
 """`distgan bench` measures rates, arithmetic and waiting, and reports failures in the table."""
 
+import os
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import typer
 from torch.utils.flop_counter import FlopCounterMode
 
 from distgan.cli.training import bench as bench_command
+from distgan.commands import bench_training
 from distgan.commands.bench import Results, bench, process_counts, write_images
 from distgan.commands.bench_training import (
     TrainingBenchmark,
@@ -147,6 +150,20 @@ def test_unsupported_image_size_is_refused(capsys: pytest.CaptureFixture[str]) -
         bench_command(size=50)
     assert ended.value.exit_code == 2
     assert "--size 50" in capsys.readouterr().err
+
+
+def rank_one_fails(_: TrainingBenchmark, rank: int, *__: object) -> None:
+    """End rank one at once, and let the others wait as in a collective."""
+    if rank == 1:
+        os._exit(3)
+    time.sleep(600)
+
+
+def test_a_rank_that_dies_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank zero would wait for it until a collective gives up."""
+    monkeypatch.setattr(bench_training, "_measure_rank", rank_one_fails)
+    speed = measure_in_processes(tiny_benchmark(processes=3))
+    assert (speed.images_per_sec, speed.error) == (None, "rank 1 ended with exit code 3")
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def sweep(
 def bench(
     overrides: Overrides = None,
     preset: Annotated[str | None, Option(help="Name of a preset, or a .toml file.")] = None,
-    size: Annotated[int, Option(help="Height and width of the images.")] = 64,
+    size: Annotated[int, Option(help="Height and width of the images.", min=1)] = 64,
     channels: Annotated[int, Option(help="1 (grey) or 3 (colour).")] = 3,
     quick: Annotated[bool, flag(help="Fewer repeats, without torch.compile.")] = False,
     estimate: Annotated[

@@ -10,6 +10,7 @@ import socket
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -69,26 +70,38 @@ def measure_in_processes(benchmark: TrainingBenchmark) -> TrainingSpeed:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     spawn = multiprocessing.get_context("spawn")
-    results = spawn.SimpleQueue()
+    receiver, sender = spawn.Pipe(duplex=False)
     ranks = [
-        spawn.Process(target=_measure_rank, args=(benchmark, rank, port, results))
+        spawn.Process(target=_measure_rank, args=(benchmark, rank, port, sender))
         for rank in range(benchmark.processes)
     ]
     for process in ranks:
         process.start()
-    ranks[0].join()  # cannot block: the pipe has room for the whole result
-    speed = TrainingSpeed(None, error=f"ended with exit code {ranks[0].exitcode}")
-    if not results.empty():
-        speed = results.get()
-    for process in ranks[1:]:
+    speed = _first_result(receiver, ranks)
+    for process in ranks:
         if speed.images_per_sec is None:
             process.terminate()
         process.join()
     return speed
 
 
-def _measure_rank(benchmark: TrainingBenchmark, rank: int, port: int, results: Any) -> None:
-    """Measure as one rank; rank zero puts the result into the queue."""
+def _first_result(receiver: Connection, ranks: list[Any]) -> TrainingSpeed:
+    """Return what a rank sends first, or which of them ended without: the others wait for it."""
+    running = list(ranks)
+    while True:
+        ready = wait([receiver, *(process.sentinel for process in running)])
+        if receiver in ready:
+            result: TrainingSpeed = receiver.recv()
+            return result
+        for rank, process in enumerate(ranks):
+            if process.sentinel in ready and process.exitcode:
+                ended = f"rank {rank} ended with exit code {process.exitcode}"
+                return TrainingSpeed(None, error=ended)
+        running = [process for process in running if process.sentinel not in ready]
+
+
+def _measure_rank(benchmark: TrainingBenchmark, rank: int, port: int, results: Connection) -> None:
+    """Measure as one rank; rank zero sends the result, and every rank its error."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = benchmark.precision
     # As launchers do; `build_accelerator` then divides the cores among the processes.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -105,8 +118,8 @@ def _measure_rank(benchmark: TrainingBenchmark, rank: int, port: int, results: A
         speed = measure_training(benchmark)
     except Exception as error:  # such as too little memory for the batch, or no compiler
         speed = TrainingSpeed(None, error=first_line(error))
-    if rank == 0:
-        results.put(speed)
+    if rank == 0 or speed.images_per_sec is None:
+        results.send(speed)
     reset_accelerator()
 
 
