@@ -231,6 +231,7 @@ def open_stream(
         rank=rank,
         world_size=world_size,
         workers=default_num_workers() if workers is None else workers,
+        pin_memory=device.type == "cuda",
     )
     if device.type == "cpu":
         return stream

@@ -34,7 +34,7 @@ class BatchStream(Iterator[torch.Tensor]):
 
     The batches are those of `RankSlice` in the reader's order under `key`. The whole state is
     `position`, that of the next batch. A thread reads `prefetch` batches ahead, into pinned memory
-    if there is CUDA; its errors are raised here. Compressed images are decoded by `workers`
+    if `pin_memory`; its errors are raised here. Compressed images are decoded by `workers`
     processes, or by the thread if there are none. Close it, or use it as a context manager.
     """
 
@@ -49,6 +49,7 @@ class BatchStream(Iterator[torch.Tensor]):
         world_size: int = 1,
         prefetch: int = 4,
         workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
         rank_slice = RankSlice.of_rank(rank, world_size, start=start, batch_size=batch_size)
         order = reader.make_order(key, batch_size=batch_size)
@@ -68,7 +69,7 @@ class BatchStream(Iterator[torch.Tensor]):
             decoders = DecodeWorkers(reader, rank_slice, key=key, num_workers=workers, stop=stop)
         self._thread = threading.Thread(
             target=_read_ahead,
-            args=(reader, order, rank_slice, decoders, self._batches, stop),
+            args=(reader, order, rank_slice, decoders, pin_memory, self._batches, stop),
             name="shards-batch-stream",
             daemon=True,  # a stream that nobody closed must not keep the process alive
         )
@@ -104,20 +105,21 @@ def _read_ahead(
     order: Order,
     rank_slice: RankSlice,
     decoders: DecodeWorkers | None,
+    pin_memory: bool,
     batches: queue.Queue[torch.Tensor | BaseException],
     stop: threading.Event,
 ) -> None:
     """Put the batches of a rank into the queue until `stop` is set, or the error that ends it."""
     try:
         read_into = _gather_into(reader, order, rank_slice) if not decoders else decoders.read_into
-        shape, pinned = (rank_slice.count, *reader.image_shape), torch.cuda.is_available()
+        shape = (rank_slice.count, *reader.image_shape)
         stored, dtype = reader.dtype, TENSOR_TYPE[reader.dtype]
         position = rank_slice.first
         with _prefetcher(reader, order, rank_slice, stop) as prefetcher:
             while not stop.is_set():
                 if prefetcher is not None:
                     prefetcher.advance(position)
-                batch = torch.empty(shape, dtype=dtype, pin_memory=pinned)
+                batch = torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
                 read_into(batch.numpy().view(stored))
                 _put(batches, batch, stop)
                 position += rank_slice.step

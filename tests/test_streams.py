@@ -24,6 +24,16 @@ def taken(stream: streams.ImageStream, num: int = 12) -> list[torch.Tensor]:
     return batches
 
 
+def test_training_on_a_cpu_does_not_touch_the_gpu(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned memory would open a context on it, in every process."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    options = {"start": 0, "rank": 0, "world_size": 1, "device": torch.device("cpu")}
+    stream = open_stream(ShardReader(shards), resident_share=0.0, **options, **PLACE)
+    assert len(taken(stream)) == 12
+
+
 @pytest.mark.parametrize("classes", [None, ["odd"]])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_resident_images_come_in_the_order_of_the_shards(
