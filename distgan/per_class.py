@@ -24,6 +24,7 @@ from distgan.networks.latents import generate, sample_latents
 from distgan.networks.mixture import Mixture, MixtureSpec, choose_class, mixture_spec
 from distgan.reporting.console import say, show_table
 from distgan.reporting.run_logger import RunLogger
+from distgan.reporting.wandb_sink import grouped_in_wandb
 from distgan.run.checkpointer import find_checkpoint
 from distgan.run.class_plan import ClassRun, plan_classes
 from distgan.run.files import read_rows, read_status
@@ -40,6 +41,7 @@ from distgan.trainer import Trainer
 from shards.files import write_atomic
 
 COLUMNS = 8  # images per class in classes.png
+OpenFolder = Callable[[Path], RunFolder]
 
 
 class ClassFolder(RunFolder):
@@ -81,15 +83,18 @@ class PerClassTrainer:
         self.world, self.run_dir = self.session.world, self.session.run_dir
         self.classes = plan_classes(config, self.session.reader)
         self.folder: RunFolder | None = None  # of the whole run, on rank zero
-        os.environ.setdefault("WANDB_RUN_GROUP", self.run_dir.name)
 
     def run(self) -> str:
         """Train, and return `done`, `preempted` or `collapsed`.
 
         With `networks.only_class`, train only that class and leave the files of the whole run.
         """
-        if self.config.networks.only_class is not None:
-            return self.trainer(self.only_class()).run()
+        with grouped_in_wandb(self.run_dir.name):
+            only = self.config.networks.only_class is not None
+            return self.trainer(self.only_class()).run() if only else self.run_all()
+
+    def run_all(self) -> str:
+        """Train all classes, and join them."""
         self.folder = self.world.run_on_main(self.open_folder)
         trained = self.world.broadcast_from_main(self.images_by_class)
         outcome = self.train_classes(trained)
@@ -201,14 +206,9 @@ class PerClassTrainer:
         return self.trainer(each, open_folder=open_folder)
 
     def trainer(
-        self,
-        each: ClassRun,
-        *,
-        open_folder: Callable[[Path], RunFolder] = RunFolder,
-        dry: bool = False,
+        self, each: ClassRun, *, open_folder: OpenFolder = RunFolder, dry: bool = False
     ) -> Trainer:
         """Return the trainer of one class."""
-
         return Trainer(
             self.config_of(each),
             name=each.folder,

@@ -16,6 +16,7 @@ from distgan.runtime.accelerator import (
     build_accelerator,
     check_world,
     choose_precision,
+    reset_accelerator,
     runs_on_cpu,
 )
 from tests.worlds import run_world, train_run
@@ -79,6 +80,16 @@ def test_float32_is_not_tf32(gan: GAN) -> None:
     """Gradient penalties are computed in full precision, on GPUs too."""
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_a_later_run_in_the_same_process_need_not_be_deterministic() -> None:
+    """Algorithms are fast again if they may differ."""
+    found = []
+    for deterministic in (True, False):
+        build_accelerator(Train(deterministic=deterministic))
+        found.append(torch.are_deterministic_algorithms_enabled())
+        reset_accelerator()
+    assert found == [True, False]
 
 
 def open_many_files(count: int, soft_limit: int) -> int:

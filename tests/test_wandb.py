@@ -1,6 +1,7 @@
 """Weights & Biases: offline runs, runs with a server, and a server that dies."""
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from distgan.config.load import load_config
 from distgan.reporting.run_logger import RunLogger
-from distgan.reporting.wandb_sink import WandbSink, default_group
+from distgan.reporting.wandb_sink import WandbSink, default_group, grouped_in_wandb
 from distgan.run.files import read_rows
 from distgan.run.folder import RunFolder
 from tests.wandb_server import WandbServer
@@ -203,3 +204,14 @@ def test_group_of_the_environment_precedes_the_job_array() -> None:
     assert default_group({}) is None
     assert default_group({"SLURM_ARRAY_JOB_ID": "7"}) == "array-7"
     assert default_group({"SLURM_ARRAY_JOB_ID": "7", "WANDB_RUN_GROUP": "mine"}) == "mine"
+
+
+@pytest.mark.parametrize("chosen", [None, "mine"])
+def test_a_group_ends_with_its_runs(chosen: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later runs of a notebook are not in the group of one GAN per class."""
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    if chosen:
+        monkeypatch.setenv("WANDB_RUN_GROUP", chosen)
+    with grouped_in_wandb("classes"):
+        assert default_group(os.environ) == (chosen or "classes")
+    assert default_group(os.environ) == chosen

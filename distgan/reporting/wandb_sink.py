@@ -34,6 +34,19 @@ def new_run_id() -> str:
     return secrets.token_hex(4)
 
 
+@contextmanager
+def grouped_in_wandb(name: str) -> Iterator[None]:
+    """Show the runs of the block as one group in W&B, unless the environment names another."""
+    variable = "WANDB_RUN_GROUP"
+    is_chosen = variable in os.environ
+    os.environ.setdefault(variable, name)
+    try:
+        yield
+    finally:
+        if not is_chosen:
+            del os.environ[variable]
+
+
 def default_group(environment: Mapping[str, str]) -> str | None:
     """Return the group that the environment names, or else the SLURM array of this job."""
     array = environment.get("SLURM_ARRAY_JOB_ID")

@@ -47,7 +47,7 @@ def build_accelerator(train: Train) -> tuple[Accelerator, str]:
     )
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(train.deterministic)
     torch.backends.cudnn.benchmark = not train.deterministic
     # By default float32 convolutions use TF32: 10 bits of mantissa, too few for penalties.
     torch.backends.cudnn.allow_tf32 = False
