@@ -67,6 +67,17 @@ def test_the_leaderboard_has_the_numbers_of_the_runs(tmp_path: Path) -> None:
         assert sheet.width > 2 * 264  # two cells have samples
 
 
+def test_the_shape_of_samples_is_kept(tmp_path: Path) -> None:
+    """A grid twice as wide as high has white above and below it."""
+    run = write_run(tmp_path / "a", 3.0)
+    Image.new("RGB", (100, 50), "red").save(run / "samples" / "000002.000.png")
+    cells = gather_cells([Entry("wide", {}, 0, run)], rank_by="quality/frechet")
+    write_leaderboard(cells, tmp_path / "board", rank_by="quality/frechet")
+    with Image.open(tmp_path / "board" / "samples.png") as sheet:
+        pixels = [sheet.convert("RGB").getpixel((130, y)) for y in (30, 130, 230)]
+    assert pixels == [(255, 255, 255), (255, 0, 0), (255, 255, 255)]
+
+
 def test_metrics_that_should_be_high_are_sorted_from_high_to_low(tmp_path: Path) -> None:
     """The cell with the larger coverage comes first."""
     entries = [Entry(name, {}, 0, write_run(tmp_path / name, 1.0)) for name in ("low", "high")]

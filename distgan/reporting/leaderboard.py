@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from pydantic import BaseModel
 
 from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES
@@ -240,7 +240,8 @@ def draw_sheet(cells: Sequence[Cell], path: Path, *, rank_by: str) -> Path | Non
         row, column = divmod(number, columns)
         left, top = MARGIN + column * width, MARGIN + row * height
         with Image.open(grid) as image:
-            tile = image.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
+            size, method = (TILE, TILE), Image.Resampling.LANCZOS
+            tile = ImageOps.pad(image.convert("RGB"), size, method, color="white")
         sheet.paste(tile, (left, top))
         draw.multiline_text((left, top + TILE + 2), text, fill="black", font=font, spacing=2)
     temporary = path.with_name(f".{path.name}.tmp")
