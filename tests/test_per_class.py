@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,15 @@ def test_mistakes_are_refused_with_a_remedy(
     config = load_config(None, [*SMALL, f"data.shards={str(shards)!r}", *OVERRIDES, *overrides])
     with pytest.raises(UserError, match=expected):
         plan_classes(config, open_dataset(config.data)[1])
+
+
+def test_a_class_without_images_is_left_out(shards: Path) -> None:
+    """Such as one whose images were all broken."""
+    reader = open_dataset(Data(shards=str(shards)))[1]
+    names, counts = ("even", "none", "odd"), (15, 0, 15)
+    reader.index = replace(reader.index, class_names=names, class_counts=counts)
+    config = load_config(None, [*SMALL, *OVERRIDES])
+    assert [each.name for each in plan_classes(config, reader)] == ["even", "odd"]
 
 
 def test_images_without_labels_are_refused(tmp_path: Path) -> None:

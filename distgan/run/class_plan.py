@@ -37,7 +37,11 @@ def plan_classes(config: Config, reader: ShardReader) -> list[ClassRun]:
             "source whose images are in class folders, or leave networks.per_class out"
         )
     wanted = index.class_names if config.data.classes is None else config.data.classes
-    chosen = [number for number, name in enumerate(index.class_names) if name in wanted]
+    chosen = [
+        number
+        for number, name in enumerate(index.class_names)
+        if name in wanted and index.class_counts[number] > 0
+    ]
     if len(chosen) < 2:
         raise UserError(
             f"{source}: one GAN per class needs at least two classes; leave networks.per_class out"
