@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from distgan.runtime.distributed import World
+from distgan.runtime.heartbeat import Heartbeat, listen
 from tests.worlds import CONTEXT, free_port, run_world, train_run
 
 HOST = platform.node()
@@ -176,6 +179,24 @@ def test_a_rank_that_misses_a_collective_ends_the_run() -> None:
     """Once training has begun, the collectives' timeout is short."""
     with pytest.raises(AssertionError, match=r"(?i)timed? ?out"):
         run_world(2, steps_with_a_slow_rank, 2)
+
+
+def test_other_programs_that_connect_are_turned_away() -> None:
+    """Such as a scan of ports, over IPv6 if the machine has it; then the rank is connected."""
+    heartbeat = Heartbeat(World(0, 1))  # connects nobody
+    heartbeat.world = World(0, 2)
+    server = listen(backlog=8)
+    port = server.getsockname()[1]
+    host = "::1" if server.family == socket.AF_INET6 else "127.0.0.1"
+    greetings = (b"\x16\x03\x01\x02\x00\xff\n", b"x" * 5000, b"word\n", b"token 1 node1\n")
+    links = []
+    for greeting, address in zip(greetings, ("127.0.0.1", host, host, host), strict=True):
+        links.append(socket.create_connection((address, port)))
+        links[-1].sendall(greeting)
+    heartbeat.accept_all(server, "token")
+    assert list(heartbeat.links) == [1]
+    for link in [*links, heartbeat.links[1].socket]:
+        link.close()
 
 
 def handling_when_the_group_is_made() -> str | None:

@@ -35,6 +35,7 @@ BEAT_SEC = 1.0
 SILENCE_SEC = 30.0  # a rank that is silent for this long is lost
 GRACE_SEC = 10.0  # after a loss, a process that hangs in a collective is ended after this time
 CLOSING_SEC = 60.0  # after a loss, a process has this time to close its files
+MOST_GREETING_BYTES = 1000
 
 
 class RankLost(RunFailed):
@@ -43,6 +44,14 @@ class RankLost(RunFailed):
     def __init__(self, reason: str, *, rank: int) -> None:
         super().__init__(reason)
         self.must_report = rank == 0 and os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def listen(*, backlog: int) -> socket.socket:
+    """Return a server on any free port, for IPv6 as well if the machine has both."""
+    if socket.has_dualstack_ipv6():
+        family = socket.AF_INET6
+        return socket.create_server(("", 0), family=family, backlog=backlog, dualstack_ipv6=True)
+    return socket.create_server(("", 0), backlog=backlog)
 
 
 @dataclass(eq=False)
@@ -142,7 +151,7 @@ class Heartbeat:
         """Connect every rank to rank zero."""
         server = None
         if self.world.is_main:
-            server = socket.create_server(("", 0), backlog=self.world.size)
+            server = listen(backlog=self.world.size)
         port = server.getsockname()[1] if server else 0
         contact = (port, secrets.token_hex(8), platform.node())
         port, token, host = self.world.broadcast_object(contact)
@@ -161,11 +170,11 @@ class Heartbeat:
                 link, _ = server.accept()
                 link.settimeout(BEAT_SEC)
                 try:
-                    greeting = link.makefile().readline().split()
+                    greeting = link.makefile("rb").readline(MOST_GREETING_BYTES).split()
                 except OSError:
                     greeting = []
-                if greeting[:1] == [token]:
-                    self.add(link, int(greeting[1]), greeting[2])
+                if greeting[:1] == [token.encode()]:
+                    self.add(link, int(greeting[1]), greeting[2].decode())
                 else:
                     link.close()
 
