@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from shards.errors import ShardError
 from shards.order.rank import RankSlice
-from shards.processes import SPAWN, exit_with_parent, num_usable_cores
+from shards.processes import NEEDS_GUARD, SPAWN, exit_with_parent, num_usable_cores
 from shards.reader import ShardReader
 
 MAX_DEFAULT_WORKERS = 16
@@ -98,10 +98,11 @@ class DecodeWorkers:
             if self._stop.is_set():
                 raise
             process.join(1.0)
-            raise ShardError(
-                f"a process that decodes images died (exit code {process.exitcode}, out of "
-                "memory?): start again, with fewer data.workers"
-            ) from None
+            reason = "out of memory?): start again, with fewer data.workers"
+            if process.exitcode == 1:  # after an exception, here while it starts
+                reason = f"see above). A script of your own {NEEDS_GUARD}; or set data.workers=0"
+            died = f"a process that decodes images died (exit code {process.exitcode}"
+            raise ShardError(f"{died}, {reason}") from None
         if num_error_bytes:
             raise ShardError(bytes(content).decode())
 

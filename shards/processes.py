@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 
 # Spawned rather than forked: a fork would copy the locks of the caller's threads.
 SPAWN = multiprocessing.get_context("spawn")
+NEEDS_GUARD = 'needs `if __name__ == "__main__":` before what it does, since processes import it'
 
 
 def num_usable_cores() -> int:
@@ -73,7 +74,8 @@ def run(
             yield first, future.result()
     except BrokenProcessPool as error:
         raise ShardError(
-            "a worker process died (out of memory?): repeat it with fewer --workers"
+            "a worker process died (out of memory?): repeat it with fewer --workers. A script of "
+            f"your own {NEEDS_GUARD}"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -83,8 +85,8 @@ def run(
 class SharedTask:
     """A task whose large arrays all processes map from one file, instead of a copy in each.
 
-    The file has no name, so that it ends with this process. Small tasks need none, and where the
-    file of another process cannot be opened the arrays are copied.
+    The file has no name, so that it ends with this process. Small tasks need none, and without
+    /proc, through which other processes open it, the arrays are copied.
     """
 
     def __init__(self, task: Callable[[Any], Any]) -> None:

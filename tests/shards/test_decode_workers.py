@@ -57,6 +57,26 @@ def test_a_process_decodes_what_the_thread_would(indices: dict[str, ShardIndex])
     assert multiprocessing.active_children() == []
 
 
+def test_a_script_that_starts_itself_again_is_explained(
+    indices: dict[str, ShardIndex], tmp_path: Path
+) -> None:
+    """Without the usual guard, each process runs the whole script and fails."""
+    script = tmp_path / "study.py"
+    script.write_text(
+        "from shards.reader import ShardReader\n"
+        "from shards.stream import BatchStream\n"
+        f"reader = ShardReader({str(indices['jpeg'].path)!r})\n"
+        "stream = BatchStream(reader, key=7, start=0, batch_size=12, workers=1)\n"
+        "next(stream)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 1
+    assert 'needs `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_batch_that_does_not_come_is_noticed(
     indices: dict[str, ShardIndex], monkeypatch: pytest.MonkeyPatch, closed: bool
