@@ -15,6 +15,9 @@ from typing import BinaryIO, Protocol
 
 from shards.errors import DISK_FULL, ShardError, describe_system_error, printable
 
+# What file systems answer that have no sync of folders, such as some shared with a virtual machine.
+CANNOT_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EISDIR)
+
 
 class Files(Protocol):
     """The place from which the files of one dataset are opened."""
@@ -123,10 +126,23 @@ def make_folder(path: Path) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk, so that they survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
+    """Flush a file, or the entries of a folder, to the disk, so that they survive a power cut.
+
+    Some file systems cannot flush folders, and some folders cannot be opened but written to. Then
+    this does nothing.
+    """
+    is_folder = path.is_dir()
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if is_folder:
+            return
+        raise
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not is_folder or error.errno not in CANNOT_SYNC:
+            raise
     finally:
         os.close(handle)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.files import write_atomic
+from shards.files import make_folder, write_atomic
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -64,3 +64,22 @@ def test_the_umask_decides_who_may_read(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("fails", ["open", "fsync"])
+def test_folders_that_cannot_be_synced_are_written_to(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those of some virtual machines, or those that a user may write to but not list."""
+    whole, error = getattr(os, fails), {"open": errno.EACCES, "fsync": errno.EINVAL}[fails]
+
+    def refuse(what: Path | int, *options: int) -> int | None:
+        is_folder = os.path.isdir(what if fails == "open" else f"/proc/self/fd/{what}")
+        if is_folder:
+            raise OSError(error, os.strerror(error))
+        return whole(what, *options)
+
+    monkeypatch.setattr(os, fails, refuse)
+    make_folder(tmp_path / "a" / "b")
+    write_atomic(tmp_path / "a" / "b" / "file", "text")
+    assert (tmp_path / "a" / "b" / "file").read_text() == "text"
