@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,17 +49,28 @@ class Columns(NamedTuple):
     class_names: tuple[str, ...] | None
 
 
+OPEN_FILES = Path("/proc/self/fd")
+
+
 class _Copy:
-    """A file without a name, closed with the last source that refers to it."""
+    """A file that ends with the last source that refers to it.
+
+    It has no name, so that a killed process leaves nothing behind, unless there is no /proc,
+    through which worker processes open it.
+    """
 
     def __init__(self) -> None:
         folder = cache_folder() / "copies"
         make_folder(folder)
-        self.file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self.is_named = not OPEN_FILES.exists()
+        make = tempfile.NamedTemporaryFile if self.is_named else tempfile.TemporaryFile
+        self.file: Any = make(dir=folder)
 
     @property
     def path(self) -> Path:
         """Where this process and its workers can open it."""
+        if self.is_named:
+            return Path(self.file.name)
         return Path(f"/proc/{os.getpid()}/fd/{self.file.fileno()}")
 
     def __del__(self) -> None:

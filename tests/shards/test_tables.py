@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,18 @@ def test_labels_that_do_not_fit_are_one_line(tmp_path: Path, text: str, message:
     assert "\n" not in str(caught.value)
     with pytest.raises(ShardError, match="No such file"):
         open_source(tmp_path / "folder", label_file=tmp_path / "gone.csv")
+
+
+def test_a_table_is_packed_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS, where the copy of the images has a name; it is removed at the end."""
+    monkeypatch.setattr("shards.sources.tables.OPEN_FILES", tmp_path / "nothing")
+    monkeypatch.setenv("DISTGAN_CACHE", str(tmp_path / "cache"))
+    source = open_source(write_parquet(tmp_path / "a.parquet", table(range(4))))
+    assert value(source, 3) == 3
+    pack(tmp_path / "a.parquet", tmp_path / "shards", size=8, workers=2)
+    del source
+    gc.collect()
+    assert contents(tmp_path / "cache") == {}
 
 
 def test_a_table_leaves_no_copy_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
