@@ -234,18 +234,25 @@ def test_weak_probe_is_replaced_by_random_features(
         assert ("90.0% right" if accuracy == 0.9 else "only 60%") in phrase
 
 
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("describe", OSError(errno.EIO, os.strerror(errno.EIO))),
+        ("load_file", RuntimeError("unable to open file: Input/output error (5)")),
+    ],
+)
 def test_unreadable_checkpoint_is_not_treated_as_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error of the file system ends the start, so that no older checkpoint is used."""
     for images in (1000, 2000):
         checkpoints.save(tmp_path, images_seen=images, tensors={"a": torch.zeros(1)}, state={})
 
     def fail(path: Path) -> Any:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise error
 
-    monkeypatch.setattr(checkpoints, "describe", fail)
+    monkeypatch.setattr(checkpoints, where, fail)
     with pytest.raises(
-        UserError, match=r"cannot read the checkpoint .*00000002.000: Input/output error"
+        UserError, match=r"cannot read the checkpoint .*00000002.000: .*Input/output error"
     ):
         checkpoints.load_latest(tmp_path, pytest.fail)

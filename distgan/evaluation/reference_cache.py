@@ -57,7 +57,7 @@ def load(path: Path) -> tuple[Tensors, Scalars | None]:
         with safe_open(path, framework="pt") as file:
             scalars = json.loads(file.metadata()["reference"])
             return {name: file.get_tensor(name) for name in sorted(file.keys())}, scalars
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         logging.getLogger(__name__).warning(
             "cached features %s cannot be read and are measured again: %s", path, error
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from distgan.errors import UserError
 from distgan.networks.generator_file import CHECKPOINT_NAME as NAME
+from distgan.text import first_line
 from shards.files import sync_path
 
 FORMAT = "distgan-checkpoint/1"
@@ -105,6 +106,10 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise damaged(path, str(error)) from None
+    except RuntimeError as error:  # of safetensors, if the operating system refuses the file
+        raise UserError(
+            f"cannot read the checkpoint {path}: {first_line(error)}; try again when it can be read"
+        ) from None
 
 
 def damaged(path: Path, why: str) -> CheckpointError:

@@ -77,7 +77,7 @@ def read_weights(path: Path) -> Weights:
     if path.is_file():
         try:
             weights = load_file(path)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:
             raise UserError(f"train.init_from={path}: {first_line(error)}") from None
         prefixes = ("generator.", EMA_PREFIX)
         named = {prefix + name: t for prefix in prefixes for name, t in weights.items()}
