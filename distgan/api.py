@@ -3,7 +3,6 @@
 import gc
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from distgan.config.flat import changed_from_defaults, to_overrides
 from distgan.config.schema import Config
 from distgan.per_class import PerClassTrainer
 from distgan.run.settings import choose_settings
@@ -62,13 +62,20 @@ def run(config: Config, run_dir: Path | None, interrupt: Interrupt) -> TrainingR
     trainer_class = PerClassTrainer if config.networks.per_class else Trainer
     try:
         trainer = trainer_class(
-            config, name="run", run_dir=run_dir, interrupt=interrupt, command=sys.argv
+            config, name="run", run_dir=run_dir, interrupt=interrupt, command=[]
         )
+        trainer.command = equal_command(config, trainer.session.run_dir)
         result = TrainingResult(trainer.run(), trainer.session.run_dir)
         leave_world()
         return result
     finally:
         reset_accelerator()
+
+
+def equal_command(config: Config, run_dir: Path) -> list[str]:
+    """Return the command line that trains the same in the same folder."""
+    overrides = to_overrides(changed_from_defaults(config))
+    return ["distgan", "train", "--preset", "classic", "--run-dir", str(run_dir), *overrides]
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def test_missing_generator_is_a_user_error(tmp_path: Path) -> None:
 
 
 TRAIN = f"""
-import signal, threading, time
+import shlex, signal, threading, time
 from pathlib import Path
 import distgan
 
@@ -111,6 +111,11 @@ assert distgan.load_generator(first.run_dir).sample(2).shape == (2, 1, 32, 32)
 assert signal.getsignal(signal.SIGINT) is handler
 other = distgan.train(config("train.precision=auto", "train.seed=1"), run_dir="other")
 assert other.run_dir == Path("other")
+from distgan.config.load import load_config as load
+from distgan.reporting.run_record import read_record
+words = shlex.split(read_record(other.run_dir).command)
+assert words[:6] == ["distgan", "train", "--preset", "classic", "--run-dir", "other"], words
+assert load("classic", words[6:]) == config("train.precision=auto", "train.seed=1")
 """
     run_code(TRAIN + code, tmp_path)
 
