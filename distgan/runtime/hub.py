@@ -54,7 +54,7 @@ def upload(
     It is a model, or a static page (a Space), which may have the same name.
     """
     repo_type, sdk = ("space", "static") if is_space else (None, None)
-    with explained(name) as api:
+    with hub_errors(name) as api:
         url = api.create_repo(
             name, repo_type=repo_type, space_sdk=sdk, private=private or None, exist_ok=True
         )
@@ -65,7 +65,7 @@ def upload(
 
 
 @contextmanager
-def explained(name: str) -> Iterator[Any]:
+def hub_errors(name: str) -> Iterator[Any]:
     """Yield the library's client; convert its errors into a UserError."""
     hub = import_hub(f"to upload {name}")
     try:
