@@ -325,9 +325,10 @@ undisturbed.
 
 **Survived**: the same command ended without an error, with the same files as a command that was
 never disturbed: the same bytes of shards, weights, samples and settings, every row once, and
-nothing left over but empty lock files. **Lost** are all others. **Tracebacks** counts commands that
-ended in one instead of in one line. **Every** is 1 if each operation was disturbed, and n if only
-each n-th was. Measured {io_dates} on {io_machine}.
+nothing left over but empty lock files. Of checkpoints the newest one counts, because a run that
+cannot write an earlier one says so and continues. **Lost** are all others. **Tracebacks** counts
+commands that ended in one instead of in one line. **Every** is 1 if each operation was disturbed,
+and n if only each n-th was. Measured {io_dates} on {io_machine}.
 
 The command below disturbs each operation of all commands that it knows: `pack`, `checkpoint` (three
 checkpoints with their rows, without training), `train` (three steps with a checkpoint after each),
