@@ -1,6 +1,7 @@
 """The `distgan` command on real files."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from distgan.cli import app
-from distgan.commands.evaluate import evaluate_inputs
+from distgan.commands.evaluate import evaluate_inputs, is_from_other_data
 from distgan.config.schema import Evaluation
 from distgan.errors import UserError
 from distgan.networks.base import GeneratorSpec
@@ -190,6 +191,16 @@ def test_probe_and_evaluate(shards: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for place in (tmp_path / "file" / "scores.json", noise):  # below a file; a folder
         code, said = call("evaluate", noise, "--data", digits, "--json", place)
         assert (code, "cannot write" in said) == (2, True), said
+
+
+def test_improvement_on_other_images_is_no_excuse(shards: Path, tmp_path: Path) -> None:
+    """A run of one class may still improve, and yet lacks the other for good."""
+    run = tmp_path / "run"
+    run_world(1, train_run, shards, run, ["train.kimg=0.024", "data.classes=['even']"])
+    assert is_from_other_data(run, RunData(str(shards)))
+    assert is_from_other_data(run / "generator.safetensors", RunData(None, ("even",)))
+    assert not is_from_other_data(run, RunData(os.path.relpath(shards), ("even",)))
+    assert not is_from_other_data(shards, RunData(str(shards)))
 
 
 def test_young_generator_is_learning_as_its_run_said(shards: Path, tmp_path: Path) -> None:

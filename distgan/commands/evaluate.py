@@ -23,7 +23,7 @@ from distgan.reporting.console import say, show_columns
 from distgan.reporting.metrics import explain_distance
 from distgan.run.clusters import FILE as CLUSTERS_FILE
 from distgan.run.clusters import read_clusters
-from distgan.run.files import RunData
+from distgan.run.files import RunData, data_of
 from distgan.run.folder import check_writable, write_json
 from distgan.runtime.distributed import World
 from distgan.runtime.randomness import normal
@@ -104,11 +104,29 @@ def evaluate_inputs(
             wanted=settings.metrics,
             fake_labels=labels_asked_for(each, reference.protocol.num_fakes, seed=seed),
         )
-        verdict = assess(result, is_young=each.is_young, was_improving=each.was_improving)
+        improves = each.was_improving and not is_from_other_data(path, data)
+        verdict = assess(result, is_young=each.is_young, was_improving=improves)
         scores.append(Score(str(path), result.only(settings.metrics), verdict))
     if json_file is not None:
         write_json(json_file, [to_row(score) for score in scores])
     return scores
+
+
+def is_from_other_data(path: Path, data: RunData) -> bool:
+    """Return whether an input is of a run that was compared with other images than these.
+
+    Whether it became more like those says nothing about these.
+    """
+    try:
+        own = data_of([path])
+    except UserError:  # a generator or images without a run
+        return False
+    return own.classes != data.classes or absolute(own.shards) != absolute(data.shards)
+
+
+def absolute(shards: str | None) -> str | None:
+    """Return shards as an address or an absolute path; None for the digits."""
+    return shards if shards is None or "://" in shards else str(Path(shards).resolve())
 
 
 def labels_of_classes(paths: list[Path], inputs: list[Input], reader: ShardReader) -> Labels | None:
