@@ -91,10 +91,7 @@ def fuzz_section(rows: list[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(str(row[name]) for name in names)} |" for row in rows]
     total = {name: sum(row[name] for row in rows) for name in names[1:]}
     last = f"| all | {total['minutes']:.0f} | {total['tried']} | {total['failed']} |"
-    dates, machines = (
-        ", ".join(sorted({row[name] for row in rows})) for name in ("date", "machine")
-    )
-    return "\n".join([FUZZ_HEAD, *lines, last, "", f"Measured {dates} on {machines}.", "", ""])
+    return "\n".join([FUZZ_HEAD, *lines, last, "", measured(rows), "", ""])
 
 
 def io_table(rows: Iterable[dict[str, Any]]) -> str:
@@ -134,8 +131,7 @@ def soak_section(soaks: list[dict[str, Any]]) -> str:
             for finding in row.get("found", ())
         )
         or "Nothing.",
-        dates=", ".join(sorted({row["date"] for row in soaks})),
-        machine="; ".join(sorted({row["machine"] for row in soaks})),
+        measured=measured(soaks),
     )
 
 
@@ -172,10 +168,14 @@ def explain_failure(row: dict[str, Any]) -> str:
 
 def operations_section(passes: list[dict[str, Any]]) -> str:
     """Return the section about single file operations."""
-    dates, machines = (sorted({row[name] for row in passes}) for name in ("date", "machine"))
-    return OPERATIONS_TEXT.format(
-        io_table=io_table(passes), io_dates=", ".join(dates), io_machine="; ".join(machines)
-    )
+    return OPERATIONS_TEXT.format(io_table=io_table(passes), measured=measured(passes))
+
+
+def measured(rows: list[dict[str, Any]]) -> str:
+    """Return a sentence about when and on which machines rows were measured."""
+    dates = ", ".join(sorted({row["date"] for row in rows}))
+    machines = "; ".join(sorted({row["machine"] for row in rows}))
+    return textwrap.fill(f"Measured {dates} on {machines}.", 120)
 
 
 def page(rows: Iterable[dict[str, Any]]) -> str:
@@ -307,7 +307,7 @@ The columns:
 - **same weights**: the last checkpoint is that of a run with the same settings on four nodes that
   nothing disturbed.
 
-Measured {dates} on {machine}.
+{measured}
 
     python -m tests.faults.soak --minutes 30 --record
 
@@ -328,7 +328,9 @@ never disturbed: the same bytes of shards, weights, samples and settings, every 
 nothing left over but empty lock files. Of checkpoints the newest one counts, because a run that
 cannot write an earlier one says so and continues. **Lost** are all others. **Tracebacks** counts
 commands that ended in one instead of in one line. **Every** is 1 if each operation was disturbed,
-and n if only each n-th was. Measured {io_dates} on {io_machine}.
+and n if only each n-th was.
+
+{measured}
 
 The command below disturbs each operation of all commands that it knows: `pack`, `checkpoint` (three
 checkpoints with their rows, without training), `train` (three steps with a checkpoint after each),
