@@ -14,7 +14,7 @@ from distgan.config.flat import identity_hash
 from distgan.config.load import load_config
 from distgan.errors import UserError
 from distgan.gan import GAN
-from distgan.run.checkpoints import list_checkpoints
+from distgan.run.checkpoints import list_checkpoints, load, save
 from distgan.run.initial_weights import start_from
 from shards.pack import pack
 from tests.worlds import checkpoint_digest, run_world, train_run
@@ -78,6 +78,37 @@ def test_first_layers_stay_frozen_on_any_number_of_ranks(
     assert same == sorted(convolutions)[:2]
     events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
     assert any(str(trained) in event["what"] for event in events)
+
+
+def test_a_run_with_frozen_layers_resumes_bit_identically(
+    shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    """The optimizer keeps nothing for the frozen layers, which is no damage."""
+    words = ["train.kimg=0.036", f"train.init_from={str(trained)!r}", "train.freeze_d=2"]
+    run_world(1, train_run, shards, tmp_path / "whole", words)
+    run_world(1, train_run, shards, tmp_path / "cut", words, 12)
+    run_world(1, train_run, shards, tmp_path / "cut", words)
+    assert checkpoint_digest(tmp_path / "whole") == checkpoint_digest(tmp_path / "cut")
+
+
+def test_optimizers_that_lack_a_part_are_refused(trained: Path, tmp_path: Path, gan: GAN) -> None:
+    """Those of a run with frozen layers, say: the error says what to leave out."""
+    tensors, contents = load(list_checkpoints(trained / "checkpoints")[-1])
+    del tensors["optimizer_d.0.exp_avg"]
+    path = save(tmp_path, images_seen=12, tensors=tensors, state={"players": contents["players"]})
+    with pytest.raises(UserError, match=r"optimizer_d are missing; leave train\.init_optimizers"):
+        start_from(gan, path, with_optimizers=True)
+
+
+def test_optimizers_of_a_network_with_more_weights_are_refused(
+    trained: Path, tmp_path: Path, gan: GAN
+) -> None:
+    """The moments would go to other weights than their own."""
+    tensors, contents = load(list_checkpoints(trained / "checkpoints")[-1])
+    contents["players"]["optimizer_d"]["param_groups"][0]["params"].append(99)
+    path = save(tmp_path, images_seen=12, tensors=tensors, state={"players": contents["players"]})
+    with pytest.raises(UserError, match=r"had other weights; leave train\.init_optimizers out"):
+        start_from(gan, path, with_optimizers=True)
 
 
 def test_a_resumed_run_does_not_start_over(shards: Path, trained: Path, tmp_path: Path) -> None:

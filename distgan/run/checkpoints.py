@@ -189,8 +189,9 @@ def unpack_optimizer(
 ) -> None:
     """Restore what `pack_optimizer` returned. Raises ValueError if only a part of it is there.
 
-    Each moment gets the memory layout of its parameter. A fused optimizer walks both in memory
-    order and would pair a channels-last weight with the wrong elements of a contiguous moment.
+    Frozen parameters never get a gradient, so an optimizer may keep nothing for them. Each moment
+    gets the memory layout of its parameter. A fused optimizer walks both in memory order and would
+    pair a channels-last weight with the wrong elements of a contiguous moment.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
@@ -204,7 +205,7 @@ def unpack_optimizer(
         if tensor.shape == parameter.shape:
             tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         state.setdefault(int(index), {})[field] = tensor
-    fields = [state.get(index, {}).keys() for index in range(len(parameters))]
+    fields = [state.get(index, {}).keys() for index, p in enumerate(parameters) if p.requires_grad]
     if any(each != fields[0] for each in fields):
         raise ValueError(f"tensors of {prefix} are missing")
     optimizer.load_state_dict({"state": state, "param_groups": packed["param_groups"]})

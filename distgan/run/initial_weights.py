@@ -110,5 +110,13 @@ def load_optimizers(
                 f"train.init_optimizers=true: {path} was trained with another optim.name; "
                 "set the same, or leave the optimizers out"
             )
-        if not unfit[NETWORK_OF_OPTIMIZER[name]]:
+        if unfit[NETWORK_OF_OPTIMIZER[name]]:
+            continue
+        try:
+            if len(now["params"]) != len(then["params"]):
+                raise ValueError(f"{name} had other weights")
             unpack_optimizer(name, optimizer, tensors, players[name])
+        except ValueError as error:
+            raise UserError(
+                f"train.init_optimizers=true: {path}: {error}; leave train.init_optimizers out"
+            ) from None
