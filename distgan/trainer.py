@@ -283,6 +283,7 @@ class Trainer:
             self.config.collapse,
             rollbacks=state.rollbacks,
             kimg=state.images_seen / 1000,
+            is_complete=state.images_seen >= self.session.total_images,
         )
         if reaction is Reaction.ROLL_BACK:
             self.roll_back(str(verdict))

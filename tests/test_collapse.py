@@ -52,6 +52,16 @@ def test_run_gives_up_after_max_rollbacks(shards: Path, tmp_path: Path) -> None:
     assert (run / "checkpoints" / "00000000.000").exists()
 
 
+def test_collapse_at_the_end_of_a_run_is_its_outcome(shards: Path, tmp_path: Path) -> None:
+    """A rollback there would end the run as `done`, with a generator that no image trained."""
+    run = tmp_path / "run"
+    overrides = [*DIVERGING, "collapse.action=rollback", "log.every_kimg=1"]
+    result = run_world(1, train_run, shards, run, overrides)[0]
+    assert (result["state"], result["images_seen"]) == ("collapsed", 96)
+    assert "diverged" in json.loads((run / "status.json").read_text())["reason"]
+    assert not [event for event in read_rows(run / "events.jsonl") if event["kind"] == "rollback"]
+
+
 @pytest.mark.parametrize("action", ["warn", "stop"])
 def test_divergence_without_rollback_ends_the_run_as_failed(
     shards: Path, tmp_path: Path, action: str

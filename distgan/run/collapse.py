@@ -15,15 +15,19 @@ class Reaction(Enum):
     STOP = "stop"
 
 
-def react(verdict: Verdict, settings: Collapse, *, rollbacks: int, kimg: float) -> Reaction:
+def react(
+    verdict: Verdict, settings: Collapse, *, rollbacks: int, kimg: float, is_complete: bool
+) -> Reaction:
     """Return the reaction to a verdict after `rollbacks` rollbacks.
 
+    If the run is complete, no images are left with which a restored generator could train.
     Raises RunFailed if training has diverged and `collapse.action` is not `rollback`.
     """
     if not verdict.is_collapse:
         return Reaction.CONTINUE
     if settings.action == "rollback":
-        return Reaction.ROLL_BACK if rollbacks < settings.max_rollbacks else Reaction.STOP
+        can_roll_back = rollbacks < settings.max_rollbacks and not is_complete
+        return Reaction.ROLL_BACK if can_roll_back else Reaction.STOP
     if verdict.name == "diverged":
         raise RunFailed(
             f"{verdict} at {kimg:g} kimg; its checkpoints are kept; start another run with lower "
