@@ -83,6 +83,11 @@ class Lookahead:
         self.slow = [parameter.detach().clone() for parameter in self.fast]
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """Set the slow weights to the fast ones, which were replaced."""
+        torch._foreach_copy_(self.slow, self.fast)
+
+    @torch.no_grad()
     def step(self, alpha: float) -> None:
         """Move the slow weights toward the fast ones by `alpha`, and the fast ones to them."""
         torch._foreach_lerp_(self.slow, self.fast, weight=alpha)

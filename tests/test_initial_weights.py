@@ -12,11 +12,14 @@ from safetensors.torch import load_file
 
 from distgan.config.flat import identity_hash
 from distgan.config.load import load_config
+from distgan.config.schema import Optim
 from distgan.errors import UserError
 from distgan.gan import GAN
 from distgan.run.checkpoints import list_checkpoints, load, save
 from distgan.run.initial_weights import start_from
+from distgan.runtime.accelerator import reset_accelerator
 from shards.pack import pack
+from tests.small_gan import make_gan
 from tests.worlds import checkpoint_digest, run_world, train_run
 
 ONE_STEP = ["train.kimg=0.012"]
@@ -57,6 +60,17 @@ def test_weights_come_from_a_run_a_checkpoint_or_a_file(
     file = Path(origin["file"])
     assert file.is_relative_to(paths[place])
     assert origin["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_lookahead_begins_at_the_weights_that_were_loaded(trained: Path) -> None:
+    """Otherwise its first update would mix them with those that were drawn."""
+    gan = make_gan(optim=Optim(lookahead_steps=2))
+    start_from(gan, trained, with_optimizers=False)
+    assert gan.lookahead is not None
+    loaded = [weight.detach().clone() for weight in (*gan.weights_g, *gan.weights_d)]
+    gan.lookahead.step(0.5)
+    reset_accelerator()
+    assert all(map(torch.equal, (*gan.weights_g, *gan.weights_d), loaded))
 
 
 def test_first_layers_stay_frozen_on_any_number_of_ranks(

@@ -55,6 +55,8 @@ def start_from(gan: GAN, path: Path, *, with_optimizers: bool) -> Start:
             f"train.init_from={path}: no weight of its generator fits; "
             "train with the same networks.architecture, widths and image size"
         )
+    if gan.lookahead is not None:
+        gan.lookahead.restart()
     if with_optimizers:
         load_optimizers(gan, tensors, players, unfit, path)
     gan.is_calibrated = False
