@@ -11,8 +11,8 @@ from torch import Tensor
 
 from distgan.runtime.randomness import uniform
 
-MAX_SHIFT = 1 / 8  # as a fraction of the image's side
-HOLE = 1 / 2  # side of the square that is cut out, as a fraction of the image's side
+MAX_SHIFT = 1 / 8  # as a fraction of the image's side along that axis
+HOLE = 1 / 2  # side of the rectangle that is cut out, likewise
 
 
 def color(images: Tensor, draws: Tensor, chosen: Tensor) -> Tensor:
@@ -30,23 +30,34 @@ def color(images: Tensor, draws: Tensor, chosen: Tensor) -> Tensor:
 
 def translation(images: Tensor, draws: Tensor, chosen: Tensor) -> Tensor:
     """Shift by whole pixels, up to an eighth of the side in each direction, and fill with zeros."""
-    size = images.shape[-1]
+    height, width = images.shape[-2:]
+    down, across = moves(height, draws[:, 0], chosen), moves(width, draws[:, 1], chosen)
+    return down.mT.to(images.dtype) @ images @ across.to(images.dtype)
+
+
+def moves(size: int, draws: Tensor, chosen: Tensor) -> Tensor:
+    """Return bool [B, 1, size, size]: whether a source row (or column) moves to a target one."""
     max_shift = int(size * MAX_SHIFT + 0.5)
-    shifts = ((draws[:, :2] * (2 * max_shift + 1)).floor() - max_shift) * chosen[:, None]
-    pixels = torch.arange(size, device=images.device)
-    # [B, 2, size, size]: one where a source row (or column) moves to a target row (or column).
-    moves = (pixels[:, None] + shifts[:, :, None, None] == pixels).to(images.dtype)
-    down, across = moves[:, None, 0], moves[:, None, 1]
-    return down.mT @ images @ across
+    shifts = ((draws * (2 * max_shift + 1)).floor() - max_shift) * chosen
+    pixels = torch.arange(size, device=draws.device)
+    return pixels[:, None] + shifts[:, None, None, None] == pixels
 
 
 def cutout(images: Tensor, draws: Tensor, chosen: Tensor) -> Tensor:
-    """Set a square of half the side to zero. Its centre may be anywhere in the image."""
-    size = images.shape[-1]
-    pixels = torch.arange(size, device=images.device) + 0.5
-    inside = (pixels - (draws[:, :2] * size)[:, :, None]).abs() < size * HOLE / 2
-    hole = inside[:, 0, :, None] & inside[:, 1, None, :] & chosen[:, None, None]
+    """Set a rectangle of half the height and half the width to zero.
+
+    Its centre may be anywhere in the image.
+    """
+    height, width = images.shape[-2:]
+    rows, columns = covered(height, draws[:, 0]), covered(width, draws[:, 1])
+    hole = rows[:, :, None] & columns[:, None, :] & chosen[:, None, None]
     return images * ~hole[:, None]
+
+
+def covered(size: int, draws: Tensor) -> Tensor:
+    """Return bool [B, size]: which rows (or columns) are cut out."""
+    pixels = torch.arange(size, device=draws.device) + 0.5
+    return (pixels - (draws * size)[:, None]).abs() < size * HOLE / 2
 
 
 # By the names in `loss.augment`. Each takes images [B, C, H, W], draws [B, 3 or more] from U(0, 1),

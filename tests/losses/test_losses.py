@@ -177,6 +177,21 @@ def test_cutout_blanks_a_square_of_half_the_side() -> None:
     assert cut[0, 0, 2:6, 2:6].sum() == 0
 
 
+def test_translation_moves_each_axis_of_an_oblong_image() -> None:
+    """The largest shifts of 32x48 pixels are 4 rows and 6 columns."""
+    images = torch.rand(1, 1, 32, 48)
+    moved = translation(images, torch.full((1, 2), 0.99), torch.tensor([True]))
+    torch.testing.assert_close(moved[..., 4:, 6:], images[..., :-4, :-6])
+    assert not moved[..., :4, :].any() and not moved[..., :6].any()
+
+
+def test_cutout_blanks_half_of_each_axis_of_an_oblong_image() -> None:
+    """A central hole in 8x12 pixels has 4 rows and 6 columns."""
+    cut = cutout(torch.ones(1, 1, 8, 12), torch.full((1, 2), 0.5), torch.tensor([True]))
+    assert cut.sum() == 8 * 12 - 4 * 6
+    assert cut[..., 2:6, 3:9].sum() == 0
+
+
 def test_color_changes_only_chosen_images() -> None:
     """Neutral draws change nothing; brightness adds up to 0.5 to the images that were chosen."""
     images = torch.rand(2, 3, 4, 4)
