@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distgan.config.monitoring import Thresholds
 from distgan.evaluation import distances, metrics
-from distgan.evaluation.metrics import Reference, Sample
+from distgan.evaluation.metrics import MetricSettings, Reference, Sample
 from distgan.runtime.distributed import World
 
 ALONE = World(0, 1)
@@ -60,6 +60,11 @@ def numbers_in(extractor_names: Sequence[str], names: Sequence[str]) -> tuple[in
     return tuple(list(extractor_names).index(name) for name in names)
 
 
+def fewest_images(settings: MetricSettings) -> int:
+    """Return the number of images that nearest neighbours need at least, in either set."""
+    return 2 * (max(settings.k_precision, settings.k_coverage) + 1)
+
+
 def measure_classes(
     sample: Sample, reference: Reference, of_sample: ClassLabels, real_labels: Tensor
 ) -> dict[int, dict[str, float]]:
@@ -67,8 +72,7 @@ def measure_classes(
 
     A class with too few images for nearest neighbours, in either set, is left out.
     """
-    settings, found = sample.settings, {}
-    fewest = 2 * (max(settings.k_precision, settings.k_coverage) + 1)
+    fewest, found = fewest_images(sample.settings), {}
     for number in range(len(of_sample.names)):
         fakes = (of_sample.labels == number).nonzero()[:, 0].to(sample.features.device)
         reals = (real_labels == number).nonzero()[:, 0].to(sample.features.device)

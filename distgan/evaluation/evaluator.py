@@ -12,16 +12,17 @@ from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES
 from distgan.config.schema import Evaluation, Thresholds
 from distgan.errors import UserError
 from distgan.evaluation.batch_diversity import BatchDiversity
-from distgan.evaluation.by_class import CLASSWISE_METRICS
+from distgan.evaluation.by_class import CLASSWISE_METRICS, count_labels, fewest_images
 from distgan.evaluation.evaluate import Result, check_names, evaluate
 from distgan.evaluation.extractors import Extractor, Inception, RandomConv
-from distgan.evaluation.metrics import measurable
+from distgan.evaluation.metrics import DEFAULT_SETTINGS, measurable
 from distgan.evaluation.probe import Probe, StackedProbe, probe_path
 from distgan.evaluation.reference import (
     PreparedReference,
     RealImages,
     check_enough,
     prepare_reference,
+    split_reals,
 )
 from distgan.evaluation.tracker import VerdictTracker, young_images
 from distgan.evaluation.verdict import Verdict
@@ -129,6 +130,8 @@ class Evaluator:
         )
         self.reals = real_images(reader, classes, num_samples=evaluation.num_samples, labels=labels)
         check_enough(self.reals.num_images, evaluation.num_samples)
+        if labels is not None and self.best_metric in CLASSWISE_METRICS:
+            check_classes(labels, self.reals, evaluation=evaluation, seed=seed)
         self.prepared: PreparedReference | None = None
         few = reader.gather_8_bits(np.arange(min(NUM_BATCH_REALS, reader.num_samples)))
         self.batch_diversity = BatchDiversity.of_reals(torch.from_numpy(few).float() / 127.5 - 1)
@@ -161,7 +164,7 @@ class Evaluator:
         """
         result = self.measure(generator, latent_dim)
         verdict = self.tracker.add_evaluation(result, images_seen=images_seen)
-        value = result.values[self.best_metric]
+        value = result.values.get(self.best_metric, math.nan)
         is_best = self.is_better(value)
         if is_best:
             self.best_value, self.best_images = value, images_seen
@@ -216,6 +219,23 @@ class Evaluator:
         """Restore what `state_dict` returned."""
         self.tracker.load_state_dict(state["monitor"])
         self.best_value, self.best_images = state["best_value"], state["best_images"]
+
+
+def check_classes(labels: Labels, reals: RealImages, *, evaluation: Evaluation, seed: int) -> None:
+    """Raise UserError if no class has enough images in an evaluation to be judged by itself."""
+    assert reals.class_labels is not None, "conditional generators need labelled reals"
+    reference = split_reals(reals.num_images, evaluation.num_samples, None, seed=0).reference
+    asked = spread_labels(torch.arange(len(reference)), labels.shares, seed=seed)
+    fakes, others = (
+        count_labels(each, len(labels.names)) for each in (asked, reals.class_labels(reference))
+    )
+    most, fewest = int(torch.minimum(fakes, others).max()), fewest_images(DEFAULT_SETTINGS)
+    if most < fewest:
+        raise UserError(
+            f"evaluation.best_metric={evaluation.best_metric} needs {fewest} images of a class per "
+            f"evaluation, and with evaluation.num_samples={evaluation.num_samples} no class has "
+            f"more than {most}; raise it, or leave evaluation.best_metric out"
+        )
 
 
 def name_of_best(name: str, extractor: Extractor, *, is_conditional: bool = False) -> str:

@@ -20,6 +20,7 @@ from distgan.evaluation import metrics
 from distgan.evaluation.by_class import (
     ClassLabels,
     count_labels,
+    fewest_images,
     measure_classes,
     numbers_in,
     pack,
@@ -177,8 +178,7 @@ def check_enough(
     num_images: int, num_samples: int, *, settings: MetricSettings = DEFAULT_SETTINGS
 ) -> None:
     """Raise UserError if there are too few images or samples for the metrics."""
-    fewest = 2 * (max(settings.k_precision, settings.k_coverage) + 1)
-    given = min(num_images, num_samples)
+    fewest, given = fewest_images(settings), min(num_images, num_samples)
     if given < fewest:
         raise UserError(
             f"{given} images are too few to evaluate with; at least {fewest} are needed"

@@ -13,6 +13,7 @@ from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.extractors import RandomConv
 from distgan.evaluation.reference import RealImages, prepare_reference
 from distgan.evaluation.verdict import assess
+from distgan.labels import class_labels
 from shards.format.index import read_index
 from shards.reader import ShardReader
 from tests.evaluation.sets import ALONE
@@ -32,9 +33,10 @@ class OneImage(nn.Module):
         return 0.001 * latents.unflatten(1, (1, 32, 32))
 
 
-def make_evaluator(shards: Path, **settings: object) -> Evaluator:
+def make_evaluator(shards: Path, *, conditional: bool = False, **settings: object) -> Evaluator:
+    reader = ShardReader(read_index(shards))
     return Evaluator(
-        ShardReader(read_index(shards)),
+        reader,
         evaluation=Evaluation(num_samples=12, **settings),  # type: ignore[arg-type]
         thresholds=Thresholds(),
         classes=None,
@@ -42,6 +44,7 @@ def make_evaluator(shards: Path, **settings: object) -> Evaluator:
         device=torch.device("cpu"),
         seed=0,
         total_images=1000,
+        labels=class_labels(reader, None) if conditional else None,
     )
 
 
@@ -73,6 +76,21 @@ def test_the_best_metric_is_measured_though_it_is_not_listed(shards: Path) -> No
 def test_a_best_metric_that_cannot_choose_is_refused(shards: Path, metric: str) -> None:
     with pytest.raises(UserError, match=f"best_metric={metric} .* choose from quality/frechet"):
         make_evaluator(shards, best_metric=metric)
+
+
+def test_a_metric_of_classes_that_are_all_too_small_is_refused(shards: Path) -> None:
+    """The fixture has two classes, with 6 images each in an evaluation."""
+    with pytest.raises(UserError, match=r"class_frechet needs 12 images .* more than [67]; raise"):
+        make_evaluator(shards, conditional=True, best_metric="quality/class_frechet")
+
+
+def test_a_best_metric_that_was_not_measured_chooses_nothing(shards: Path) -> None:
+    """As one of classes, if too few images of each were generated."""
+    evaluator = make_evaluator(shards)
+    evaluator.best_metric = "quality/class_frechet"
+    _, _, is_best = evaluator.evaluate(Noise(), 1024, images_seen=1)
+    assert not is_best
+    assert evaluator.best_value is None
 
 
 def test_an_unknown_metric_is_refused(shards: Path) -> None:
