@@ -47,12 +47,13 @@ class DifferentiableAdam:
 
 
 def count_steps(moments: Moments) -> Tensor:
-    """Return the optimizer's number of steps, as a tensor.
+    """Return the number of steps behind Adam's moments, as a tensor.
 
-    It is equal for all parameters. A Python number would make the host wait for a GPU.
+    It is equal for all parameters, and 0 for those of RMSprop, which also counts its steps. A
+    Python number would make the host wait for a GPU.
     """
     for state in moments.values():
-        if "step" in state:
+        if "exp_avg" in state:
             dtype = torch.float32 if state["step"].device.type == "mps" else torch.float64
             return state["step"].to(dtype)
     return torch.zeros((), dtype=torch.float64)

@@ -76,6 +76,18 @@ def test_steps_are_those_of_the_optimizer() -> None:
     torch.testing.assert_close(scene.unrolled(scene.fakes, "adam"), reached, rtol=1e-6, atol=0)
 
 
+def test_adam_after_steps_of_rmsprop_begins_with_its_first_step() -> None:
+    """The first step of Adam is as long as the learning rate, whatever the gradient."""
+    weight = nn.Parameter(torch.tensor([1.0]))
+    optimizer = torch.optim.RMSprop([weight], lr=1e-3)
+    for _ in range(100):
+        weight.grad = torch.ones(1)
+        optimizer.step()
+    step = DifferentiableAdam({"weight": optimizer.state[weight]}, betas=(0.5, 0.999))
+    stepped = step({"weight": torch.zeros(1)}, [torch.full((1,), 3.0)], lr=0.01)
+    assert stepped["weight"].item() == pytest.approx(-0.01)
+
+
 def test_unrolling_does_not_change_the_discriminator(gan: GAN) -> None:
     """Its parameters, norm statistics, gradients and optimizer stay the same to the last bit."""
     batches = [micro_batch(8)]
