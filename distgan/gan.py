@@ -28,7 +28,7 @@ from distgan.networks.conditioning import spread_labels
 from distgan.networks.ema import GeneratorEma, recalibrate_batch_norm
 from distgan.networks.generator_file import EMA_PREFIX
 from distgan.networks.sizes import image_size
-from distgan.optimizers import OPTIMIZERS, Lookahead
+from distgan.optimizers import OPTIMIZERS, Lookahead, set_hyperparameters
 from distgan.run.checkpoints import pack_optimizer, unpack_optimizer
 from distgan.runtime.compilation import EAGER, Compilation, choose_compilation
 from distgan.runtime.distributed import World, current_world, fix_gradient_buckets
@@ -90,14 +90,9 @@ class GAN:
     # ---------------------------------------------------------------------------------- training
 
     def set_optimizers(self, optim: Optim, *, lr_factor: float) -> None:
-        """Set learning rates (times the factor), betas and epsilon."""
+        """Set learning rates (times the factor) and all else that is not an optimizer's state."""
         for optimizer, lr in ((self.optimizer_g, optim.lr_g), (self.optimizer_d, optim.lr_d)):
-            for group in optimizer.optimizer.param_groups:
-                group["lr"] = lr * lr_factor
-                if "betas" in group:
-                    group["betas"] = tuple(optim.betas)
-                if "eps" in group:
-                    group["eps"] = optim.epsilon
+            set_hyperparameters(optimizer.optimizer, optim, lr=lr * lr_factor)
 
     def freeze_discriminator(self, frozen: bool) -> None:
         """Choose whether a backward computes and reduces the discriminator's gradients."""

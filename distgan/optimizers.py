@@ -48,6 +48,26 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "sgd": sgd,
 }
 
+
+def set_hyperparameters(optimizer: optim.Optimizer, settings: Optim, *, lr: float) -> None:
+    """Set the learning rate and all settings that this optimizer has, as if it were built anew."""
+    momentum, alpha = settings.betas
+    values = {
+        "lr": lr,
+        "betas": (momentum, alpha),
+        "momentum": momentum,
+        "alpha": alpha,
+        "eps": settings.epsilon,
+        "weight_decay": settings.weight_decay,
+    }
+    for group in optimizer.param_groups:
+        group.update({name: value for name, value in values.items() if name in group})
+    if momentum and isinstance(optimizer, optim.RMSprop):
+        for state in optimizer.state.values():  # made without momentum, they have no such buffer
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(state["square_avg"])
+
+
 SCHEDULES: dict[str, Callable[[float], float]] = {  # progress in [0, 1] -> factor from 1 to 0
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from distgan.config.schema import Loss, Optim, Train
-from distgan.optimizers import OPTIMIZERS, Lookahead, lr_schedule, penalty_scale
+from distgan.optimizers import (
+    OPTIMIZERS,
+    Lookahead,
+    lr_schedule,
+    penalty_scale,
+    set_hyperparameters,
+)
 from distgan.run.checkpoints import pack_optimizer, unpack_optimizer
 from distgan.runtime.accelerator import build_accelerator, reset_accelerator
 from tests.small_gan import make_gan
@@ -81,6 +87,39 @@ def test_optimizer_resumes_bit_identically(name: str) -> None:
     unpack_optimizer("optimizer", second_optimizer, tensors, plain)
     train(second, second_optimizer, range(2, 4))
     assert torch.equal(whole.weight, second.weight)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_new_settings_replace_those_of_a_loaded_optimizer(name: str) -> None:
+    """Loading also brings the old run's weight decay, momentum and decay rates along."""
+    weight = nn.Parameter(torch.ones(2))
+    old = OPTIMIZERS[name]([weight], Optim(name=name, weight_decay=0.1), fused=False)
+    settings = Optim(name=name, betas=(0.25, 0.75), weight_decay=0.01, epsilon=1e-6)
+    new = OPTIMIZERS[name]([weight], settings, fused=False)
+    set_hyperparameters(new, settings, lr=0.5)
+    expected = new.state_dict()["param_groups"]
+    assert expected != old.state_dict()["param_groups"]
+    new.load_state_dict(old.state_dict())
+    set_hyperparameters(new, settings, lr=0.5)
+    assert new.state_dict()["param_groups"] == expected
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop"])
+def test_momentum_can_begin_after_the_first_step(name: str) -> None:
+    """As after a rollback with a remedy: the second of two equal steps is longer for it."""
+    lengths = []
+    for momentum in (0.0, 0.5):
+        weight = nn.Parameter(torch.zeros(1))
+        settings = Optim(name=name, betas=(0.0, 0.5))
+        optimizer = OPTIMIZERS[name]([weight], settings, fused=False)
+        for beta in (0.0, momentum, momentum):
+            before = weight.item()
+            settings = Optim(name=name, betas=(beta, 0.5))
+            set_hyperparameters(optimizer, settings, lr=0.1)
+            weight.grad = torch.ones(1)
+            optimizer.step()
+        lengths.append(abs(weight.item() - before))
+    assert lengths[1] > 1.2 * lengths[0]
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "rmsprop"])
