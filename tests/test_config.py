@@ -170,6 +170,10 @@ def test_choices_of_settings_are_the_keys_of_registries() -> None:
     [
         (["loss.r1=1"], "add networks.discriminator_norm=none"),
         (["loss.label_smoothing=0.1", "loss.adversarial=hinge"], "use it with bce or lsgan"),
+        (
+            ["loss.augment_target=0.6"],
+            """set 'loss.augment=["color","translation","cutout"]' too""",
+        ),
         (["loss.augment=blur"], "loss.augment='blur': input should be a valid tuple"),
         (
             ['loss.augment=["blur"]'],

@@ -257,3 +257,12 @@ class Loss(Section):
                 "has no targets to smooth; use it with bce or lsgan"
             )
         return self
+
+    @model_validator(mode="after")
+    def check_augment_target(self) -> "Loss":
+        if self.augment_target is not None and not self.augment:
+            raise ValueError(
+                f"loss.augment_target={self.augment_target:g} has no augmentation to adapt; "
+                """set 'loss.augment=["color","translation","cutout"]' too"""
+            )
+        return self
