@@ -244,7 +244,7 @@ def generator_losses(
     elif not loss.unroll_steps:
         logits = gan.raw_discriminator(fakes, *batch.condition)
     if weights.mode_seeking:
-        term = mode_seeking(images, batch.reals, batch.latents)
+        term = mode_seeking(images, batch.reals, batch.latents, *batch.condition)
         terms["mode_seeking"] = weights.mode_seeking * term
     if loss.unroll_steps:
         return unrolled_loss(gan, reals, fakes, *batch.condition, loss=loss), terms

@@ -11,7 +11,7 @@ from PIL import Image
 
 import distgan.draws
 from distgan.config.load import load_config
-from distgan.config.schema import Config, Loss, Networks, Train
+from distgan.config.schema import Config, Diversity, Loss, Networks, Train
 from distgan.data import MicroBatch, TrainingBatches, open_dataset
 from distgan.errors import UserError
 from distgan.gan import GAN, build_gan
@@ -21,7 +21,7 @@ from distgan.networks.build import build_discriminator, build_generator
 from distgan.networks.conditioning import ConditionalNorm, set_label_strength, spread_labels
 from distgan.networks.ema import recalibrate_batch_norm
 from distgan.runtime.accelerator import build_accelerator, reset_accelerator
-from distgan.steps import discriminate, weighted_penalties
+from distgan.steps import discriminate, generator_losses, weighted_penalties
 from shards.pack import pack
 from shards.reader import ShardReader
 from tests.test_resume import pack_noise
@@ -225,6 +225,15 @@ def test_one_forward_of_reals_and_fakes_equals_two(conditional_gan: GAN) -> None
     logits = discriminate(gan, batch.reals, fakes, batch.labels)
     for found, images in zip(logits, (batch.reals, fakes), strict=True):
         torch.testing.assert_close(found, gan.raw_discriminator(images, batch.labels))
+
+
+def test_mode_seeking_compares_fakes_of_one_class(conditional_gan: GAN) -> None:
+    """The term is largest for fakes that depend on their labels alone."""
+    batch, loss = batch_of(8), Loss(diversity=Diversity(mode_seeking=1.0))
+    assert batch.labels is not None
+    fakes = batch.labels[:, None, None, None].expand(-1, 3, 32, 32) - 1.0
+    _, terms = generator_losses(conditional_gan, batch, fakes, loss=loss)
+    assert terms["mode_seeking"].item() == pytest.approx(1)
 
 
 def test_norm_statistics_are_those_of_the_training_mix(conditional_gan: GAN) -> None:

@@ -122,6 +122,36 @@ def test_mode_seeking_falls_as_fakes_vary_more() -> None:
     assert torch.isfinite(fakes.grad).all()
 
 
+def test_mode_seeking_sees_a_collapse_within_classes() -> None:
+    """Fakes that depend on their labels alone differ from class to class, which is no diversity."""
+    labels = torch.arange(4 * GROUP) % 3
+    fakes = labels[:, None, None, None].expand(-1, 1, 2, 2) / 2 - 0.5
+    reals, latents = torch.rand(4 * GROUP, 1, 2, 2), torch.randn(4 * GROUP, 6)
+    assert mode_seeking(fakes, reals, latents, labels).item() == pytest.approx(1)
+    assert mode_seeking(fakes, reals, latents).item() < 0.7
+
+
+def test_mode_seeking_is_a_half_if_fakes_of_a_class_differ_as_its_reals_do() -> None:
+    """The distance between classes, which is larger, does not count."""
+    labels = torch.arange(2 * GROUP) // 2 % 2
+    latents = torch.zeros(2 * GROUP, GROUP)
+    latents[torch.arange(2 * GROUP), torch.arange(2 * GROUP) % GROUP] = 1
+    latents *= GROUP / 2 * 2 / math.sqrt(math.pi)  # so that all distances in a group are typical
+    images = torch.eye(GROUP).repeat(2, 1)[:, None, :, None] + 9 * labels[:, None, None, None]
+    term = mode_seeking(images, images, latents, labels)
+    assert term.item() == pytest.approx(0.5, abs=1e-6)
+
+
+def test_mode_seeking_is_zero_if_all_labels_differ() -> None:
+    """No two images can be compared, and no gradient flows to them."""
+    fakes = torch.rand(GROUP, 1, 2, 2, requires_grad=True)
+    reals, latents = torch.rand(GROUP, 1, 2, 2), torch.randn(GROUP, 4)
+    term = mode_seeking(fakes, reals, latents, torch.arange(GROUP))
+    term.backward()
+    assert term.item() == 0
+    assert torch.equal(fakes.grad, torch.zeros_like(fakes))
+
+
 def test_feature_distance_is_zero_from_the_distance_of_reals_on() -> None:
     """1 if all fakes are equal, 1/2 at half the distance of reals, 0 at larger distances."""
     reals = torch.randn(3 * GROUP, 5)
@@ -152,6 +182,21 @@ def test_groups_do_not_depend_on_the_split() -> None:
         ),
     ):
         torch.testing.assert_close(whole, torch.stack(parts).mean())
+
+
+def test_groups_with_labels_do_not_depend_on_the_split() -> None:
+    """Also if the parts have different numbers of images with equal labels."""
+    draw = torch.Generator().manual_seed(0)
+    fakes, reals = torch.rand(2, 4 * GROUP, 3, 4, 4, generator=draw)
+    latents = torch.randn(4 * GROUP, 6, generator=draw)
+    labels = torch.randint(0, 5, (4 * GROUP,), generator=draw)
+    labels[:GROUP] = torch.arange(GROUP)
+    whole = mode_seeking(fakes, reals, latents, labels)
+    parts = [
+        mode_seeking(*part)
+        for part in zip(*(each.chunk(2) for each in (fakes, reals, latents, labels)), strict=True)
+    ]
+    torch.testing.assert_close(whole, torch.stack(parts).mean())
 
 
 def test_translation_moves_whole_images() -> None:
