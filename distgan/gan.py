@@ -63,9 +63,12 @@ class GAN:
     compilation: Compilation
     weights_g: list[Tensor]
     weights_d: list[Tensor]  # without frozen ones
-    images_are_independent: bool  # whether no layer of the discriminator mixes a batch's images
-    # Whether the generator's step takes reals and fakes in one forward. It launches fewer kernels,
-    # but also computes gradients of the reals, which make the step of a CPU 5 to 10 % slower.
+    # Whether the discriminator's step takes reals and fakes in one forward: if no layer
+    # `depends_on_forwards`. Those of minibatch standard deviation and packing do not: the groups of
+    # images that they mix are all real or all fake.
+    joins_forwards: bool
+    # Whether the generator's step does so, too. It launches fewer kernels, but also computes
+    # gradients of the reals, which make the step of a CPU 5 to 10 % slower.
     compares_in_one_forward: bool
     is_calibrated: bool = False  # whether batch norm statistics belong to the current weights
 
@@ -319,7 +322,7 @@ def prepare_gan(
         if hasattr(network, "broadcast_buffers"):  # DDP; `recalibrate_batch_norm` broadcasts them
             network.broadcast_buffers = False
         fix_gradient_buckets(network)
-    independent = not any(map(depends_on_forwards, discriminator.modules()))
+    joins_forwards = not any(map(depends_on_forwards, discriminator.modules()))
     gan = GAN(
         accelerator=accelerator,
         world=current_world(),
@@ -337,8 +340,8 @@ def prepare_gan(
         compilation=compilation,
         weights_g=list(generator.parameters()),
         weights_d=[weight for weight in discriminator.parameters() if weight.requires_grad],
-        images_are_independent=independent,
-        compares_in_one_forward=independent and accelerator.device.type != "cpu",
+        joins_forwards=joins_forwards,
+        compares_in_one_forward=joins_forwards and accelerator.device.type != "cpu",
     )
     gan.set_optimizers(optim, lr_factor=1.0)
     return gan

@@ -164,9 +164,9 @@ def discriminate(
 ) -> tuple[Tensor, Tensor]:
     """Return the logits of reals and of fakes, which have the same labels if there are any.
 
-    One forward takes both, unless batch norm has to see them apart.
+    One forward takes both, unless its result would differ from that of two.
     """
-    if gan.images_are_independent:
+    if gan.joins_forwards:
         return in_one_forward(gan.discriminator, reals, fakes, *condition)
     return gan.discriminator(reals, *condition), gan.discriminator(fakes, *condition)
 

@@ -220,7 +220,7 @@ def test_penalties_are_of_each_image_with_its_label(conditional_gan: GAN) -> Non
 def test_one_forward_of_reals_and_fakes_equals_two(conditional_gan: GAN) -> None:
     """Fakes have the labels of the reals at their places."""
     gan, batch = conditional_gan, batch_of(4)
-    assert batch.labels is not None and gan.images_are_independent
+    assert batch.labels is not None and gan.joins_forwards
     fakes = batch.reals.flip(0)
     logits = discriminate(gan, batch.reals, fakes, batch.labels)
     for found, images in zip(logits, (batch.reals, fakes), strict=True):

@@ -116,15 +116,22 @@ def test_one_forward_of_reals_and_fakes_equals_two(gan: GAN) -> None:
     """Without batch norm the discriminator's gradients do not depend on the number of forwards."""
     AcceleratorState._reset_state(True)
     gradients = []
-    for independent in (True, False):
+    for joined in (True, False):
         other = make_gan(discriminator_norm="none", minibatch_stddev=4)
-        assert other.images_are_independent
-        other.images_are_independent = independent
+        assert other.joins_forwards
+        other.joins_forwards = joined
         discriminator_step(other, [micro_batch(8)], loss=Loss(), penalty_scale=0, keep_graph=False)
         gradients.append([weight.grad for weight in other.weights_d])
         AcceleratorState._reset_state(True)
     torch.testing.assert_close(*gradients)
-    assert not gan.images_are_independent
+    assert not gan.joins_forwards
+
+
+def test_spectral_norm_takes_two_forwards() -> None:
+    """It does one step of power iteration per forward, which joining them would leave out."""
+    gan = make_gan(discriminator_norm="spectral")
+    AcceleratorState._reset_state(True)
+    assert not gan.joins_forwards
 
 
 def test_one_forward_in_the_generators_step_equals_two() -> None:
