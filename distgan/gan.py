@@ -29,12 +29,11 @@ from distgan.networks.ema import GeneratorEma, recalibrate_batch_norm
 from distgan.networks.generator_file import EMA_PREFIX
 from distgan.networks.sizes import image_size
 from distgan.optimizers import OPTIMIZERS, Lookahead, set_hyperparameters
-from distgan.run.checkpoints import pack_optimizer, unpack_optimizer
+from distgan.run.checkpoints import pack_optimizer, unpack_optimizer, with_current_names
 from distgan.runtime.compilation import EAGER, Compilation, choose_compilation
 from distgan.runtime.distributed import World, current_world, fix_gradient_buckets
 from distgan.runtime.randomness import normal
 
-OLD_HEAD, HEAD = "discriminator.judge.", "discriminator.head."
 NUM_CALIBRATION_LATENTS = 1024  # for the batch norm statistics of the averaged generator
 
 
@@ -159,8 +158,8 @@ class GAN:
         return tensors, plain
 
     def load_state(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-        """Restore what `state` returned. Reads the discriminator head's old name, too."""
-        tensors = {name.replace(OLD_HEAD, HEAD, 1): tensor for name, tensor in tensors.items()}
+        """Restore what `state` returned, also under the names of older versions."""
+        tensors = with_current_names(tensors)
         for prefix, network in self.networks().items():
             own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             network.load_state_dict(own)

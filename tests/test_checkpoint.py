@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from distgan.gan import GAN, HEAD, OLD_HEAD
+from distgan.gan import GAN
 from distgan.networks.generator_file import checkpoint_folders
 from distgan.run import checkpoints
-from distgan.run.checkpoints import CheckpointError
+from distgan.run.checkpoints import HEAD, OLD_HEAD, CheckpointError
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3, dtype=torch.int64)}
 

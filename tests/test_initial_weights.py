@@ -15,7 +15,7 @@ from distgan.config.load import load_config
 from distgan.config.schema import Optim
 from distgan.errors import UserError
 from distgan.gan import GAN
-from distgan.run.checkpoints import list_checkpoints, load, save
+from distgan.run.checkpoints import HEAD, OLD_HEAD, list_checkpoints, load, save
 from distgan.run.initial_weights import start_from
 from distgan.runtime.accelerator import reset_accelerator
 from shards.pack import pack
@@ -60,6 +60,19 @@ def test_weights_come_from_a_run_a_checkpoint_or_a_file(
     file = Path(origin["file"])
     assert file.is_relative_to(paths[place])
     assert origin["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_the_head_of_an_older_version_is_taken_over(
+    trained: Path, tmp_path: Path, gan: GAN
+) -> None:
+    """With its optimizer's state, though its weights were called `judge`."""
+    tensors, contents = load(list_checkpoints(trained / "checkpoints")[-1])
+    old = {name.replace(HEAD, OLD_HEAD): tensor for name, tensor in tensors.items()}
+    path = save(tmp_path, images_seen=12, tensors=old, state={"players": contents["players"]})
+    notes, _ = start_from(gan, path, with_optimizers=True)
+    assert torch.equal(gan.raw_discriminator.head.weight, tensors[f"{HEAD}weight"])
+    assert gan.optimizer_d.optimizer.state[gan.raw_discriminator.head.weight]
+    assert notes == [f"started from {path}"]
 
 
 def test_lookahead_begins_at_the_weights_that_were_loaded(trained: Path) -> None:

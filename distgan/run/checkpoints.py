@@ -23,6 +23,7 @@ from shards.files import sync_path
 
 FORMAT = "distgan-checkpoint/1"
 FILES = ("tensors.safetensors", "state.json")  # those listed in the manifest
+OLD_HEAD, HEAD = "discriminator.judge.", "discriminator.head."
 Tensors = dict[str, Tensor]
 
 
@@ -110,6 +111,11 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise UserError(
             f"cannot read the checkpoint {path}: {first_line(error)}; try again when it can be read"
         ) from None
+
+
+def with_current_names(tensors: Tensors) -> Tensors:
+    """Return the tensors of a checkpoint, perhaps of an older version, by the names used now."""
+    return {name.replace(OLD_HEAD, HEAD, 1): tensor for name, tensor in tensors.items()}
 
 
 def damaged(path: Path, why: str) -> CheckpointError:

@@ -10,7 +10,14 @@ from distgan.errors import UserError
 from distgan.gan import GAN
 from distgan.networks.generator_file import EMA_PREFIX
 from distgan.run.checkpointer import broadcast_tensors
-from distgan.run.checkpoints import Tensors, describe, list_checkpoints, load, unpack_optimizer
+from distgan.run.checkpoints import (
+    Tensors,
+    describe,
+    list_checkpoints,
+    load,
+    unpack_optimizer,
+    with_current_names,
+)
 from distgan.text import first_line
 
 NETWORK_OF_OPTIMIZER = {"optimizer_g": "generator.", "optimizer_d": "discriminator."}
@@ -88,8 +95,10 @@ def read_weights(path: Path) -> Weights:
         [path] if (path / "manifest.json").exists() else list_checkpoints(path / "checkpoints")
     )
     if checkpoints:
-        tensors, contents = load(checkpoints[-1])
-        return Weights(checkpoints[-1] / "tensors.safetensors", tensors, contents["players"])
+        newest = checkpoints[-1]
+        tensors, contents = load(newest)
+        named = with_current_names(tensors)
+        return Weights(newest / "tensors.safetensors", named, contents["players"])
     if (path / "generator.safetensors").exists():
         return read_weights(path / "generator.safetensors")
     raise UserError(
