@@ -6,7 +6,6 @@ that one integer. A run can therefore resume exactly, and is the same on any num
 """
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,18 @@ from distgan.config.load import with_overrides
 from distgan.config.schema import Config
 from distgan.data import TrainingBatches
 from distgan.gan import build_gan, generator_spec
-from distgan.images import is_whole_image, save_grid
-from distgan.networks.generator_file import is_generator, save_generator
+from distgan.networks.generator_file import is_generator
 from distgan.reporting.console import say, say_in_terminal, show_table
 from distgan.reporting.metrics import RunningMeans
-from distgan.reporting.run_logger import REALS_FILE, RunLogger
-from distgan.run.checkpointer import Checkpointer, facts_for_verdicts
+from distgan.reporting.run_logger import RunLogger
+from distgan.run.checkpointer import Checkpointer
 from distgan.run.clusters import write_clusters
 from distgan.run.collapse import Reaction, react, reason_to_stop
 from distgan.run.files import read_status
 from distgan.run.folder import FINISHED_STATES, RunFolder, explained
 from distgan.run.forecast import StepClock, describe_disk, describe_duration
 from distgan.run.initial_weights import start_from
+from distgan.run.outputs import restore_reals, write_generator
 from distgan.run.preflight import (
     check_agreement,
     check_batch,
@@ -34,8 +33,7 @@ from distgan.run.preflight import (
     settings_for,
     start_table,
 )
-from distgan.run.reporter import Reporter, first_reals
-from distgan.run.sample_grid import grid_columns
+from distgan.run.reporter import Reporter
 from distgan.run.schedule import Schedule
 from distgan.run.session import build_evaluator, open_session, recorded_outcome
 from distgan.runtime.distributed import launched_world_size
@@ -287,9 +285,8 @@ class Trainer:
         )
         if reaction is Reaction.ROLL_BACK:
             self.roll_back(str(verdict))
-        if reaction is Reaction.STOP:
-            return reason_to_stop(verdict, rollbacks=state.rollbacks)
-        return None
+        stops = reaction is Reaction.STOP
+        return reason_to_stop(verdict, rollbacks=state.rollbacks) if stops else None
 
     def roll_back(self, verdict: str) -> None:
         """Restore the last healthy checkpoint and apply `collapse.remedy`."""
@@ -325,7 +322,7 @@ class Trainer:
         if collapse is not None:
             outcome, reason = "collapsed", collapse
         elif interrupted:
-            outcome, reason = "preempted", self.interruption()
+            outcome, reason = "preempted", self.interrupt.describe_saving()
         reporter = self.reporter
         self.logger.time_table(
             reporter.maintenance_sec,
@@ -337,30 +334,17 @@ class Trainer:
 
     def write_generator(self, folder: RunFolder) -> None:
         """Write the averaged generator to the run folder."""
-        facts = {
-            "images_seen": self.state.images_seen,
-            **facts_for_verdicts(self.evaluator.tracker),
-            "dataset": self.session.fingerprint,
-            "weights": "moving average",
-        }
-        with explained(folder.path):
-            save_generator(self.gan.ema.generator, self.gan.spec, folder.path, facts=facts)
+        write_generator(
+            folder,
+            self.session,
+            gan=self.gan,
+            tracker=self.evaluator.tracker,
+            images_seen=self.state.images_seen,
+        )
 
     def restore_outputs(self) -> None:
         """Write the generator and the real images of a finished run again if they are damaged."""
-        if self.folder is None:
-            return
-        if not is_generator(self.folder.path):
-            self.write_generator(self.folder)
-        reals = self.folder.samples / REALS_FILE
-        if not is_whole_image(reals):
-            with explained(self.folder.path):
-                labels = self.session.labels
-                images = first_reals(self.reader, labels)
-                save_grid(images, reals, columns=grid_columns(labels))
-
-    def interruption(self) -> str:
-        """Say which signal interrupted the run and how long saving took."""
-        seconds = time.monotonic() - self.interrupt.since if self.interrupt.raised else 0.0
-        name = self.interrupt.signal_name or "a signal on another rank"
-        return f"interrupted by {name}, saved {seconds:.1f} s later"
+        if self.folder is not None:
+            if not is_generator(self.folder.path):
+                self.write_generator(self.folder)
+            restore_reals(self.folder, self.session)

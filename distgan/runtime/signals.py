@@ -40,6 +40,12 @@ class Interrupt:
             self.since = time.monotonic()
             self.signal_name = signal.Signals(number).name
 
+    def describe_saving(self) -> str:
+        """Say which signal interrupted a run that is saved now, and how long saving took."""
+        seconds = time.monotonic() - self.since if self.raised else 0.0
+        name = self.signal_name or "a signal on another rank"
+        return f"interrupted by {name}, saved {seconds:.1f} s later"
+
     def ignore(self) -> None:
         """Ignore the signals from now on: all work is saved, and the exit code must say so."""
         for number in self.SIGNALS:
