@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
+
+MOST = 2**53
 
 
 def setting(
@@ -24,3 +27,11 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*")
+    @classmethod
+    def check_size(cls, value: Any) -> Any:
+        """Refuse numbers that neither floats nor tensors can hold."""
+        if isinstance(value, int) and abs(value) > MOST:
+            raise PydanticCustomError("too_large", "is too large")
+        return value
