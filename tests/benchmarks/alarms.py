@@ -10,31 +10,23 @@ healthy      small networks with the settings of `cifar10-strong`
 complete     the generator learns fast, the discriminator too slowly
 partial      a generator of half of the classes goes on with all of them, but hardly learns
 winning      a healthy run goes on with a fast discriminator and a generator that hardly learns
-memorising   wider networks are trained for longer on the first 30 digits, in the digits' features
 diverged     learning rates of 10
 
 Whether a run has the trouble that its settings should cause is decided by its classes, coverage,
-accuracies, losses and pixels, not by the verdict. Any verdict of trouble, at any time, is an alarm.
+accuracies and losses, not by the verdict. Any verdict of trouble, at any time, is an alarm.
 """
 
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
-import torch
-
 from distgan.evaluation.probe import probe_path
-from distgan.networks.generator_file import load_generator
 from distgan.run.files import read_rows
 from shards.format.index import read_index
-from shards.pack import pack
-from shards.reader import ShardReader
-from shards.sources.official import ArraySource, open_digits
 from tests.benchmarks.common import command_line, distgan, machine, train
 
 SHARED = (
@@ -49,8 +41,6 @@ KINDS: dict[str, tuple[str, ...]] = {
     "complete": (*PLAIN, "optim.lr_g=1e-3", "optim.lr_d=1e-4"),
     "partial": ("optim.lr_g=1e-6", "optim.lr_d=1e-6"),
     "winning": (*PLAIN, "optim.lr_g=1e-6", "optim.lr_d=2e-3", "optim.schedule=constant"),
-    "memorising": ("networks.generator_width=32", "networks.discriminator_width=32",
-                   "train.kimg=40"),
     "diverged": ("loss.adversarial=wasserstein", "loss.r1=0", "loss.r2=0",
                  "optim.lr_g=10", "optim.lr_d=10"),
 }  # fmt: skip
@@ -61,10 +51,8 @@ RIGHT = {
     "complete": ("complete collapse", "partial collapse"),
     "partial": ("partial collapse",),
     "winning": ("unbalanced",),
-    "memorising": ("memorising",),
     "diverged": ("diverged",),
 }
-NUM_FEW = 30  # images that are learned by heart
 FEATURES = {"labelled": "probe", "unlabelled": "random"}
 NO_TROUBLE = ("healthy", "learning")
 
@@ -88,31 +76,11 @@ def run(folder: Path, name: str, *, features: str, seed: int) -> None:
     start = []
     if name in BEGINNINGS:
         start = [f"train.init_from={folder / features / f'{BEGINNINGS[name]}-{seed}'}"]
-    data, extractor = folder / "digits", FEATURES[features]
-    if name == "memorising":
-        data = folder / "few"
-        if extractor == "probe":  # of so few images there is none
-            extractor = str(probe_path(read_index(folder / "digits").fingerprint))
-    options = ("--data", data, "--run-dir", out, f"train.seed={seed}")
+    options = ("--data", folder / "digits", "--run-dir", out, f"train.seed={seed}")
+    extractor = f"evaluation.extractor={FEATURES[features]}"
     if not is_over(out):
         settings = HALF if name == "half" else KINDS[name]
-        wanted = f"evaluation.extractor={extractor}"
-        train(*SHARED, *settings, *start, *options, wanted, check=False)
-
-
-def pack_few(folder: Path) -> None:
-    """Pack the first digits only."""
-    digits = open_digits("train", None)
-    assert isinstance(digits, ArraySource)
-    few = replace(
-        digits,
-        names=digits.names[:NUM_FEW],
-        sizes=digits.sizes[:NUM_FEW],
-        labels=digits.labels[:NUM_FEW],
-        images=digits.images[:NUM_FEW],
-        digest=f"{NUM_FEW} of {digits.digest}",
-    )
-    pack(few, folder, workers=1)
+        train(*SHARED, *settings, *start, *options, extractor, check=False)
 
 
 def is_over(folder: Path) -> bool:
@@ -137,8 +105,6 @@ def has_trouble(kind: str, folder: Path) -> bool:
     rows = read_rows(folder / "metrics.jsonl")
     if kind == "diverged":
         return any(not math.isfinite(rows[-1][name]) for name in ("loss/d", "loss/g"))
-    if kind == "memorising":
-        return share_of_copies(folder) > 0.1
     evaluations = [row["values"] for row in read_rows(folder / "evaluations.jsonl")]
     last = evaluations[-1]
     if kind == "winning":
@@ -151,20 +117,6 @@ def has_trouble(kind: str, folder: Path) -> bool:
     if kind == "complete":
         return last["diversity/missing_classes"] >= 7 and last["quality/coverage"] < 0.1
     return last["diversity/missing_classes"] > 1 or last["quality/coverage"] < 0.2
-
-
-def share_of_copies(folder: Path) -> float:
-    """Return the fraction of 300 fakes that are copies of training images, by their pixels alone.
-
-    The nearest training image is at most half as far away as training images are from one another
-    at the median.
-    """
-    reader = ShardReader(read_index(folder.parents[1] / "few"))
-    images = reader.gather(np.arange(reader.num_samples))
-    reals = torch.from_numpy(images).flatten(1).float()
-    fakes = load_generator(folder).sample(300).flatten(1).float()
-    among = torch.cdist(reals, reals).fill_diagonal_(math.inf).amin(1)
-    return (torch.cdist(fakes, reals).amin(1) < among.median() / 2).float().mean().item()
 
 
 def table(found: dict[tuple[str, str], list[Outcome]]) -> list[str]:
@@ -200,7 +152,6 @@ def main() -> None:
     options = parser.parse_args()
     shards = options.folder / "digits"
     distgan("pack", "digits", shards)
-    pack_few(options.folder / "few")
     if not probe_path(read_index(shards).fingerprint).exists():
         distgan("probe", shards)
     wanted = [options.only] if options.only else list(FEATURES)
