@@ -90,8 +90,18 @@ def fuzz_section(rows: list[dict[str, Any]]) -> str:
     names = ("target", "minutes", "tried", "failed")
     lines = [f"| {' | '.join(str(row[name]) for name in names)} |" for row in rows]
     total = {name: sum(row[name] for row in rows) for name in names[1:]}
+    found = [findings(rows), ""] if any("found" in row for row in rows) else []
     last = f"| all | {total['minutes']:.0f} | {total['tried']} | {total['failed']} |"
-    return "\n".join([FUZZ_HEAD, *lines, last, "", measured(rows), "", ""])
+    return "\n".join([FUZZ_HEAD, *lines, last, "", *found, measured(rows), "", ""])
+
+
+def findings(rows: list[dict[str, Any]]) -> str:
+    """Return what rows say was found, as a list."""
+    return "\n".join(
+        textwrap.fill(f"- {finding}.", 120, subsequent_indent="  ")
+        for row in rows
+        for finding in row.get("found", ())
+    )
 
 
 def io_table(rows: Iterable[dict[str, Any]]) -> str:
@@ -125,12 +135,7 @@ def soak_section(soaks: list[dict[str, Any]]) -> str:
     return SOAK_TEXT.format(
         table="\n".join([SOAK_HEAD, *lines]),
         kinds=textwrap.fill(f"The faults were: {listed}.", 120),
-        found="\n".join(
-            textwrap.fill(f"- {finding}.", 120, subsequent_indent="  ")
-            for row in soaks
-            for finding in row.get("found", ())
-        )
-        or "Nothing.",
+        found=findings(soaks) or "Nothing.",
         measured=measured(soaks),
     )
 
