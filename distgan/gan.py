@@ -305,7 +305,8 @@ def prepare_gan(
     `loss.diversity.feature_distance` needs a discriminator that returns `with_features`.
     """
     generator, discriminator = (net.to(accelerator.device) for net in (generator, discriminator))
-    ema = GeneratorEma(generator, halflife_kimg=train.ema_halflife_kimg)
+    ramps_up = train.init_from is None
+    ema = GeneratorEma(generator, halflife_kimg=train.ema_halflife_kimg, ramps_up=ramps_up)
     skeleton = copy.deepcopy(discriminator).to("meta")
     for network in (generator, discriminator):
         compilation.compile(network)

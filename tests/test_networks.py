@@ -168,7 +168,7 @@ def test_draws_depend_on_the_position() -> None:
 
 
 def test_ema_moves_halfway_in_its_halflife() -> None:
-    """Early in training the half-life is 1/20 of the images seen."""
+    """Early in training the half-life is 1/20 of the images seen, unless weights were loaded."""
     spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=7)
     raw = build_generator(spec, seed=0)
     ema = GeneratorEma(raw, halflife_kimg=1.0)
@@ -180,6 +180,10 @@ def test_ema_moves_halfway_in_its_halflife() -> None:
     young = GeneratorEma(build_generator(spec, seed=0), halflife_kimg=1.0)
     young.update(list(raw.parameters()), batch_size=100, images_seen=2_000)
     torch.testing.assert_close(young.generator.project.weight, (start + 1.0) / 2)
+    trained = GeneratorEma(build_generator(spec, seed=0), halflife_kimg=1.0, ramps_up=False)
+    for _ in range(10):
+        trained.update(list(raw.parameters()), batch_size=100, images_seen=2_000)
+    torch.testing.assert_close(trained.generator.project.weight, (start + 1.0) / 2)
 
 
 def test_recalibrated_statistics_are_those_of_the_latents() -> None:

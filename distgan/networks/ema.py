@@ -10,22 +10,27 @@ import copy
 import torch
 from torch import Tensor, nn
 
-# The half-life is at most this fraction of the images seen (Karras et al. 2020, StyleGAN2-ADA).
+# The half-life is at most this fraction of the images seen, so that the drawn weights are forgotten
+# (Karras et al. 2020, StyleGAN2-ADA, which has no such ramp either if weights were loaded).
 RAMP_UP = 0.05
 
 
 class GeneratorEma:
     """A moving average of the generator's weights; its network is always in eval mode."""
 
-    def __init__(self, generator: nn.Module, *, halflife_kimg: float) -> None:
+    def __init__(
+        self, generator: nn.Module, *, halflife_kimg: float, ramps_up: bool = True
+    ) -> None:
         self.generator = copy.deepcopy(generator).eval().requires_grad_(False)
         self.parameters: list[Tensor] = list(self.generator.parameters())
-        self.halflife_images = halflife_kimg * 1000
+        self.halflife_images, self.ramps_up = halflife_kimg * 1000, ramps_up
 
     @torch.no_grad()
     def update(self, weights: list[Tensor], *, batch_size: int, images_seen: int) -> None:
         """Move toward the generator's weights after a step of `batch_size` images."""
-        halflife = min(self.halflife_images, images_seen * RAMP_UP)
+        halflife = self.halflife_images
+        if self.ramps_up:
+            halflife = min(halflife, images_seen * RAMP_UP)
         toward_raw = 1.0 - 0.5 ** (batch_size / halflife) if halflife > 0 else 1.0
         torch._foreach_lerp_(self.parameters, weights, weight=toward_raw)
 
