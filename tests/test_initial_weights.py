@@ -107,6 +107,13 @@ def test_first_layers_stay_frozen_on_any_number_of_ranks(
     assert any(str(trained) in event["what"] for event in events)
 
 
+def test_layers_that_were_drawn_are_not_frozen(shards: Path, trained: Path, tmp_path: Path) -> None:
+    """A file with a generator has no trained layers of a discriminator to keep."""
+    start = f"train.init_from={str(trained / 'generator.safetensors')!r}"
+    with pytest.raises(AssertionError, match=r"no fitting layers\.0\.(bias|weight); leave it out"):
+        run_world(1, train_run, shards, tmp_path / "run", [start, "train.freeze_d=2"])
+
+
 def test_a_run_with_frozen_layers_resumes_bit_identically(
     shards: Path, trained: Path, tmp_path: Path
 ) -> None:

@@ -62,6 +62,12 @@ def start_from(gan: GAN, path: Path, *, with_optimizers: bool) -> Start:
             f"train.init_from={path}: no weight of its generator fits; "
             "train with the same networks.architecture, widths and image size"
         )
+    frozen = {n for n, p in gan.raw_discriminator.named_parameters() if not p.requires_grad}
+    if missing := sorted(frozen & set(unfit["discriminator."])):
+        raise UserError(
+            f"train.freeze_d keeps layers of the discriminator, and {path} has no fitting "
+            f"{missing[0]}; leave it out, or start from a run with the same discriminator"
+        )
     if gan.lookahead is not None:
         gan.lookahead.restart()
     if with_optimizers:
