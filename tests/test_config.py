@@ -186,6 +186,8 @@ def test_choices_of_settings_are_the_keys_of_registries() -> None:
             "discriminator_init=he works with networks.architecture=dcgan only",
         ),
         (["networks.discriminator_init=he"], "add networks.discriminator_norm=none"),
+        (["networks.minibatch_stddev=1"], "use 4, or 0"),
+        (["networks.max_width=99", "networks.architecture=resnet"], "not with resnet"),
         (
             ["networks.discriminator_refinements=1", "networks.architecture=resnet"],
             "not with resnet",

@@ -30,7 +30,7 @@ class Networks(Section):
     max_width: int = setting(
         1024,
         "Largest number of channels of a layer of a dcgan. With the default widths it limits "
-        "images of 192 pixels and more.",
+        "images of 192 and 256 pixels.",
         optional=True,
         ge=1,
         le=4096,
@@ -126,13 +126,17 @@ class Networks(Section):
 
     @model_validator(mode="after")
     def check_dcgan_settings(self) -> "Networks":
-        for name in ("discriminator_init", "discriminator_refinements"):
+        for name in ("discriminator_init", "discriminator_refinements", "max_width"):
             value = getattr(self, name)
             if self.architecture != "dcgan" and value != type(self).model_fields[name].default:
                 raise ValueError(
                     f"networks.{name}={value} works with networks.architecture=dcgan only, "
                     f"not with {self.architecture}"
                 )
+        if self.minibatch_stddev == 1:
+            raise ValueError(
+                "networks.minibatch_stddev=1: one image does not vary; use 4, or 0 to turn it off"
+            )
         if self.discriminator_init == "he" and self.discriminator_norm != "none":
             raise ValueError(
                 "networks.discriminator_init=he is for a discriminator without normalisation; "
