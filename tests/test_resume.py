@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,18 +145,53 @@ def test_removed_checkpoints_stay_removed_after_a_power_cut(
     assert synced == [(tmp_path, ["00000002.000"])]
 
 
+def stand_in_checkpointer(session: Any, network: torch.nn.Module) -> tuple[Checkpointer, Any]:
+    """Return a checkpointer of one network, and an evaluator whose verdict is `healthy`."""
+    gan: Any = SimpleNamespace(
+        recalibrate_batch_norm=lambda seed: None,
+        check_replicas=lambda: None,
+        networks=lambda: {"generator.": network},
+    )
+    evaluator: Any = SimpleNamespace(
+        verdict=SimpleNamespace(name="healthy"), best_value=3.0, best_images=1000,
+        tracker=SimpleNamespace(restart=lambda images_seen: None),
+    )  # fmt: skip
+    return Checkpointer(session, Config(), gan=gan, evaluator=evaluator), evaluator
+
+
+def test_weights_that_are_not_finite_are_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdict may be older than what went wrong; a rollback must not return there."""
+    network = torch.nn.Linear(1, 1)
+    session: Any = SimpleNamespace(world=ALONE, run_dir=Path("run"))
+    checkpointer, _ = stand_in_checkpointer(session, network)
+    monkeypatch.setattr(checkpointer, "write", lambda must_succeed: None)
+    for images, weight, healthy in ((1000, 1.0, 1000), (2000, math.nan, 1000), (3000, 1.0, 3000)):
+        torch.nn.init.constant_(network.weight, weight)
+        checkpointer.state.images_seen = images
+        checkpointer.save(must_succeed=False)
+        assert checkpointer.state.healthy_images == healthy
+
+
+def test_a_rollback_keeps_the_best_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was reached before the collapse; the restored checkpoint may be older and know of none."""
+    session: Any = SimpleNamespace(world=ALONE, run_dir=Path("run"))
+    checkpointer, evaluator = stand_in_checkpointer(session, torch.nn.Linear(1, 1))
+
+    def restore(_: Any) -> None:
+        evaluator.best_value, evaluator.best_images = None, None
+
+    monkeypatch.setattr(checkpoints, "load", lambda path: None)
+    monkeypatch.setattr(checkpointer, "restore", restore)
+    checkpointer.roll_back()
+    assert (evaluator.best_value, evaluator.best_images) == (3.0, 1000)
+
+
 def test_failed_save_keeps_the_pointers_to_healthy_and_best_checkpoints(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Both point to checkpoints that exist, also after a save failed for lack of space."""
     session: Any = SimpleNamespace(world=ALONE, run_dir=Path("run"))
-    gan: Any = SimpleNamespace(
-        recalibrate_batch_norm=lambda seed: None, check_replicas=lambda: None
-    )
-    evaluator: Any = SimpleNamespace(
-        verdict=SimpleNamespace(name="healthy"), best_value=3.0, best_images=1000
-    )
-    checkpointer = Checkpointer(session, Config(), gan=gan, evaluator=evaluator)
+    checkpointer, evaluator = stand_in_checkpointer(session, torch.nn.Linear(1, 1))
     for images, problem, expected in (
         (1000, None, (1000, 3.0, 1000)),
         (2000, "no space left", (1000, 3.0, 1000)),

@@ -137,6 +137,7 @@ class Evaluator:
         self.batch_diversity = BatchDiversity.of_reals(torch.from_numpy(few).float() / 127.5 - 1)
         young = young_images(thresholds, total_images=total_images, epoch_images=reader.num_samples)
         self.tracker = VerdictTracker(thresholds, young_images=young)
+        self.notes: list[str] = []  # for the user, about what was restored
         self.best_value: float | None = None
         self.best_images: int | None = None  # images seen at the best evaluation
 
@@ -213,12 +214,35 @@ class Evaluator:
             "monitor": self.tracker.state_dict(),
             "best_value": self.best_value,
             "best_images": self.best_images,
+            "best_metric": self.best_metric,
+            "measured": self.measured,
         }
 
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What evaluations must have in common to be compared with one another."""
+        num_samples = self.settings.num_samples
+        return {"extractor": self.extractor.version, "num_samples": num_samples}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Evaluations of other features or of another number of images count no longer, nor does the
+        best one by another metric; `notes` say so.
+        """
+        self.notes = []
         self.tracker.load_state_dict(state["monitor"])
         self.best_value, self.best_images = state["best_value"], state["best_images"]
+        # Checkpoints of older versions lack both, and were measured as today unless told otherwise.
+        is_measured_alike = state.get("measured", self.measured) == self.measured
+        before = state.get("best_metric", self.best_metric)
+        if not is_measured_alike:
+            self.tracker.forget_evaluations()
+            self.notes.append("evaluations: measured in another way before, and not compared")
+        elif before != self.best_metric:
+            self.notes.append(f"best checkpoint: by {before} before, by {self.best_metric} now")
+        if self.notes:
+            self.best_value, self.best_images = None, None
 
 
 def check_classes(labels: Labels, reals: RealImages, *, evaluation: Evaluation, seed: int) -> None:

@@ -164,6 +164,11 @@ class VerdictTracker:
         self.not_finite = ""
         self.discriminator_wins, self.generator_wins, self.one_image = Streak(), Streak(), Streak()
 
+    def forget_evaluations(self) -> None:
+        """Compare with no earlier evaluation, because those were measured in another way."""
+        self.history = History()
+        self.evaluated, self.quiet_evaluations = Verdict("learning", "measured in a new way"), 0
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the thresholds and their images, as plain values for JSON."""
         state = asdict(self)

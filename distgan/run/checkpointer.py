@@ -58,7 +58,7 @@ class Checkpointer:
             return []
         self.state = RunState(**{name: contents[name] for name in vars(self.state)})
         self.saved = self.pointers()
-        notes = list(found[2]) if found else []
+        notes = [*(found[2] if found else ()), *self.evaluator.notes]
         if contents["world_size"] != self.world.size:
             notes.append(f"processes: {contents['world_size']} before, {self.world.size} now")
         return notes
@@ -90,9 +90,11 @@ class Checkpointer:
 
     def roll_back(self) -> None:
         """Restore the last healthy checkpoint, or the first, but keep `images_seen`."""
-        path = self.folder / checkpoint_name(self.state.healthy_images)
+        path, evaluator = self.folder / checkpoint_name(self.state.healthy_images), self.evaluator
+        best = evaluator.best_value, evaluator.best_images
         self.restore(self.world.run_on_main(lambda: checkpoints.load(path)))
-        self.evaluator.tracker.restart(images_seen=self.state.images_seen)
+        evaluator.best_value, evaluator.best_images = best  # its checkpoint is kept
+        evaluator.tracker.restart(images_seen=self.state.images_seen)
         self.state.rollbacks += 1
 
     def save(self, *, must_succeed: bool) -> str | None:
@@ -101,7 +103,7 @@ class Checkpointer:
         Raises RuntimeError if the ranks' weights differ, and UserError if `must_succeed` and the
         checkpoint cannot be written.
         """
-        if self.evaluator.verdict.name == "healthy":
+        if self.evaluator.verdict.name == "healthy" and is_finite(self.gan):
             self.state.healthy_images = self.state.images_seen
         self.gan.recalibrate_batch_norm(seed=self.config.train.seed)
         self.gan.check_replicas()
@@ -153,6 +155,12 @@ class Checkpointer:
             wanted.add(checkpoint_name(self.evaluator.best_images))
         newest, keep = checkpoint_name(self.state.images_seen), self.config.checkpoint.keep
         checkpoints.prune(self.folder, newest=newest, keep=keep, wanted=wanted)
+
+
+def is_finite(gan: GAN) -> bool:
+    """Return whether all weights are finite numbers. They are the same on all ranks."""
+    weights = [p.detach() for network in gan.networks().values() for p in network.parameters()]
+    return bool(torch.stack(torch._foreach_norm(weights)).isfinite().all())
 
 
 def facts_for_verdicts(tracker: VerdictTracker) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from distgan.evaluation.evaluate import evaluate
 from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.extractors import RandomConv
 from distgan.evaluation.reference import RealImages, prepare_reference
-from distgan.evaluation.verdict import assess
+from distgan.evaluation.verdict import History, assess
 from distgan.labels import class_labels
 from shards.format.index import read_index
 from shards.reader import ShardReader
@@ -91,6 +91,29 @@ def test_a_best_metric_that_was_not_measured_chooses_nothing(shards: Path) -> No
     _, _, is_best = evaluator.evaluate(Noise(), 1024, images_seen=1)
     assert not is_best
     assert evaluator.best_value is None
+
+
+def test_another_best_metric_begins_anew(shards: Path) -> None:
+    """A distance says nothing about whether a coverage is better."""
+    before = make_evaluator(shards)
+    before.evaluate(Noise(), 1024, images_seen=1)
+    after = make_evaluator(shards, best_metric="quality/coverage")
+    after.load_state_dict(before.state_dict())
+    assert after.notes == ["best checkpoint: by quality/frechet before, by quality/coverage now"]
+    assert after.best_images is None and after.tracker.history == before.tracker.history
+
+
+def test_evaluations_in_other_features_are_not_compared(shards: Path) -> None:
+    """Worse figures in the features of a probe that was trained meanwhile are no collapse."""
+    before = make_evaluator(shards)
+    before.evaluate(Noise(), 1024, images_seen=1)
+    same, other = make_evaluator(shards), make_evaluator(shards)
+    other.extractor.version = "another"
+    for evaluator in (same, other):
+        evaluator.load_state_dict(before.state_dict())
+    assert (same.notes, same.best_images) == ([], 1)
+    assert other.notes and other.best_images is None
+    assert other.tracker.history == History()
 
 
 def test_an_unknown_metric_is_refused(shards: Path) -> None:
