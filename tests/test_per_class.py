@@ -304,8 +304,8 @@ def test_mistakes_are_refused_with_a_remedy(
 def test_a_class_without_images_is_left_out(shards: Path) -> None:
     """Such as one whose images were all broken."""
     reader = open_dataset(Data(shards=str(shards)))[1]
-    names, counts = ("even", "none", "odd"), (15, 0, 15)
-    reader.index = replace(reader.index, class_names=names, class_counts=counts)
+    names = ("even", "none", "odd")
+    reader.index = replace(reader.index, class_names=names, class_counts=(15, 0, 15))
     config = load_config(None, [*SMALL, *OVERRIDES])
     assert [each.name for each in plan_classes(config, reader)] == ["even", "odd"]
 

@@ -339,8 +339,7 @@ and n if only each n-th was.
 
 The command below disturbs each operation of all commands that it knows: `pack`, `checkpoint` (three
 checkpoints with their rows, without training), `train` (three steps with a checkpoint after each),
-`resume` (the same run, killed half-way before), `report`, `export` and `cache`. The table lists the
-passes that were made.
+`resume` (the same run, killed half-way before), `report`, `export` and `cache`.
 
     python -m tests.faults.io.harness --record
 
