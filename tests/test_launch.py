@@ -42,27 +42,36 @@ def test_a_wrong_submission_ends_with_one_line(
     assert expected in done.stderr
 
 
+def run_job(
+    tmp_path: Path,
+    *arguments: str,
+    script: str = "slurm.sbatch",
+    task: int | None = None,
+    **tools: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run a batch script as SLURM would a job, or a task of array 7, with tools in Bash."""
+    for name, text in {"scontrol": "echo node1", **tools}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1",
+    }  # fmt: skip
+    if task is not None:
+        environment |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": str(task)}
+    command = ["bash", str(SCRIPT.with_name(script)), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
 def test_a_job_of_one_class_ends_as_the_class_did(tmp_path: Path) -> None:
     """Neither the launcher's exit code nor the status of another class counts."""
     run = tmp_path / "a run"
     status = f"{run}/classes/3-cat/status.json"
-    tools = {
-        "scontrol": "echo node1",
-        "srun": f"mkdir -p '{run}/classes/3-cat'; echo ' \"state\": \"done\",' >'{status}'; exit 1",
-    }
-    for name, text in tools.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tmp_path / name).chmod(0o755)
+    srun = f"mkdir -p '{run}/classes/3-cat'; echo ' \"state\": \"done\",' >'{status}'; exit 1"
     (run / "classes" / "13-dog").mkdir(parents=True)
     (run / "classes" / "13-dog" / "status.json").write_text(' "state": "failed",\n')
-    environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "7",
-        "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1",
-    }  # fmt: skip
     arguments = ["--run-dir", str(run), "networks.per_class=true", "networks.only_class={task}"]
-    done = subprocess.run(
-        ["bash", str(SCRIPT), *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = run_job(tmp_path, *arguments, task=3, srun=srun)
     output = done.stdout + done.stderr
     assert (done.returncode, ": done, launcher's exit code 0" in output) == (0, True), output
 
@@ -74,21 +83,28 @@ def test_a_job_whose_rank_zero_was_killed_is_requeued(
     """Nobody was left to record the loss; without a new checkpoint it might be lost forever."""
     run = tmp_path / "run"
     new = f"mkdir -p '{run}/checkpoints/00000000.024'; " if saved else ""
-    tools = {
-        "scontrol": f'[ "$1" = requeue ] && touch "{tmp_path}/requeued" && kill $PPID; echo node1',
-        "srun": f"{new}echo ' \"state\": \"running\",' >'{run}/status.json'; exit 1",
-    }
-    for name, text in tools.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tmp_path / name).chmod(0o755)
     run.mkdir()
-    environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7",
-        "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1",
-    }  # fmt: skip
-    command = ["bash", str(SCRIPT), "--run-dir", str(run)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run_job(
+        tmp_path, "--run-dir", str(run),
+        scontrol=f'[ "$1" = requeue ] && touch "{tmp_path}/requeued" && kill $PPID; echo node1',
+        srun=f"{new}echo ' \"state\": \"running\",' >'{run}/status.json'; exit 1",
+    )  # fmt: skip
     assert (tmp_path / "requeued").exists() == is_requeued, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", ["slurm.sbatch", "sweep.sbatch"])
+def test_a_task_of_an_array_requeues_only_itself(script: str, tmp_path: Path) -> None:
+    """The task's own job id would not do: that of one task stands for the whole array."""
+    run = tmp_path / "run-3"
+    run.mkdir()
+    done = run_job(
+        tmp_path, "--run-dir", str(tmp_path / "run-{task}"), script=script, task=3,
+        scontrol=f'echo "$*" >>"{tmp_path}/asked"; [ "$1" != requeue ] && echo node1',
+        srun=f"echo ' \"state\": \"preempted\",' >'{run}/status.json'",
+        distgan=f'printf "%s\\n" --run-dir "{run}"',
+    )  # fmt: skip
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[-1] == "requeue 7_3", done.stdout + done.stderr
 
 
 @pytest.mark.skipif(
@@ -114,7 +130,13 @@ def pack_task(
     tools = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": tools, "SLURM_JOB_ID": "7"}
     if task is not None:
-        numbers = {"TASK_ID": task, "TASK_MIN": 1, "TASK_MAX": count, "TASK_COUNT": count}
+        numbers = {
+            "JOB_ID": 7,
+            "TASK_ID": task,
+            "TASK_MIN": 1,
+            "TASK_MAX": count,
+            "TASK_COUNT": count,
+        }
         environment |= {f"SLURM_ARRAY_{name}": str(value) for name, value in numbers.items()}
     job = subprocess.Popen(
         ["bash", str(ROOT / "launch" / "pack.sbatch"), *words],
@@ -159,7 +181,7 @@ def test_a_pack_job_that_runs_out_of_time_is_requeued_if_it_got_further(
     (tmp_path / "distgan").chmod(0o755)
     code, said = pack_task(tmp_path, "digits", str(out), task=2, warn=True)
     assert code == 143
-    assert ("scontrol requeue 7" in said) == progress, said
+    assert ("scontrol requeue 7_2" in said) == progress, said
 
 
 LAUNCHERS = sorted({*(ROOT / "launch").glob("*.yaml")} - {ROOT / "launch" / "wandb-sweep.yaml"})

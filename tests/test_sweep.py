@@ -301,6 +301,7 @@ def test_a_task_of_an_array_trains_its_run(shards: Path, tmp_path: Path) -> None
         name: value for name, value in os.environ.items() if not name.startswith("SLURM_")
     } | {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_ARRAY_JOB_ID": "7",
         "SLURM_ARRAY_TASK_ID": "1",
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "node1",

@@ -64,3 +64,25 @@ def test_an_array_with_requeues_writes_the_bytes_of_one_machine(
     index = pack(open_source(pictures), tmp_path / "whole", size=128, shard_size_mb=1)
     assert len(index.shards) > 8, "the requeues were between shards"
     assert contents(out) == contents(index.path)
+
+
+def test_the_task_with_the_id_of_its_array_requeues_only_itself(
+    cluster: Cluster, pictures: Path, tmp_path: Path
+) -> None:
+    """One task of every array has it as job id; the other task packs its part in one start."""
+    out, options = tmp_path / "shards", ("--size", "128", "--shard-size-mb", "1", "--workers", "1")
+    log = f"--output={tmp_path}/%A-%a.log"
+    words = ("--array=1-2", log, "launch/pack.sbatch", str(pictures), str(out), *options)
+    array = cluster.submit(*words, cwd=ROOT)
+    tasks = [f"{array}_1", f"{array}_2"]
+    for record in ("000000.json", "000001.json"):
+        wait_until((out / ".packing" / record).exists, "the first shards of both tasks")
+    [last] = [task for task in tasks if cluster.job(task)["JobId"] == array]
+    cluster.slurm("scancel", "--signal=USR1", "--batch", last)
+    wait_until(lambda: cluster.job(last)["Restarts"] == "1", "the requeue")
+    for task in tasks:
+        wait_until(lambda task=task: cluster.job(task)["JobState"] == "COMPLETED", task)
+    logs = {path.name: path.read_text() for path in tmp_path.glob("*.log")}
+    assert {task: cluster.job(task)["Restarts"] == "1" for task in tasks} == {
+        task: task == last for task in tasks
+    }, logs
