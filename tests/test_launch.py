@@ -92,6 +92,20 @@ def test_a_job_whose_rank_zero_was_killed_is_requeued(
     assert (tmp_path / "requeued").exists() == is_requeued, done.stdout + done.stderr
 
 
+def test_a_run_folder_with_brackets_is_no_pattern(tmp_path: Path) -> None:
+    """A run in `faces[v2]` that was saved is requeued, whatever its neighbour `facesv` says."""
+    run, neighbour = tmp_path / "faces[v2]", tmp_path / "facesv"
+    for folder in (run, neighbour):
+        folder.mkdir()
+    (neighbour / "status.json").write_text(' "state": "done",\n')
+    done = run_job(
+        tmp_path, "--run-dir", str(run),
+        scontrol=f'[ "$1" = requeue ] && touch "{tmp_path}/requeued" && kill $PPID; echo node1',
+        srun=f"echo ' \"state\": \"preempted\",' >'{run}/status.json'",
+    )  # fmt: skip
+    assert (tmp_path / "requeued").exists(), done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("script", ["slurm.sbatch", "sweep.sbatch"])
 def test_a_task_of_an_array_requeues_only_itself(script: str, tmp_path: Path) -> None:
     """The task's own job id would not do: that of one task stands for the whole array."""
