@@ -7,6 +7,7 @@ from typer import Argument, Option
 
 from distgan.cli.app import command, flag
 from distgan.reporting.console import say
+from shards.errors import without_secrets
 
 
 @command
@@ -102,7 +103,7 @@ def evaluate(
 
     real = RunData(data) if data else data_of(inputs)
     # Before the slow imports: nothing else is printed until the numbers are there.
-    where = real.shards or "the handwritten digits"
+    where = without_secrets(real.shards or "the handwritten digits")
     classes = f", classes {', '.join(real.classes)}" if real.classes else ""
     say(f"comparing {', '.join(map(str, inputs))} with {where}{classes} ...")
     from distgan.commands.evaluate import evaluate_inputs, show_scores

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from distgan.commands.sweep_file import Run, Sweep, plan_runs, read_sweep
+from distgan.config.load import parse_value
 from distgan.errors import UserError
 from distgan.reporting import leaderboard
 from distgan.reporting.console import say, show_columns, show_error, show_warning
@@ -24,6 +25,7 @@ from distgan.run.files import read_json, read_status
 from distgan.run.folder import FINISHED_STATES
 from distgan.runtime.signals import Interrupt
 from distgan.text import format_duration, pluralize
+from shards.errors import ShardError, without_secrets
 from shards.files import write_atomic
 
 TRAIN_SCRIPT = Path(__file__).parents[1] / "train.py"
@@ -32,9 +34,13 @@ POLL_SEC = 0.1
 
 
 class Recorded(BaseModel):
-    """Contents of sweep.json: the settings with which the sweep was last trained."""
+    """Contents of sweep.json: the settings with which the sweep was last trained.
+
+    `has_all` is False if passwords or tokens of URLs were left out.
+    """
 
     overrides: list[str] = []
+    has_all: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,18 @@ def plan_sweep(
     """
     sweep = read_sweep(file)
     folder = folder or Path("runs") / file.stem
-    if board and not overrides and (overrides := recorded_overrides(folder)):
-        say(f"with the settings of the last sweep: {shlex.join(overrides)}")
-    runs = plan_runs(sweep, folder=folder, overrides=overrides)
+    recorded = read_json(folder / OVERRIDES_FILE, Recorded) if board and not overrides else None
+    if recorded and recorded.overrides:
+        overrides = recorded.overrides
+        say(f"with the settings of the last sweep: {shlex.join(map(hide_secrets, overrides))}")
+    try:
+        runs = plan_runs(sweep, folder=folder, overrides=overrides)
+    except ShardError as error:
+        if recorded is None or recorded.has_all:
+            raise
+        raise UserError(
+            f"{error}; passwords and tokens were not recorded: repeat the settings of the sweep"
+        ) from None
     if index is not None and index >= len(runs):
         raise UserError(
             f"--index {index}: the sweep has {pluralize(len(runs), 'run')}, numbered "
@@ -85,7 +100,8 @@ def record_overrides(plan: Plan) -> None:
     path = plan.folder / OVERRIDES_FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        recorded = Recorded(overrides=list(plan.overrides))
+        shown = list(map(hide_secrets, plan.overrides))
+        recorded = Recorded(overrides=shown, has_all=shown == list(plan.overrides))
         write_atomic(path, recorded.model_dump_json(indent=1) + "\n", shared=True)
     except OSError as error:
         raise UserError(
@@ -93,9 +109,13 @@ def record_overrides(plan: Plan) -> None:
         ) from None
 
 
-def recorded_overrides(folder: Path) -> list[str]:
-    """Return the settings that were last given on the command line; [] if they are unknown."""
-    return read_json(folder / OVERRIDES_FILE, Recorded).overrides
+def hide_secrets(override: str) -> str:
+    """Return `section.field=value` without the password and token of a URL, as it may be shown."""
+    name, _, text = override.partition("=")
+    value = parse_value(text)
+    plain = value if isinstance(value, str) else text
+    shown = without_secrets(plain)
+    return override if shown == plain else f"{name}={shown}"
 
 
 def arguments_of_run(plan: Plan) -> tuple[str, ...]:
@@ -119,7 +139,7 @@ def list_runs(plan: Plan) -> None:
     ]
     say(f"runs in {plan.folder}")
     show_columns(["number", "cell", "seed", "state", "folder"], rows)
-    arguments = shlex.join([str(plan.file), *plan.overrides])
+    arguments = shlex.join([str(plan.file), *map(hide_secrets, plan.overrides)])
     say(f"as an array: sbatch --array=0-{len(rows) - 1} launch/sweep.sbatch {arguments}")
 
 
