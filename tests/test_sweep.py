@@ -24,10 +24,7 @@ from tests.test_commands import call
 from tests.worlds import SMALL
 
 ROOT = Path(__file__).parent.parent
-
-
 DISTGAN = [sys.executable, "-c", "from distgan.cli import app; app()"]
-
 
 FAKE_TRAINING = """
 import json, os, pathlib, sys
@@ -297,16 +294,11 @@ def test_a_task_of_an_array_trains_its_run(shards: Path, tmp_path: Path) -> None
     for name, text in tools.items():
         tool = write(tmp_path / name, f"#!/bin/bash\n{text}\n")
         tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("SLURM_")
-    } | {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "SLURM_ARRAY_JOB_ID": "7",
-        "SLURM_ARRAY_TASK_ID": "1",
-        "SLURM_JOB_ID": "7",
-        "SLURM_JOB_NODELIST": "node1",
-        "SLURM_JOB_NUM_NODES": "1",
-    }
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    environment = outer | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1",
+    }  # fmt: skip
     script = ["bash", str(ROOT / "launch" / "sweep.sbatch")]
     done = subprocess.run(
         [*script, str(file), "--folder", str(tmp_path / "runs")],
@@ -337,6 +329,17 @@ def test_folders_have_readable_names_and_are_found_again_under_others(tmp_path: 
     assert again == [first, renamed]
     code, said = call("sweep", tmp_path / "some.toml", "--folder", tmp_path / "runs", "--list")
     assert (code, first.name in said) == (0, True), said
+
+
+@pytest.mark.parametrize(("folder", "option"), [("a b", " --folder 'a b'"), ("runs/some", "")])
+def test_the_command_for_an_array_names_the_folder(
+    folder: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it is the default, the tasks would train in another one than --list shows."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "some.toml", "kimg = 1")
+    _, said = call("sweep", "some.toml", "--folder", folder, "--list")
+    assert f"--array=0-0 launch/sweep.sbatch some.toml{option}\n" in said
 
 
 def test_an_index_beyond_the_last_run_is_refused(tmp_path: Path) -> None:

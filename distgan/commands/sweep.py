@@ -74,7 +74,7 @@ def plan_sweep(
     they are part of what identifies its runs.
     """
     sweep = read_sweep(file)
-    folder = folder or Path("runs") / file.stem
+    folder = folder or default_folder(file)
     recorded = read_json(folder / OVERRIDES_FILE, Recorded) if board and not overrides else None
     if recorded and recorded.overrides:
         overrides = recorded.overrides
@@ -93,6 +93,11 @@ def plan_sweep(
             f"0 to {len(runs) - 1}; see them with --list"
         )
     return Plan(file, sweep, folder, overrides, runs, index)
+
+
+def default_folder(file: Path) -> Path:
+    """Return the folder of a sweep's runs if none is given."""
+    return Path("runs") / file.stem
 
 
 def record_overrides(plan: Plan) -> None:
@@ -139,8 +144,11 @@ def list_runs(plan: Plan) -> None:
     ]
     say(f"runs in {plan.folder}")
     show_columns(["number", "cell", "seed", "state", "folder"], rows)
-    arguments = shlex.join([str(plan.file), *map(hide_secrets, plan.overrides)])
-    say(f"as an array: sbatch --array=0-{len(rows) - 1} launch/sweep.sbatch {arguments}")
+    arguments = [str(plan.file), *map(hide_secrets, plan.overrides)]
+    if plan.folder != default_folder(plan.file):
+        arguments += ["--folder", str(plan.folder)]
+    task = shlex.join(["launch/sweep.sbatch", *arguments])
+    say(f"as an array: sbatch --array=0-{len(rows) - 1} {task}")
 
 
 def write_board(plan: Plan) -> bool:
