@@ -18,6 +18,7 @@ from distgan.runtime.accelerator import reset_accelerator
 from distgan.runtime.distributed import leave_world
 from distgan.runtime.signals import Interrupt
 from distgan.trainer import Trainer
+from shards.files import expand_user
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ def train(config: Config, *, run_dir: str | os.PathLike[str] | None = None) -> T
     settings, that run is resumed. Without a `run_dir` the folder is derived from the settings and
     the data. Ctrl-C or SIGTERM saves a checkpoint and returns with the outcome `preempted`.
 
-    Raises UserError for settings or files that cannot be used, ShardError for damaged data, and
-    RunFailed if the run cannot continue.
+    Raises UserError for settings or files that cannot be used, ShardError for damaged data and for
+    a `~user` who has no home folder, and RunFailed if the run cannot continue.
     """
     with interruptible() as interrupt, unlocked_on_error():
-        return run(config, None if run_dir is None else Path(run_dir), interrupt)
+        return run(config, None if run_dir is None else expand_user(Path(run_dir)), interrupt)
 
 
 def run(config: Config, run_dir: Path | None, interrupt: Interrupt) -> TrainingResult:

@@ -23,6 +23,7 @@ SCRIPT = ROOT / "launch" / "slurm.sbatch"
         ([], ROOT, "", "give the run a folder"),
         (["--run-dir"], ROOT, "", "give the run a folder"),
         (["--run-dir", "runs/x", "train.seed={task}"], ROOT, "3", "--run-dir 'runs/NAME-{task}'"),
+        (["--run-dir=~nouser/x"], ROOT, "", "--run-dir ~nouser/x: write the whole path"),
         (["--run-dir=runs/x"], ROOT / "docs", "", "submit from the repository"),
     ],
 )
@@ -54,7 +55,7 @@ def run_job(
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     environment = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7",
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), "SLURM_JOB_ID": "7",
         "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1",
     }  # fmt: skip
     if task is not None:
@@ -104,6 +105,14 @@ def test_a_run_folder_with_brackets_is_no_pattern(tmp_path: Path) -> None:
         srun=f"echo ' \"state\": \"preempted\",' >'{run}/status.json'",
     )  # fmt: skip
     assert (tmp_path / "requeued").exists(), done.stdout + done.stderr
+
+
+def test_a_job_finds_its_run_in_the_home_folder(tmp_path: Path) -> None:
+    """Like the trainer, which gets `--run-dir=~/run` as it is typed."""
+    (tmp_path / "run").mkdir()
+    srun = 'echo \' "state": "done",\' >~/run/status.json; exit 1'
+    done = run_job(tmp_path, "--run-dir=~/run", srun=srun)
+    assert (done.returncode, f"run {tmp_path}/run: done" in done.stdout) == (0, True), done.stderr
 
 
 @pytest.mark.parametrize("script", ["slurm.sbatch", "sweep.sbatch"])

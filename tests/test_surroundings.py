@@ -16,6 +16,7 @@ from distgan.data import packed_digits
 from shards.errors import ShardError
 from shards.files import cache_folder, expand_user, locked, read_regular
 from shards.pack import pack
+from tests.worlds import SMALL, run_code, run_script
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,6 +41,10 @@ def call(*words: object) -> tuple[int, str]:
         ("evaluate", "x" * 300, "--data", "x" * 300),
         ("export", "x" * 300, "--out", "out"),
         ("sweep", "x" * 300),
+        ("sweep", "~nouser/sweep.toml"),
+        ("export", "digits", "--out=~nouser/out"),
+        ("train", "--run-dir=~nouser/run"),
+        ("train", "--preset=~nouser/preset.toml"),
     ],
 )
 def test_names_that_cannot_exist_are_one_line(words: tuple[str, ...]) -> None:
@@ -49,6 +54,51 @@ def test_names_that_cannot_exist_are_one_line(words: tuple[str, ...]) -> None:
     said = said.splitlines()[-1]  # `evaluate` first says what it compares
     assert said.startswith("error: ")
     assert "no home folder of ~nouser" in said or "File name too long" in said
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home folder, which the working directory is not."""
+    for name in ("home", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path / "home"
+
+
+def test_commands_read_and_write_in_the_home_folder(home: Path) -> None:
+    """A shell leaves `~` as it is after `--folder=`; a folder of that name would be dangerous."""
+    (home / "some.toml").write_text("kimg = 1")
+    arguments = ("sweep", "~/some.toml", "--folder=~/runs", "--index=0", "--words")
+    code, said = call(*arguments)
+    assert (code, (home / "runs" / "sweep.json").exists()) == (0, True), said
+    assert not Path("~").exists()
+
+
+def test_sources_are_found_in_the_home_folder(home: Path) -> None:
+    """Each of several."""
+    code, said = call("sample", "~/first", "~/second")
+    assert (code, f"no such file or folder: {home / 'first'}" in said) == (2, True), said
+
+
+@pytest.mark.parametrize("script", ["distgan", str(ROOT / "distgan" / "train.py")])
+def test_a_run_may_lie_in_the_home_folder(script: str, home: Path, shards: Path) -> None:
+    """Its preset too."""
+    (home / "own.toml").write_text("train.kimg = 0.012")
+    words = ["--preset=~/own.toml", "--data", str(shards), "--run-dir=~/run", *SMALL]
+    words = ["train", *words] if script == "distgan" else words
+    code, said = run_script(script, words, Path.cwd())
+    assert (code, (home / "run" / "status.json").exists()) == (0, True), said
+
+
+def test_a_run_of_the_python_api_may_lie_in_the_home_folder(home: Path, shards: Path) -> None:
+    """The result names the folder itself."""
+    code = f"""
+import distgan
+config = distgan.load_config("classic", {[*SMALL, "train.kimg=0.012"]!r}, data={str(shards)!r})
+print(distgan.train(config, run_dir="~/run").run_dir)
+"""
+    assert run_code(code, Path.cwd()).splitlines()[-1] == str(home / "run")
 
 
 def test_user_without_a_home_folder_is_told_what_to_set(

@@ -14,6 +14,7 @@ from distgan.errors import UserError
 from distgan.networks.sizes import pyramid
 from distgan.reporting.console import say, say_in_terminal, show_error
 from shards.errors import ShardError, describe_system_error
+from shards.files import expand_user
 
 app = typer.Typer(
     add_completion=False,
@@ -74,6 +75,16 @@ def versions() -> str:
     return f"distgan {metadata.version('distgan')}, {python}, torch {metadata.version('torch')}"
 
 
+def expand_paths(value: Any) -> Any:
+    """Return a path, or each of a list, with its `~` replaced, which shells keep in `--out=~/x`.
+
+    Other values are returned unchanged. Raises ShardError.
+    """
+    if isinstance(value, list):
+        return [expand_paths(each) for each in value]
+    return expand_user(value) if isinstance(value, Path) else value
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command. A user's mistake prints one line and exits with code 2."""
 
@@ -83,7 +94,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         if function.__name__ in SLOW_TO_START:
             say_in_terminal("starting ...")
         try:
-            function(*args, **kwargs)
+            function(*args, **{name: expand_paths(value) for name, value in kwargs.items()})
         except (UserError, ShardError) as error:
             show_error(str(error))
             raise typer.Exit(2) from None

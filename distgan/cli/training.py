@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from distgan.cli.app import Overrides, app, command, flag
+from distgan.cli.app import Overrides, app, command, expand_paths, flag
 from distgan.config.load import load_config, preset_names
 from distgan.errors import RunFailed, UserError
 from distgan.reporting.console import say_in_terminal, show_error
@@ -46,7 +46,8 @@ def train(
     keep_streams()
     rank, local_rank = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK"))
     try:
-        state = run(preset, overrides or (), data=data or None, run_dir=run_dir, dry=dry_run)
+        folder = expand_paths(run_dir)
+        state = run(preset, overrides or (), data=data or None, run_dir=folder, dry=dry_run)
     except (UserError, ShardError) as error:
         if local_rank == "0":  # one process per node, since files may differ between nodes
             show_error(str(error))

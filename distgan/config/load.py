@@ -7,7 +7,6 @@ import difflib
 import tomllib
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,6 +16,7 @@ from distgan.config.flat import flat_fields
 from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.text import first_line
+from shards.files import expand_user
 
 PRESETS = files("distgan.config") / "presets"
 OPTIONS = ("--preset", "--data", "--run-dir", "--dry-run")  # the others are settings
@@ -64,7 +64,7 @@ def preset_names() -> list[str]:
 
 
 def read_preset(preset: str) -> dict[str, Any]:
-    """Return the tables of a shipped preset or of a TOML file; raises UserError."""
+    """Return the tables of a shipped preset or of a TOML file; raises UserError or ShardError."""
     if preset in preset_names():
         text = (PRESETS / f"{preset}.toml").read_text(encoding="utf-8")
     elif not preset.endswith(".toml"):
@@ -73,7 +73,7 @@ def read_preset(preset: str) -> dict[str, Any]:
         )
     else:
         try:
-            text = Path(preset).read_text(encoding="utf-8")
+            text = expand_user(preset).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the preset {preset}: {error}") from None
     try:

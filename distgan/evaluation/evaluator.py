@@ -1,7 +1,6 @@
 """The evaluations, the verdict and the best checkpoint of a run in training, equal on all ranks."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from distgan.labels import Labels
 from distgan.networks.conditioning import spread_labels
 from distgan.runtime.distributed import World
 from distgan.runtime.randomness import normal
+from shards.files import expand_user
 from shards.reader import ShardReader
 from shards.sources.stacked import STACK_NAMES
 
@@ -48,13 +48,15 @@ def choose_extractor(
                 f"evaluation.extractor=inception takes 1 or 3 channels, and these images have "
                 f"{reader.image_shape[0]}: leave it out"
             )
-        weights = Path(evaluation.inception_weights) if evaluation.inception_weights else None
-        return Inception(weights, world=world), "Inception: distances are FID and KID"
+        weights = evaluation.inception_weights
+        return Inception(
+            expand_user(weights) if weights else None, world=world
+        ), "Inception: distances are FID and KID"
     if name == "random" or (name == "auto" and not cached.exists()):
         has_labels = name == "auto" and reader.index.class_names is not None
         better = f"; better: distgan probe {reader.files.source}" if has_labels else ""
         return RandomConv(), f"a fixed random convolution{better}"
-    probe = Probe.load(cached if name in ("auto", "probe") else Path(name))
+    probe = Probe.load(cached if name in ("auto", "probe") else expand_user(name))
     accuracy = probe.card.accuracy
     if name == "auto" and probe.card.is_weak:
         return RandomConv(), (
