@@ -59,6 +59,7 @@ def open_source(
         if str(source) in NAMED_SOURCES:
             if split == "validation":
                 raise ShardError(f"{source} has no split {split!r}: leave out --split")
+            _check_columns(str(source), columns)
             opened = NAMED_SOURCES[str(source)](split, root)
             if not with_labels:
                 opened = replace(opened, labels=None, class_names=None)
@@ -135,6 +136,11 @@ def _check_options(name: str, split: str, root: Path | None, columns: TableColum
             f"--split and --root belong to {', '.join(NAMED_SOURCES)}, not to {name}: "
             "leave them out"
         )
+    _check_columns(name, columns)
+
+
+def _check_columns(name: str, columns: TableColumns) -> None:
+    """Raise ShardError for columns of what is no table."""
     if columns != ANY_COLUMNS:
         raise ShardError(
             f"--image-column and --label-column belong to Parquet and Arrow files, not to {name}: "

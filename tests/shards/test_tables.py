@@ -106,6 +106,12 @@ def test_columns_are_found_or_named(tmp_path: Path) -> None:
             open_source(path, columns=columns, with_labels=False)
 
 
+def test_datasets_without_tables_refuse_columns() -> None:
+    """As folders of images do."""
+    with pytest.raises(ShardError, match="belong to Parquet and Arrow files, not to digits"):
+        open_source("digits", columns=TableColumns("nope"))
+
+
 def test_what_is_wrong_with_a_table_is_one_line(tmp_path: Path) -> None:
     """Damage, other classes, missing labels and images, and options for other sources."""
     path = write_parquet(tmp_path / "a" / "x.parquet", table(range(4)))
