@@ -75,6 +75,14 @@ def test_preview_shows_the_crops_and_packs_nothing(tmp_path: Path) -> None:
     assert corners == {(255, 0, 0)}
 
 
+@pytest.mark.parametrize("option", ["--join", "--part=9/3"])
+def test_preview_refuses_what_it_would_ignore(option: str, tmp_path: Path) -> None:
+    """A preview neither packs a part nor joins any."""
+    preview = tmp_path / "p.png"
+    code, said = call("pack", "digits", tmp_path / "out", "--preview", preview, option)
+    assert (code, "--preview packs nothing" in said, preview.exists()) == (2, True, False), said
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

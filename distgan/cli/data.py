@@ -7,6 +7,7 @@ import typer
 from typer import Argument, Option
 
 from distgan.cli.app import Shards, command, flag, parse_numbers, parse_size
+from distgan.errors import UserError
 from distgan.reporting.console import say, show_error, show_table
 
 
@@ -89,6 +90,9 @@ def pack(
     from shards.sources.registry import open_source
     from shards.sources.tables import TableColumns
 
+    if preview is not None and (join or part is not None):
+        option = "--join" if join else f"--part {part}"
+        raise UserError(f"--preview packs nothing, so {option} would be ignored: leave out one")
     sides = None if size is None else parse_size(size)
     chosen = None if bands is None else parse_numbers("--bands", bands)
     opened = open_source(
