@@ -209,6 +209,9 @@ def test_improvement_on_other_images_is_no_excuse(shards: Path, tmp_path: Path) 
     assert is_from_other_data(run / "generator.safetensors", RunData(None, ("even",)))
     assert not is_from_other_data(run, RunData(os.path.relpath(shards), ("even",)))
     assert not is_from_other_data(shards, RunData(str(shards)))
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace(str(shards), "https://host/shards"))
+    assert not is_from_other_data(run, RunData("https://me:secret@host/shards?key=1", ("even",)))
 
 
 def test_young_generator_is_learning_as_its_run_said(shards: Path, tmp_path: Path) -> None:

@@ -274,10 +274,8 @@ def test_steps_are_divided_by_numbers_of_images() -> None:
     counts = [5000, 100, 900, 4000]
     shares = divide_steps(1234, counts)
     assert sum(shares) == 1234
-    assert all(
-        abs(share - 1234 * count / sum(counts)) <= 1
-        for share, count in zip(shares, counts, strict=True)
-    )
+    exact = [1234 * count / sum(counts) for count in counts]
+    assert all(abs(a - b) <= 1 for a, b in zip(shares, exact, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -303,11 +301,11 @@ def test_mistakes_are_refused_with_a_remedy(
 
 def test_a_class_without_images_is_left_out(shards: Path) -> None:
     """Such as one whose images were all broken."""
-    reader = open_dataset(Data(shards=str(shards)))[1]
-    names = ("even", "none", "odd")
-    reader.index = replace(reader.index, class_names=names, class_counts=(15, 0, 15))
-    config = load_config(None, [*SMALL, *OVERRIDES])
-    assert [each.name for each in plan_classes(config, reader)] == ["even", "odd"]
+    _, reader = open_dataset(Data(shards=str(shards)))
+    counts = {"class_names": ("even", "none", "odd"), "class_counts": (15, 0, 15)}
+    reader.index = replace(reader.index, **counts)
+    plan = plan_classes(load_config(None, [*SMALL, *OVERRIDES]), reader)
+    assert [each.name for each in plan] == ["even", "odd"]
 
 
 def test_images_without_labels_are_refused(tmp_path: Path) -> None:

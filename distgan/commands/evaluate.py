@@ -27,6 +27,7 @@ from distgan.run.files import RunData, data_of
 from distgan.run.folder import check_writable, write_json
 from distgan.runtime.distributed import World
 from distgan.runtime.randomness import normal
+from shards.errors import without_secrets
 from shards.format.index import INDEX_FILE, read_index
 from shards.images import EXTENSIONS, BadImage, decode_image
 from shards.reader import ShardReader
@@ -125,8 +126,10 @@ def is_from_other_data(path: Path, data: RunData) -> bool:
 
 
 def absolute(shards: str | None) -> str | None:
-    """Return shards as an address or an absolute path; None for the digits."""
-    return shards if shards is None or "://" in shards else str(Path(shards).resolve())
+    """Return shards as an absolute path or as an address that runs record; None for the digits."""
+    if shards is None:
+        return None
+    return without_secrets(shards) if "://" in shards else str(Path(shards).resolve())
 
 
 def labels_of_classes(paths: list[Path], inputs: list[Input], reader: ShardReader) -> Labels | None:
