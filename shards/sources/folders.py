@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,9 +47,26 @@ class FolderSource(Source):
         return data
 
 
-def open_folder(folder: Path, *, with_labels: bool) -> Source:
-    """Open a folder of images, or of the tars that WebDataset tools write."""
+class Listing(NamedTuple):
+    """The regular files of a folder and its subfolders, and what of it cannot be packed."""
+
+    folder: Path
+    entries: list[Entry]  # placed by path and stamp
+    skipped: list[Skipped]
+
+
+def list_folder(folder: Path) -> Listing:
+    """List all regular files under a folder: each folder and each table once."""
     entries, skipped = _walk(str(folder))
+    left_out = _linked_tables(folder, entries)
+    entries = [entry for entry in entries if entry.path not in left_out]
+    skipped += [Skipped(printable(path), reason) for path, reason in left_out.items()]
+    return Listing(folder, entries, skipped)
+
+
+def open_folder(listing: Listing, *, with_labels: bool) -> Source:
+    """Open a folder of images, or of the tars that WebDataset tools write."""
+    folder, entries, skipped = listing
     paths = [entry.path for entry in entries]
     tars = sorted(path for path in paths if is_tar_name(path) and not is_hidden(path))
     if tars and (images := sorted(filter(is_image_name, paths))):
@@ -69,16 +87,26 @@ def open_folder(folder: Path, *, with_labels: bool) -> Source:
     )
 
 
-def tables_of(folder: Path) -> list[str]:
-    """Return the Parquet and Arrow files in a folder, or none if it holds images or tars."""
-    found: list[str] = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        if any(is_image_name(name) or is_tar_name(name) for name in files):
-            return []
-        names = (os.path.relpath(os.path.join(parent, name), folder) for name in files)
-        found += [name for name in names if is_table_name(name) and not is_hidden(name)]
-    return sorted(found)
+def tables_of(listing: Listing) -> list[str]:
+    """Return the Parquet and Arrow files of a folder, or none if it holds images or tars."""
+    paths = [entry.path for entry in listing.entries if not is_hidden(entry.path)]
+    if any(is_image_name(path) or is_tar_name(path) for path in paths):
+        return []
+    return sorted(filter(is_table_name, paths))
+
+
+def _linked_tables(folder: Path, entries: list[Entry]) -> dict[str, str]:
+    """Return the tables that are links to other tables of the same folder, and a reason each."""
+    tables = [path for path, _, _ in entries if is_table_name(path) and not is_hidden(path)]
+    tables.sort(key=lambda path: (os.path.islink(folder / path), path))
+    first: dict[tuple[int, int], str] = {}  # path of each table by device and inode
+    links = {}
+    for path in tables:
+        status = os.stat(folder / path)
+        known = first.setdefault((status.st_dev, status.st_ino), path)
+        if known != path:
+            links[path] = f"same file as {printable(known)}"
+    return links
 
 
 def _walk(top: str) -> tuple[list[Entry], list[Skipped]]:

@@ -14,7 +14,7 @@ from shards.errors import ShardError, describe_system_error, printable, without_
 from shards.files import expand_user
 from shards.images import EXTENSIONS
 from shards.remote.files import is_url
-from shards.sources.folders import open_folder, tables_of
+from shards.sources.folders import list_folder, open_folder, tables_of
 from shards.sources.label_files import with_label_file
 from shards.sources.official import open_cifar10, open_digits, open_mnist
 from shards.sources.remote import open_remote
@@ -103,11 +103,14 @@ def _open_path(
         return open_tables(
             [path], [path.name], split=split, columns=columns, with_labels=with_labels
         )
-    tables = tables_of(path) if path.is_dir() else []
-    if tables:
+    listing = list_folder(path) if path.is_dir() else None
+    if listing is not None and (tables := tables_of(listing)):
         _check_options(name, "train", root, ANY_COLUMNS)
         files = [path / table for table in tables]
-        return open_tables(files, tables, split=split, columns=columns, with_labels=with_labels)
+        return open_tables(
+            files, tables, split=split, columns=columns, with_labels=with_labels,
+            skipped=listing.skipped,
+        )  # fmt: skip
     _check_options(name, split, root, columns)
     if not path.exists():
         near = difflib.get_close_matches(str(source), NAMED_SOURCES, n=1)
@@ -117,8 +120,8 @@ def _open_path(
             else f"give a path that exists, or one of {', '.join(NAMED_SOURCES)}"
         )
         raise ShardError(f"no file or folder {name}: {remedy}")
-    if path.is_dir():
-        return open_folder(path, with_labels=with_labels)
+    if listing is not None:
+        return open_folder(listing, with_labels=with_labels)
     if path.suffix.lower() in EXTENSIONS or not path.is_file():
         raise ShardError(
             f"{name} is neither a folder nor an archive: give the folder that holds your images"

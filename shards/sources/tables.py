@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from shards.errors import ShardError, printable
 from shards.files import cache_folder, make_folder
-from shards.sources.source import Source, digest_of, stamp_of
+from shards.sources.source import Skipped, Source, digest_of, stamp_of
 from shards.sources.tars import TarSource
 from shards.sources.texts import Texts
 
@@ -105,8 +105,9 @@ def open_tables(
     split: str,
     columns: TableColumns,
     with_labels: bool,
+    skipped: Iterable[Skipped] = (),
 ) -> Source:
-    """Open the tables at `paths`, which messages call `names`.
+    """Open the tables at `paths`, which messages call `names`; `skipped` was left out beside them.
 
     Of several splits, by the names of the files, `split` is taken. Raises ShardError if a package
     is missing, for columns that are not there or not clear, and for damaged files.
@@ -146,6 +147,7 @@ def open_tables(
         labels=classes,
         class_names=class_names,
         digest=digest_of(rows, sizes, classes),
+        skipped=sorted(skipped),
         paths=(copy.path,),
         path_stamps=np.array([stamp_of(os.fstat(copy.file.fileno()))], np.int64),
         path_of_item=np.zeros(len(rows), np.int32),

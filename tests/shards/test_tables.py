@@ -151,6 +151,21 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
         open_source("cifar10", split="validation")
 
 
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [("data/current", "v1"), ("data/loop", "."), ("data/all.parquet", "v1/all.parquet")],
+)
+def test_a_table_that_a_link_shows_again_is_packed_once(
+    link: str, target: str, tmp_path: Path
+) -> None:
+    """Whether the link leads to its folder, to one above or to itself; the link is named."""
+    write_parquet(tmp_path / "data" / "v1" / "all.parquet", table(range(4)))
+    (tmp_path / link).symlink_to(target)
+    source = open_source(tmp_path / "data")
+    assert list(source.names) == [f"v1/all.parquet:{row}" for row in range(4)]
+    assert [skipped.name for skipped in source.skipped] == [Path(link).name]
+
+
 FILES = {"x/1.png": png(1), "y/2.png": png(2), "z/3.png": png(3)}
 
 
