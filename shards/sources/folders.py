@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ShardError, printable
+from shards.files import read_regular
 from shards.sources.source import (
     Entry,
     Skipped,
@@ -26,6 +29,9 @@ from shards.sources.tables import is_table_name
 from shards.sources.tars import is_tar_name
 from shards.sources.texts import Texts
 from shards.sources.webdataset_tars import open_webdataset
+
+_STATE_FILE = "state.json"  # of a dataset that was saved by datasets
+_CACHE_NAME = re.compile(r"cache-[0-9a-f]{8,}(_\d+_of_\d+)?\.arrow")
 
 
 @dataclass(kw_only=True)
@@ -56,9 +62,15 @@ class Listing(NamedTuple):
 
 
 def list_folder(folder: Path) -> Listing:
-    """List all regular files under a folder: each folder and each table once."""
+    """List all regular files under a folder: each folder and each table once.
+
+    Without the tables that the datasets library keeps beside its data: its caches hold the same
+    images again.
+    """
     entries, skipped = _walk(str(folder))
-    left_out = _linked_tables(folder, entries)
+    tables = [path for path, _, _ in entries if is_table_name(path) and not is_hidden(path)]
+    left_out = _cached_tables(folder, tables)
+    left_out |= _linked_tables(folder, [path for path in tables if path not in left_out])
     entries = [entry for entry in entries if entry.path not in left_out]
     skipped += [Skipped(printable(path), reason) for path, reason in left_out.items()]
     return Listing(folder, entries, skipped)
@@ -95,18 +107,40 @@ def tables_of(listing: Listing) -> list[str]:
     return sorted(filter(is_table_name, paths))
 
 
-def _linked_tables(folder: Path, entries: list[Entry]) -> dict[str, str]:
-    """Return the tables that are links to other tables of the same folder, and a reason each."""
-    tables = [path for path, _, _ in entries if is_table_name(path) and not is_hidden(path)]
-    tables.sort(key=lambda path: (os.path.islink(folder / path), path))
+def _linked_tables(folder: Path, tables: list[str]) -> dict[str, str]:
+    """Return those that are links to other tables of the folder, each with a reason."""
     first: dict[tuple[int, int], str] = {}  # path of each table by device and inode
     links = {}
-    for path in tables:
+    for path in sorted(tables, key=lambda path: (os.path.islink(folder / path), path)):
         status = os.stat(folder / path)
         known = first.setdefault((status.st_dev, status.st_ino), path)
         if known != path:
             links[path] = f"same file as {printable(known)}"
     return links
+
+
+def _cached_tables(folder: Path, tables: list[str]) -> dict[str, str]:
+    """Return those that are no data of a dataset that was saved by datasets, each with a reason."""
+    parents = {os.path.dirname(path) for path in tables}
+    data_files = {parent: _read_data_files(folder / parent) for parent in parents}
+    caches = {}
+    for path in tables:
+        parent, name = os.path.split(path)
+        files = data_files[parent]
+        if files is not None and name not in files:
+            caches[path] = f"not among the data files in {_STATE_FILE}"
+        elif files is None and _CACHE_NAME.fullmatch(name):
+            caches[path] = "cache of the datasets library"
+    return caches
+
+
+def _read_data_files(folder: Path) -> set[str] | None:
+    """Return the files that a saved dataset consists of; None if this is none."""
+    try:
+        state = json.loads(read_regular(folder / _STATE_FILE))
+        return {str(file["filename"]) for file in state["_data_files"]}
+    except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def _walk(top: str) -> tuple[list[Entry], list[Skipped]]:

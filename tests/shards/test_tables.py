@@ -166,6 +166,20 @@ def test_a_table_that_a_link_shows_again_is_packed_once(
     assert [skipped.name for skipped in source.skipped] == [Path(link).name]
 
 
+@pytest.mark.parametrize("state", [True, False])
+def test_caches_beside_a_saved_dataset_are_left_out_and_named(tmp_path: Path, state: bool) -> None:
+    """Those of datasets, whose data files are in state.json; the data are packed once."""
+    data, cache = "data-00000-of-00001.arrow", "cache-0123456789abcdef_00000_of_00002.arrow"
+    for name in (data, cache):
+        write_arrow(tmp_path / name, table(range(4)))
+    if state:
+        files = json.dumps({"_data_files": [{"filename": data}], "_split": None})
+        (tmp_path / "state.json").write_text(files)
+    source = open_source(tmp_path)
+    assert list(source.names) == [f"{data}:{row}" for row in range(4)]
+    assert [skipped.name for skipped in source.skipped] == [cache]
+
+
 FILES = {"x/1.png": png(1), "y/2.png": png(2), "z/3.png": png(3)}
 
 
