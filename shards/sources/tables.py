@@ -186,10 +186,21 @@ class _readable:
 
 
 def _of_split(names: Sequence[str], split: str) -> list[int]:
-    """Return which files belong to a split. Files that name no split belong to every one."""
+    """Return which files belong to a split: all of them if none names one.
+
+    Raises ShardError if only some do. A file that names none beside `test.parquet` is rather of
+    another split than of every one, and would bring images of training into those for testing.
+    """
     found = [_SPLIT.findall(name.lower()) for name in names]
     named = [_OTHER_NAMES.get(words[-1], words[-1]) if words else "" for words in found]
     splits = set(named) - {""}
+    if splits and "" in named:
+        lost, other = (names[named.index(word)] for word in ("", max(splits)))
+        raise ShardError(
+            f"{printable(lost)} names no split, like {named.count('')} of {len(names)} tables, but "
+            f"{printable(other)} does: name one in every file, such as train-1.parquet, or move "
+            "what is of none elsewhere"
+        )
     if splits and split not in splits:
         raise ShardError(
             f"no split {split} among these tables, which name {', '.join(sorted(splits))}: "

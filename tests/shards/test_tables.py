@@ -166,6 +166,14 @@ def test_a_table_that_a_link_shows_again_is_packed_once(
     assert [skipped.name for skipped in source.skipped] == [Path(link).name]
 
 
+def test_a_table_that_names_no_split_beside_one_that_does_is_an_error(tmp_path: Path) -> None:
+    """It is named, rather than left out in silence or packed with every split."""
+    for name in ("train-0.parquet", "more.parquet"):
+        write_parquet(tmp_path / name, table(range(4)))
+    with pytest.raises(ShardError, match=r"more\.parquet names no split, .* name one in every"):
+        open_source(tmp_path)
+
+
 @pytest.mark.parametrize("state", [True, False])
 def test_caches_beside_a_saved_dataset_are_left_out_and_named(tmp_path: Path, state: bool) -> None:
     """Those of datasets, whose data files are in state.json; the data are packed once."""
