@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from distgan.cli import app
-from distgan.commands.evaluate import evaluate_inputs, is_from_other_data
+from distgan.commands.evaluate import evaluate_inputs, is_from_other_data, open_folder
 from distgan.config.schema import Evaluation
 from distgan.errors import UserError
 from distgan.networks.base import GeneratorSpec
@@ -199,6 +199,17 @@ def test_probe_and_evaluate(shards: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for place in (tmp_path / "file" / "scores.json", noise):  # below a file; a folder
         code, said = call("evaluate", noise, "--data", digits, "--json", place)
         assert (code, "cannot write" in said) == (2, True), said
+
+
+def test_the_first_images_of_a_folder_are_of_all_its_classes(tmp_path: Path) -> None:
+    """They are the same whenever the folder is opened."""
+    for number in range(40):
+        path = tmp_path / ("black" if number < 20 else "white") / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8), number // 20 * 255, np.uint8)).save(path)
+    first, again = (open_folder(tmp_path, (1, 8, 8)).fakes(0, 20) for _ in range(2))
+    assert 5 < int((first[:, 0, 0, 0] > 0).sum()) < 15
+    assert torch.equal(first, again)
 
 
 def test_improvement_on_other_images_is_no_excuse(shards: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from distgan.runtime.randomness import normal
 from shards.errors import without_secrets
 from shards.format.index import INDEX_FILE, read_index
 from shards.images import EXTENSIONS, BadImage, decode_image
+from shards.order.permutation import order_key, sample_ids
 from shards.reader import ShardReader
 from shards.sources.registry import open_source
 
@@ -222,9 +223,14 @@ def open_packed(path: Path, image_shape: Shape) -> Input:
 
 
 def open_folder(path: Path, image_shape: Shape) -> Input:
-    """Return the image files of a folder, cropped and resized to the shape of the data."""
+    """Return the image files of a folder, cropped and resized to the shape of the data.
+
+    They come in a fixed random order, since the first in the order of paths are of few classes.
+    """
     source = open_source(path, with_labels=False)
     channels, height, width = image_shape
+    key = order_key(source.digest, 0)
+    order = sample_ids(np.arange(len(source)), num_samples=len(source), key=key).tolist()
 
     def read(number: int) -> np.ndarray:
         try:
@@ -234,7 +240,7 @@ def open_folder(path: Path, image_shape: Shape) -> Input:
             raise UserError(f"{path}: broken image {name} ({error}); remove it") from None
 
     def read_all(start: int, stop: int) -> Tensor:
-        return torch.from_numpy(np.stack([read(number) for number in range(start, stop)]))
+        return torch.from_numpy(np.stack([read(number) for number in order[start:stop]]))
 
     return Input(read_all, "images", len(source))
 
