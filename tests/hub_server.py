@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply({"url": f"{self.server.url}/{prefix}{name}"}, status)
 
     def do_GET(self) -> None:
-        """Describe a model, or send one of its files."""
+        """Describe a repository, or send one of its files."""
         words = unquote(urlsplit(self.path).path).strip("/").split("/")
         if words[0] == "api":
             repo = "/".join(words[1:4])
@@ -105,7 +105,9 @@ class Handler(BaseHTTPRequestHandler):
                 ]
                 return self.reply(tree)
             siblings = [{"rfilename": path} for path in files]
-            return self.reply({"id": "/".join(words[2:4]), "sha": COMMIT, "siblings": siblings})
+            name, visibility = "/".join(words[2:4]), self.server.repos[repo].get("visibility")
+            answer = {"id": name, "sha": COMMIT, "siblings": siblings}
+            return self.reply(answer | {"private": visibility == "private"})
         content = self.server.files[f"models/{words[0]}/{words[1]}"]["/".join(words[4:])]
         etag = f'"{hashlib.sha256(content).hexdigest()}"'
         return self.reply(content, ETag=etag, X_Repo_Commit=COMMIT)

@@ -111,6 +111,19 @@ def test_wrong_token_and_name_are_one_line(
     assert (code, "--push" in said) == (2, True), said
 
 
+@pytest.mark.parametrize("public", ["models/me/faces", "spaces/me/faces"])
+def test_private_push_to_a_public_place_uploads_nothing(
+    public: str, hub: HubServer, generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub does not make it private; the error says what to do."""
+    monkeypatch.setattr("distgan.commands.demo.write_onnx", write_small_onnx)
+    hub.repos[public], hub.files[public] = {"visibility": "public"}, {}
+    arguments = ("--out", tmp_path / "out", "--push", "me/faces", "--private")
+    code, said = call("export", generator, *arguments)
+    assert (code, "public; make it private in its settings" in said) == (2, True), said
+    assert not any(hub.files.values())
+
+
 def test_missing_library_names_the_extra(
     generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

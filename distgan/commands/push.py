@@ -26,7 +26,7 @@ def push(source: Path, out: Path, name: str, *, license: str, private: bool) -> 
     """Write generator, card and demo to a folder and upload them; return a sentence per step.
 
     Uploads nothing else that the folder holds. Raises UserError, before the upload if files cannot
-    be written.
+    be written, or if what is to be private would be public.
     """
     hub.check_repo_name(name)
     page = out / "demo"
@@ -35,8 +35,10 @@ def push(source: Path, out: Path, name: str, *, license: str, private: bool) -> 
     sentences += demo(source, page, title=title, offline=False, hosts=FILE_HOSTS)
     with writing_to(page, option="--out"):
         write_atomic(page / "README.md", space_card(name, license=license))
-    model = hub.upload(name, out, MODEL_FILES, private=private)
-    space = hub.upload(name, page, SPACE_FILES, private=private, is_space=True)
+    model = hub.create_repo(name, private=private)
+    space = hub.create_repo(name, private=private, is_space=True)
+    hub.upload(name, out, MODEL_FILES)
+    hub.upload(name, page, SPACE_FILES, is_space=True)
     return [*sentences, f"uploaded {model}", f"uploaded {space}, the demo"]
 
 

@@ -46,22 +46,33 @@ def download(name: str, files: list[str]) -> Path:
         ) from None
 
 
-def upload(
-    name: str, folder: Path, files: list[str], *, private: bool, is_space: bool = False
-) -> str:
-    """Upload files of a folder, and create the place for them if needed; return its address.
+def create_repo(name: str, *, private: bool, is_space: bool = False) -> str:
+    """Create the place for a model, or for a static page (a Space), unless it exists.
 
-    It is a model, or a static page (a Space), which may have the same name.
+    Return its address. A Space may have the name of a model. Raises UserError if it should be
+    private, but exists and is public, which creating it again would not change.
     """
-    repo_type, sdk = ("space", "static") if is_space else (None, None)
+    kind, repo_type, sdk = ("Space", "space", "static") if is_space else ("model", None, None)
     with hub_errors(name) as api:
         url = api.create_repo(
             name, repo_type=repo_type, space_sdk=sdk, private=private or None, exist_ok=True
         )
+        is_public = private and not api.repo_info(name, repo_type=repo_type).private
+    if is_public:
+        raise UserError(
+            f"--private: the {kind} {name} is there already, and public; make it private in its "
+            f"settings ({url}/settings), or give another name"
+        )
+    return str(url)
+
+
+def upload(name: str, folder: Path, files: list[str], *, is_space: bool = False) -> None:
+    """Upload files of a folder to a model or a Space."""
+    with hub_errors(name) as api:
+        repo_type = "space" if is_space else None
         api.upload_folder(
             repo_id=name, repo_type=repo_type, folder_path=folder, allow_patterns=files
         )
-        return str(url)
 
 
 @contextmanager
