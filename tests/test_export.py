@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -99,14 +100,24 @@ def test_exported_generators_load_again(run: Path, tmp_path: Path) -> None:
         assert torch.equal(again.sample(2, seed=1), generator.sample(2, seed=1))
 
 
-def test_onnx_takes_batches_of_any_size(run: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def both(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with both formats of the run's generator, to be read only."""
+    pytest.importorskip("onnxruntime", reason="pip install 'distgan[onnx]'")
+    pytest.importorskip("onnxscript", reason="pip install 'distgan[onnx]'")
+    out = tmp_path_factory.mktemp("both") / "out"
+    assert call("export", run, "--out", out)[0] == 0
+    code, said = call("export", run, "--format", "onnx", "--out", out)
+    assert (code, "onnxruntime's images differ from torch's by at most" in said) == (0, True), said
+    assert "left out" not in said
+    return out
+
+
+def test_onnx_takes_batches_of_any_size(run: Path, both: Path) -> None:
     """onnxruntime gives the images of PyTorch, for one latent and for many."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'distgan[onnx]'")
-    pytest.importorskip("onnxscript", reason="pip install 'distgan[onnx]'")
-    code, said = call("export", run, "--format", "onnx", "--out", tmp_path / "out")
-    assert (code, "onnxruntime's images differ from torch's by at most" in said) == (0, True), said
     session = onnxruntime.InferenceSession(
-        tmp_path / "out" / "generator.onnx", providers=["CPUExecutionProvider"]
+        both / "generator.onnx", providers=["CPUExecutionProvider"]
     )
     generator = load_generator(run)
     for num in (1, 5, 33):
@@ -115,7 +126,31 @@ def test_onnx_takes_batches_of_any_size(run: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(
             torch.from_numpy(images), generate(generator.network, latents), rtol=0, atol=1e-4
         )
-    assert "onnxruntime" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_card_shows_both_formats_of_one_generator(
+    run: Path, both: Path, tmp_path: Path, again: bool
+) -> None:
+    """Whichever was exported last."""
+    out = shutil.copytree(both, tmp_path / "out")
+    if again:
+        assert call("export", run, "--out", out)[0] == 0
+    card = (out / "README.md").read_text()
+    assert "generator.safetensors" in card and "generator.onnx" in card
+
+
+def test_card_leaves_out_a_file_of_another_generator(run: Path, both: Path, tmp_path: Path) -> None:
+    """It stays where it is, and a sentence says so."""
+    spec = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=8)
+    (tmp_path / "other").mkdir()
+    save_generator(build_generator(spec).eval(), spec, tmp_path / "other", facts={})
+    out = shutil.copytree(both, tmp_path / "out")
+    code, said = call("export", tmp_path / "other", "--out", out)
+    assert (code, f"left out {out / 'generator.onnx'}" in said) == (0, True), said
+    card = (out / "README.md").read_text()
+    assert "generator.safetensors" in card and "generator.onnx" not in card
+    assert (out / "generator.onnx").read_bytes() == (both / "generator.onnx").read_bytes()
 
 
 def test_missing_onnxruntime_names_the_extra(

@@ -35,10 +35,11 @@ def write_small_onnx(generator: Generator, out: Path, facts: dict[str, object]) 
 def pushed(
     hub: HubServer, generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> HubServer:
-    """The server after a push, from a folder that also has a file of the user's."""
+    """The server after a push, from a folder that also has two files that are not of the export."""
     monkeypatch.setattr("distgan.commands.demo.write_onnx", write_small_onnx)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "private.txt").write_text("mine")
+    (tmp_path / "out" / "generator.onnx").write_text("of another generator")
     arguments = ("--out", tmp_path / "out", "--license", "mit", "--push", "me/faces", "--private")
     code, said = call("export", generator, *arguments)
     assert (code, f"{hub.url}/spaces/me/faces" in said) == (0, True), said
@@ -46,7 +47,7 @@ def pushed(
 
 
 def test_push_uploads_generator_card_and_demo(pushed: HubServer) -> None:
-    """A model and a static Space; only files that distgan wrote."""
+    """A model and a static Space; only files of this generator."""
     assert {name: repo["visibility"] for name, repo in pushed.repos.items()} == {
         "models/me/faces": "private",
         "spaces/me/faces": "private",

@@ -3,6 +3,7 @@
 run -> generator.safetensors + generator.json, or generator.onnx -> samples.png -> README.md
 """
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from distgan.networks.generator_file import (
     load_generator,
     read_description,
     save_generator,
+    weights_of,
 )
 from distgan.networks.latents import generate
 from distgan.networks.mixture import MixtureSpec, classes_of
@@ -35,11 +37,13 @@ from distgan.reporting.run_record import RunRecord, read_record
 from distgan.run.files import is_run
 from distgan.run.sample_grid import COLUMNS, class_grid
 from distgan.text import format_number
-from shards.files import write_atomic
+from shards.files import sha256_of_file, write_atomic
 
 MARK_START = "<!-- Written by distgan export."  # a card without this mark was edited by its owner
 CARD_MARK = f"{MARK_START} Delete this line to keep your own version. -->"
 CARD_FILES = ["README.md", "samples.png"]
+FILES = {"safetensors": "generator.safetensors", "onnx": "generator.onnx"}
+SHA256_KEY = "generator.safetensors.sha256"  # in the metadata of an ONNX file
 # Largest difference of images in [-1, 1] between PyTorch and onnxruntime: 1/8 of a grey level.
 TOLERANCE = 1e-3
 
@@ -60,18 +64,42 @@ def export(
         wrote_weights = WRITERS[format](generator, out, facts)
         images, columns = sample_images(generator)
         save_grid(images, out / "samples.png", columns=columns)
+        formats = formats_in(out, format)
+        sentences = [wrote_weights, *explain_left_out(out, formats)]
         card = out / "README.md"
         if card.exists() and MARK_START not in card.read_text():
-            return [wrote_weights, f"kept {card}, which you have edited"]
+            return [*sentences, f"kept {card}, which you have edited"]
         text = model_card(
-            out, generator.spec, facts, record=record, license=license, hub_name=hub_name
+            formats, generator.spec, facts, record=record, license=license, hub_name=hub_name
         )
         # An empty card, left by a process that was killed, would be taken for an edited one.
         write_atomic(card, text)
     return [
-        wrote_weights,
+        *sentences,
         f"wrote {card}; fill in what only you know: the images, their licence, "
         "what the model is for",
+    ]
+
+
+def formats_in(out: Path, written: str) -> list[str]:
+    """Return the formats in which a folder holds the generator that was just written to it.
+
+    A file of the other format may be left from an export of another generator.
+    """
+    weights, model = (out / name for name in FILES.values())
+    if not (weights.is_file() and model.is_file()):
+        return [written]
+    is_same = sha256_of_file(weights).encode() in model.read_bytes()
+    return list(FILES) if is_same else [written]
+
+
+def explain_left_out(out: Path, formats: list[str]) -> list[str]:
+    """Return a sentence about each generator in a folder that the card does not mention."""
+    return [
+        f"left out {out / name}, which is of another generator or does not say of which: "
+        f"write it again with --format {format}, or delete it"
+        for format, name in FILES.items()
+        if format not in formats and (out / name).exists()
     ]
 
 
@@ -137,6 +165,8 @@ def write_onnx(generator: Generator, out: Path, facts: dict[str, Any]) -> str:
             dynamic_shapes=({0: torch.export.Dim("batch")},) * len(inputs),
         )
     assert program is not None
+    # So that it is known to be of the generator.safetensors beside it; see `formats_in`.
+    program.model.metadata_props[SHA256_KEY] = hashlib.sha256(weights_of(network)).hexdigest()
     program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     difference = 0.0
@@ -158,7 +188,7 @@ WRITERS = {"safetensors": write_safetensors, "onnx": write_onnx}
 
 
 def model_card(
-    out: Path,
+    formats: list[str],
     spec: GeneratorSpec,
     facts: dict[str, Any],
     *,
@@ -166,7 +196,7 @@ def model_card(
     license: str,
     hub_name: str | None,
 ) -> str:
-    """Return the text of the model card for the files in a folder."""
+    """Return the text of the model card for a generator in these formats."""
     classes, is_conditional = classes_of(spec), isinstance(spec, ConditionalSpec)
     height, width = sides(spec.image_size)
     kind = spec.architecture.upper()
@@ -196,8 +226,8 @@ def model_card(
         shown_of_one=shown_channels(spec.channels).removeprefix("[:").removesuffix("]"),
         latent_dim=spec.latent_dim,
         start=pyramid(spec.image_size),
-        has_safetensors=(out / "generator.safetensors").exists(),
-        has_onnx=(out / "generator.onnx").exists(),
+        has_safetensors="safetensors" in formats,
+        has_onnx="onnx" in formats,
         training=training_rows(facts, record),
         **quality_values(record),
     )

@@ -9,14 +9,12 @@ from pathlib import Path
 import yaml
 
 from distgan.commands.demo import demo
-from distgan.commands.export import CARD_FILES, export
+from distgan.commands.export import CARD_FILES, FILES, export, formats_in
 from distgan.commands.output import writing_to
 from distgan.networks.generator_file import GENERATOR_FILES
 from distgan.runtime import hub
 from shards.files import write_atomic
 
-# The card tells how to use generator.onnx if an earlier export has written it to the folder.
-MODEL_FILES = [*GENERATOR_FILES, *CARD_FILES, "generator.onnx"]
 # The Hub may redirect a request for a large file of a Space to its file servers.
 FILE_HOSTS = ("https://*.huggingface.co", "https://*.hf.co")
 SPACE_FILES = ["README.md", "index.html", "generator.onnx"]
@@ -30,14 +28,16 @@ def push(source: Path, out: Path, name: str, *, license: str, private: bool) -> 
     """
     hub.check_repo_name(name)
     page = out / "demo"
-    sentences = export(source, out, format="safetensors", license=license, hub_name=name)
+    format = "safetensors"
+    sentences = export(source, out, format=format, license=license, hub_name=name)
     title = name.partition("/")[2]
     sentences += demo(source, page, title=title, offline=False, hosts=FILE_HOSTS)
     with writing_to(page, option="--out"):
         write_atomic(page / "README.md", space_card(name, license=license))
     model = hub.create_repo(name, private=private)
     space = hub.create_repo(name, private=private, is_space=True)
-    hub.upload(name, out, MODEL_FILES)
+    files = {*GENERATOR_FILES, *CARD_FILES, *(FILES[each] for each in formats_in(out, format))}
+    hub.upload(name, out, sorted(files))
     hub.upload(name, page, SPACE_FILES, is_space=True)
     return [*sentences, f"uploaded {model}", f"uploaded {space}, the demo"]
 

@@ -48,13 +48,18 @@ def save_generator(
 
     `facts` are added to the JSON for readers; loading does not need them.
     """
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()
-    }
-    write_atomic(folder / "generator.safetensors", save(tensors))
+    write_atomic(folder / "generator.safetensors", weights_of(generator))
     description = {"format": FORMAT, "generator": spec.to_dict()} | facts
     text = json.dumps(description, indent=1) + "\n"
     write_atomic(folder / "generator.json", text)
+
+
+def weights_of(generator: nn.Module) -> bytes:
+    """Return the content of a generator.safetensors."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()
+    }
+    return save(tensors)
 
 
 def load_generator(path: str | Path) -> Generator:
