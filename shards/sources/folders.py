@@ -25,7 +25,7 @@ from shards.sources.source import (
     list_images,
     stamp_of,
 )
-from shards.sources.tables import is_table_name
+from shards.sources.tables import is_table_name, may_hold_images
 from shards.sources.tars import is_tar_name
 from shards.sources.texts import Texts
 from shards.sources.webdataset_tars import open_webdataset
@@ -68,7 +68,7 @@ def list_folder(folder: Path) -> Listing:
     images again.
     """
     entries, skipped = _walk(str(folder))
-    tables = [path for path, _, _ in entries if is_table_name(path) and not is_hidden(path)]
+    tables = _tables_among(entries)
     left_out = _cached_tables(folder, tables)
     left_out |= _linked_tables(folder, [path for path in tables if path not in left_out])
     entries = [entry for entry in entries if entry.path not in left_out]
@@ -82,11 +82,7 @@ def open_folder(listing: Listing, *, with_labels: bool) -> Source:
     paths = [entry.path for entry in entries]
     tars = sorted(path for path in paths if is_tar_name(path) and not is_hidden(path))
     if tars and (images := sorted(filter(is_image_name, paths))):
-        raise ShardError(
-            f"{printable(folder)} holds images ({len(images):,}, such as {printable(images[0])}) "
-            f"beside tar archives ({len(tars):,}, such as {printable(tars[0])}): "
-            "give a tar, or move one kind to another folder"
-        )
+        raise _two_kinds(folder, images, "tar archives", tars, "give a tar")
     if tars:
         return open_webdataset([folder / path for path in tars], with_labels=with_labels)
     items, places = list_images(entries, skipped=skipped, with_labels=with_labels)
@@ -100,11 +96,35 @@ def open_folder(listing: Listing, *, with_labels: bool) -> Source:
 
 
 def tables_of(listing: Listing) -> list[str]:
-    """Return the Parquet and Arrow files of a folder, or none if it holds images or tars."""
-    paths = [entry.path for entry in listing.entries if not is_hidden(entry.path)]
-    if any(is_image_name(path) or is_tar_name(path) for path in paths):
+    """Return the Parquet and Arrow files of a folder, or none if it holds images or tars.
+
+    Raises ShardError for images beside tables of images. Other tables beside images are usual: the
+    tools that download images write addresses and captions to them.
+    """
+    folder = listing.folder
+    tables = _tables_among(listing.entries)
+    if not tables:  # nearly always, and there may be millions of images
         return []
-    return sorted(filter(is_table_name, paths))
+    paths = sorted(entry.path for entry in listing.entries if not is_hidden(entry.path))
+    images = list(filter(is_image_name, paths))
+    if images and (found := [path for path in tables if may_hold_images(folder / path)]):
+        remedy = "give the table, or the folder of one kind"
+        raise _two_kinds(folder, images, "tables of images", found, remedy)
+    return [] if images or any(map(is_tar_name, paths)) else tables
+
+
+def _tables_among(entries: list[Entry]) -> list[str]:
+    return sorted(e.path for e in entries if is_table_name(e.path) and not is_hidden(e.path))
+
+
+def _two_kinds(
+    folder: Path, images: list[str], kind: str, others: list[str], remedy: str
+) -> ShardError:
+    return ShardError(
+        f"{printable(folder)} holds images ({len(images):,}, such as {printable(images[0])}) "
+        f"beside {kind} ({len(others):,}, such as {printable(others[0])}): "
+        f"{remedy}, or move one kind to another folder"
+    )
 
 
 def _linked_tables(folder: Path, tables: list[str]) -> dict[str, str]:

@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards.errors import ShardError, printable
-from shards.sources.source import Source, digest_of
-from shards.sources.tables import number_classes
+from shards.sources.source import Source, digest_of, number_classes
 
 _PATH_NAMES = ("path", "file", "file_name", "filename", "image", "image_id", "id", "name")
 _LABEL_NAMES = ("label", "labels", "class", "class_name", "cls", "target", "category")

@@ -180,6 +180,25 @@ def classes_of_folders(
     return np.array([label_of_class[parts[depth]] for parts in folders], np.int32), class_names
 
 
+def number_classes(
+    labels: Sequence[int | str], names: tuple[str, ...] | None = None
+) -> tuple[NDArray[np.int32] | None, tuple[str, ...] | None]:
+    """Return labels and class names of classes given by number or name, if there are several.
+
+    Without `names` classes are sorted, by value if all are numbers. Classes that do not occur are
+    left out.
+    """
+    texts = [str(label) for label in labels]
+    is_number = all(text.isdecimal() for text in texts)
+    present = sorted(set(texts), key=(lambda text: (int(text), text)) if is_number else str)
+    if len(present) < 2:
+        return None, None
+    number_of = {text: number for number, text in enumerate(present)}
+    named = is_number and names is not None and int(present[-1]) < len(names)
+    class_names = [names[int(t)] if named and names is not None else printable(t) for t in present]
+    return np.array([number_of[text] for text in texts], np.int32), tuple(class_names)
+
+
 def digest_of(names: Sequence[str], sizes: Sequence[int], labels: NDArray[np.int32] | None) -> str:
     """Return the identity of a list of items as hex digits."""
     digest = hashlib.sha256()

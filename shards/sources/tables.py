@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from shards.errors import ShardError, printable
 from shards.files import cache_folder, make_folder
-from shards.sources.source import Skipped, Source, digest_of, stamp_of
+from shards.sources.source import Skipped, Source, digest_of, number_classes, stamp_of
 from shards.sources.tars import TarSource
 from shards.sources.texts import Texts
 
@@ -96,6 +96,15 @@ class TableSource(TarSource):
 def is_table_name(path: str) -> bool:
     """Return whether a file is called like a Parquet or Arrow file."""
     return path.lower().endswith(TABLE_EXTENSIONS)
+
+
+def may_hold_images(path: Path) -> bool:
+    """Return whether a table has a column that may be of images, or cannot be read."""
+    try:
+        schema, _ = _open_table(path)
+    except Exception:  # as many types as there are kinds of damage, or there is no pyarrow
+        return True
+    return any(map(_is_image, schema.types))
 
 
 def open_tables(
@@ -323,22 +332,3 @@ def _classes(
                 "choose another --label-column, or pack without labels with --labels ignore"
             )
     return number_classes(labels, columns.class_names)
-
-
-def number_classes(
-    labels: Sequence[int | str], names: tuple[str, ...] | None = None
-) -> tuple[NDArray[np.int32] | None, tuple[str, ...] | None]:
-    """Return labels and class names of classes given by number or name, if there are several.
-
-    Without `names` classes are sorted, by value if all are numbers. Classes that do not occur are
-    left out.
-    """
-    texts = [str(label) for label in labels]
-    is_number = all(text.isdecimal() for text in texts)
-    present = sorted(set(texts), key=(lambda text: (int(text), text)) if is_number else str)
-    if len(present) < 2:
-        return None, None
-    number_of = {text: number for number, text in enumerate(present)}
-    named = is_number and names is not None and int(present[-1]) < len(names)
-    class_names = [names[int(t)] if named and names is not None else printable(t) for t in present]
-    return np.array([number_of[text] for text in texts], np.int32), tuple(class_names)

@@ -174,6 +174,26 @@ def test_a_table_that_names_no_split_beside_one_that_does_is_an_error(tmp_path: 
         open_source(tmp_path)
 
 
+def test_images_beside_tables_of_images_are_an_error(tmp_path: Path) -> None:
+    """The dataset of a cloned repository is not a picture of its card; each kind can be packed."""
+    write_parquet(tmp_path / "data" / "train-0.parquet", table(range(4)))
+    write_folder(tmp_path, {"assets/preview.png": png()})
+    with pytest.raises(
+        ShardError,
+        match=r"1, such as assets/preview.png\) beside tables of images \(1, such as data",
+    ):
+        open_source(tmp_path)
+    assert len(open_source(tmp_path / "data")) == 4
+    assert len(open_source(tmp_path / "assets")) == 1
+
+
+def test_a_table_without_images_beside_images_is_another_file(tmp_path: Path) -> None:
+    """Such as the addresses and captions that tools for downloads write."""
+    write_parquet(tmp_path / "0.parquet", pyarrow.table({"url": ["a"], "caption": ["b"]}))
+    source = open_source(write_folder(tmp_path, {"0/1.png": png()}))
+    assert (list(source.names), source.other_files) == (["0/1.png"], {".parquet": 1})
+
+
 @pytest.mark.parametrize("state", [True, False])
 def test_caches_beside_a_saved_dataset_are_left_out_and_named(tmp_path: Path, state: bool) -> None:
     """Those of datasets, whose data files are in state.json; the data are packed once."""
