@@ -59,6 +59,7 @@ class Listing(NamedTuple):
     folder: Path
     entries: list[Entry]  # placed by path and stamp
     skipped: list[Skipped]
+    num_hidden: int  # folders, in which nothing was listed
 
 
 def list_folder(folder: Path) -> Listing:
@@ -67,18 +68,18 @@ def list_folder(folder: Path) -> Listing:
     Without the tables that the datasets library keeps beside its data: its caches hold the same
     images again.
     """
-    entries, skipped = _walk(str(folder))
+    entries, skipped, num_hidden = _walk(str(folder))
     tables = _tables_among(entries)
     left_out = _cached_tables(folder, tables)
     left_out |= _linked_tables(folder, [path for path in tables if path not in left_out])
     entries = [entry for entry in entries if entry.path not in left_out]
     skipped += [Skipped(printable(path), reason) for path, reason in left_out.items()]
-    return Listing(folder, entries, skipped)
+    return Listing(folder, entries, skipped, num_hidden)
 
 
 def open_folder(listing: Listing, *, with_labels: bool) -> Source:
     """Open a folder of images, or of the tars that WebDataset tools write."""
-    folder, entries, skipped = listing
+    folder, entries, skipped, num_hidden = listing
     paths = [entry.path for entry in entries]
     tars = sorted(path for path in paths if is_tar_name(path) and not is_hidden(path))
     if tars and (images := sorted(filter(is_image_name, paths))):
@@ -86,6 +87,8 @@ def open_folder(listing: Listing, *, with_labels: bool) -> Source:
     if tars:
         return open_webdataset([folder / path for path in tars], with_labels=with_labels)
     items, places = list_images(entries, skipped=skipped, with_labels=with_labels)
+    if num_hidden:
+        items.other_files["hidden folder"] = num_hidden
     files = Texts(path for path, _ in places)
     return FolderSource(
         **vars(items),
@@ -163,9 +166,13 @@ def _read_data_files(folder: Path) -> set[str] | None:
         return None
 
 
-def _walk(top: str) -> tuple[list[Entry], list[Skipped]]:
-    """List all regular files under a folder: each folder once, even if links lead to it again."""
-    entries, skipped = [], []
+def _walk(top: str) -> tuple[list[Entry], list[Skipped], int]:
+    """List all regular files under a folder, and count its hidden folders, which are not opened.
+
+    Each folder is listed once, even if links lead to it again. What a hidden folder holds can be
+    reached through a link that is not hidden, and then has the name of the link.
+    """
+    entries, skipped, num_hidden = [], [], 0
     names: dict[tuple[int, int], str] = {}  # path of each folder by device and inode
     folders, links = [""], list[str]()
     while folders or links:
@@ -181,6 +188,9 @@ def _walk(top: str) -> tuple[list[Entry], list[Skipped]]:
             for entry in found:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if entry.is_dir():
+                    if is_hidden(entry.name):
+                        num_hidden += 1
+                        continue
                     (links if entry.is_symlink() else folders).append(path)
                 elif entry.is_file():
                     status = entry.stat()
@@ -188,4 +198,4 @@ def _walk(top: str) -> tuple[list[Entry], list[Skipped]]:
                 elif is_image_name(path):
                     kind = "broken link" if entry.is_symlink() else "not a regular file"
                     skipped.append(Skipped(printable(path), kind))
-    return entries, skipped
+    return entries, skipped, num_hidden

@@ -127,6 +127,17 @@ def test_each_folder_is_packed_once(tmp_path: Path) -> None:
     assert list(source.skipped) == expected
 
 
+def test_class_folders_may_be_links_to_hidden_folders(tmp_path: Path) -> None:
+    """As of tools that keep the files in a store of their own; the store is not listed itself."""
+    write_folder(tmp_path / ".store", {"cats/1.png": png(), "dogs/2.png": png()})
+    for name in ("cats", "dogs"):
+        os.symlink(f".store/{name}", tmp_path / name)
+    source = open_source(tmp_path)
+    assert list(source.names) == ["cats/1.png", "dogs/2.png"]
+    assert source.class_names == ("cats", "dogs")
+    assert (list(source.skipped), source.other_files) == ([], {"hidden folder": 1})
+
+
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
 def test_compressed_tars_are_refused_with_a_remedy(mode: str, tmp_path: Path) -> None:
     """A compressed tar cannot be read in place; the message says what to type."""
