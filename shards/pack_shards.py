@@ -63,10 +63,13 @@ def write_shards(
         for number, chunks in groupby(results, key=lambda result: result[0].shard):
             done: list[tuple[Chunk, Written]] = []
             for chunk, written in chunks:
+                if written.rejected:  # they may be bytes of another file
+                    packing.source.check()
                 check_rejected(written.rejected, bad_images)
                 done.append((chunk, written))
                 num_done += len(chunk.slots)
                 progress(num_done, num_items)
+            packing.source.check()
             finished[number] = _finish_shard(packing, out, number, done)
     return [shard for shard in finished.values() if shard is not None]
 

@@ -35,8 +35,12 @@ class RemoteFile:
         return self._opened
 
     def describe(self) -> tuple[int, int]:
-        """Return the size in bytes, and a number that differs once the file was replaced."""
+        """Return the size in bytes, and a number that differs once the file was replaced.
+
+        The server is asked each time. Of some servers the size is all that tells.
+        """
         place = self._place
+        place.filesystem.invalidate_cache()
         found = self._try(lambda: place.filesystem.info(place.path))
         size = found.get("size")
         if not isinstance(size, int):
@@ -44,7 +48,8 @@ class RemoteFile:
                 f"{self.name}: the server does not say how long it is, so it cannot be read in "
                 "place: download it, and pack the file"
             )
-        marks = [str(found.get(key)) for key in ("ETag", "etag", "LastModified", "mtime")]
+        names = ("ETag", "etag", "LastModified", "Last-Modified", "mtime")
+        marks = [str(found.get(name)) for name in names]
         digest = hashlib.sha256(repr([size, *marks]).encode()).digest()
         return size, int.from_bytes(digest[:7])
 

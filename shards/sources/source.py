@@ -76,6 +76,9 @@ class Source(Items, ABC):
         """Return the stamps [n] (see `stamp_of`) that the files of items [n] had when listed."""
         return np.zeros(len(items), np.int64)
 
+    def check(self) -> None:
+        """Raise ShardError if what was listed has been replaced, where `read` does not notice."""
+
     @abstractmethod
     def _read(self, item: int) -> bytes | NDArray[np.uint8]: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,6 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
             end = min(int(last or len(data)), len(data) - 1)
             self.send_header("Content-Range", f"bytes {first}-{end}/{len(data)}")
             data = data[int(first) : end + 1]
+        self.send_header("ETag", f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"')
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -110,6 +112,24 @@ def test_only_what_is_needed_is_fetched(tmp_path: Path, server: RangeServer) -> 
     before = server.sent
     assert value(source, 0) == 1
     assert server.sent - before == len(png(1))
+
+
+@pytest.mark.parametrize("name", ["images.tar", "images.zip"])
+@pytest.mark.parametrize(
+    "content", [png(99), b"no image".ljust(len(png(99)))], ids=["intact", "broken"]
+)
+def test_an_archive_that_is_replaced_while_it_is_packed_is_an_error(
+    name: str, content: bytes, tmp_path: Path, server: RangeServer
+) -> None:
+    """Even if the other has as many bytes and files of the same names, intact or broken."""
+
+    def replace(*_: int) -> None:
+        write = write_tar if name == "images.tar" else write_zip
+        write(tmp_path / "web" / name, dict.fromkeys(FILES, content))
+
+    with pytest.raises(ShardError, match=f"{name} was changed while it was packed: pack again"):
+        pack(f"{server.url}/{name}", tmp_path / "out", size=8, workers=1, progress=replace)
+    assert not (tmp_path / "out" / "index.json").exists()
 
 
 def test_a_server_that_fails_for_a_while_is_asked_again(server: RangeServer) -> None:
