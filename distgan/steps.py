@@ -190,7 +190,8 @@ def weighted_penalties(
     if loss.gradient_penalty:
         mixing = uniform((), batch.positions, seed=batch.seed, purpose="gradient penalty")
     weights = {name: getattr(loss, name) for name in PENALTIES if getattr(loss, name)}
-    return gradient_penalties(discriminator, reals, fakes, mixing, weights=weights)
+    packing = getattr(gan.raw_discriminator, "packing", 1)  # networks of any kind may lack it
+    return gradient_penalties(discriminator, reals, fakes, mixing, weights=weights, packing=packing)
 
 
 # -------------------------------------------------------------------------------------- generator

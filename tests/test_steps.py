@@ -8,7 +8,7 @@ from torch import nn
 
 from distgan.config.schema import Loss
 from distgan.gan import GAN
-from distgan.steps import discriminator_step, generator_step
+from distgan.steps import discriminator_step, generator_step, weighted_penalties
 from tests.small_gan import make_gan, micro_batch, snapshot
 from tests.worlds import run_world
 
@@ -146,3 +146,15 @@ def test_one_forward_in_the_generators_step_equals_two() -> None:
         AcceleratorState._reset_state(True)
     torch.testing.assert_close(*losses)
     torch.testing.assert_close(*gradients)
+
+
+def test_a_training_step_penalizes_packs() -> None:
+    """With packing the R1 of a step is half the squared gradient by a pack, not by one image."""
+    gan, batch = make_gan(discriminator_norm="none", packing=2), micro_batch(8)
+    (penalty,) = weighted_penalties(
+        gan, batch, batch.reals, batch.reals, loss=Loss(r1=1.0)
+    ).values()
+    reals = batch.reals.clone().requires_grad_()
+    (gradients,) = torch.autograd.grad(gan.raw_discriminator(reals).sum(), reals)
+    by_pack = gradients.square().sum() / 4  # packs
+    torch.testing.assert_close(penalty, by_pack / 2)

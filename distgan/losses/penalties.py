@@ -1,7 +1,9 @@
 """Gradient penalties on the discriminator, each a mean over the batch, in float32.
 
 A penalty measures how much logits change with their images, and its own gradient is of second
-order. The discriminator must not have batch norm, which makes a logit depend on other images too.
+order. With packing a logit belongs to several consecutive images, so its gradient is the one by all
+images of the pack together. The discriminator must not have batch norm, which makes a logit depend
+on images of other packs, too.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +20,7 @@ Discriminator = Callable[[Tensor], Tensor]
 class Penalty:
     """The images at which a penalty measures the gradient, and its cost.
 
-    `points` takes reals, fakes and mixing; `cost` takes squared gradient norms [B].
+    `points` takes reals, fakes and mixing; `cost` takes squared gradient norms [B / packing].
     """
 
     points: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -57,15 +59,19 @@ def gradient_penalties(
     mixing: Tensor,
     *,
     weights: Mapping[str, float],
+    packing: int = 1,
 ) -> dict[str, Tensor]:
     """Return each penalty of `weights` times its weight, all from one forward and one gradient.
 
-    reals and fakes [B, C, H, W]; `mixing` [B] in [0, 1) is used by `gradient_penalty`.
+    reals and fakes [B, C, H, W]; `mixing` [B] in [0, 1) is used by `gradient_penalty`. The images
+    of a pack are mixed alike, as its first one is.
     """
+    mixing = mixing[::packing].repeat_interleave(packing)
     points = [PENALTIES[name].points(reals, fakes, mixing) for name in weights]
     images = torch.cat(points).detach().requires_grad_()
     (gradients,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
-    squared_norms = gradients.flatten(1).square().sum(1).chunk(len(weights))
+    packs = gradients.unflatten(0, (-1, packing)).flatten(1)
+    squared_norms = packs.square().sum(1).chunk(len(weights))
     return {
         name: weight * PENALTIES[name].cost(norms)
         for (name, weight), norms in zip(weights.items(), squared_norms, strict=True)

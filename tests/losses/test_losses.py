@@ -98,6 +98,35 @@ def test_penalties_of_a_quadratic_discriminator() -> None:
     torch.testing.assert_close(found["gradient_penalty"], expected)
 
 
+@pytest.mark.parametrize("packing", [1, 2, 4])
+def test_penalties_measure_the_gradient_by_a_whole_pack(packing: int) -> None:
+    """A discriminator with slope 1 in its packs has R1 1/2, and no gradient penalty."""
+    direction = torch.nn.functional.normalize(torch.randn(packing * 48), dim=0)
+    found = gradient_penalties(
+        lambda images: images.unflatten(0, (-1, packing)).flatten(1) @ direction,
+        torch.randn(8, 3, 4, 4),
+        torch.randn(8, 3, 4, 4),
+        torch.rand(8),
+        weights={"r1": 1.0, "gradient_penalty": 1.0},
+        packing=packing,
+    )
+    assert found["r1"].item() == pytest.approx(0.5)
+    assert found["gradient_penalty"].item() == pytest.approx(0, abs=1e-9)
+
+
+def test_a_pack_is_mixed_alike() -> None:
+    """The gradient penalty's points lie on lines between packs of reals and packs of fakes."""
+    points = []
+
+    def record(images: torch.Tensor) -> torch.Tensor:
+        points.append(images.detach().flatten())
+        return images.unflatten(0, (-1, 2)).flatten(1).sum(1)
+
+    zeros, ones, mixing = torch.zeros(4, 1, 1, 1), torch.ones(4, 1, 1, 1), torch.rand(4)
+    gradient_penalties(record, zeros, ones, mixing, weights={"gradient_penalty": 1.0}, packing=2)
+    torch.testing.assert_close(points[0], mixing[[0, 0, 2, 2]])
+
+
 def test_penalty_is_differentiable_by_the_weights() -> None:
     """For logits w x the R1 penalty is w^2 / 2, and its gradient is w."""
     weight, ones = torch.tensor(3.0, requires_grad=True), torch.ones(5, 1, 1, 1)
