@@ -207,7 +207,10 @@ EVALUATION_METRICS = {
         "Number of classes in equal use: the exponential of their entropy.", "classes", "higher"
     ),
     "diversity/missing_classes": Metric(
-        "Classes with less than a tenth of their fraction among real images.", "classes", "lower"
+        "Classes with less than a tenth of their fraction among real images, of those from which "
+        "seven images or more could be expected.",
+        "classes",
+        "lower",
     ),
     "diversity/reverse_kl": Metric(
         "KL divergence of the classes of generated images from those of real ones.",

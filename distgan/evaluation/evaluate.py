@@ -42,12 +42,27 @@ class Result:
     real_class_shares: tuple[float, ...] = ()
     missing: tuple[str, ...] = ()  # names of the classes that the fakes miss
     by_class: tuple[ClassScore, ...] = ()  # of the classes that fakes were asked for
+    num_confident: int | None = None  # fakes classified with confidence; None in older records
 
     @property
     def frechet(self) -> float:
         """The Frechet distance, which is called FID in Inception features."""
         name = "quality/fid" if "quality/fid" in self.values else "quality/frechet"
         return self.values[name]
+
+    @property
+    def confident_fakes(self) -> int:
+        """The number of fakes that are classified with confidence, or of all if unknown."""
+        return sum(self.class_counts) if self.num_confident is None else self.num_confident
+
+    @property
+    def num_uncounted(self) -> int:
+        """The number of classes that are not missing only because few fakes are confident."""
+        num_fakes = sum(self.class_counts)
+        return sum(
+            share * self.confident_fakes < modes.FEWEST_EXPECTED <= share * num_fakes
+            for share in self.real_class_shares
+        )
 
     def only(self, names: Collection[str] | None) -> "Result":
         """Return the result with these metrics alone; None keeps all.
@@ -75,7 +90,15 @@ class Result:
         names = ("class_names", "class_counts", "class_shares", "real_class_shares", "missing")
         classes = {name: tuple(plain[name]) for name in names}
         by_class = tuple(ClassScore(**score) for score in plain.get("by_class", ()))
-        return cls(plain["values"], plain["reals"], protocol, **classes, by_class=by_class)
+        num_confident = plain.get("num_confident")
+        return cls(
+            plain["values"],
+            plain["reals"],
+            protocol,
+            **classes,
+            by_class=by_class,
+            num_confident=num_confident,
+        )
 
 
 def evaluate(
@@ -142,12 +165,13 @@ def class_fields(
     if reference.class_shares is None:
         return {}
     missing = modes.missing_classes(
-        sample.class_shares, reference.class_shares, below=sample.settings.missing_below
+        sample.confident_counts, reference.class_shares, below=sample.settings.missing_below
     )
     return {
         "class_names": extractor.class_names,
         "class_counts": tuple(sample.class_counts.tolist()),
-        "class_shares": tuple(sample.class_shares.tolist()),
+        "class_shares": tuple(modes.shares_of(sample.confident_counts).tolist()),
+        "num_confident": int(sample.confident_counts.sum()),
         "real_class_shares": tuple(reference.class_shares.tolist()),
         "missing": tuple(extractor.class_names[index] for index in missing),
     }

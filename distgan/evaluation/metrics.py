@@ -78,10 +78,10 @@ class Sample:
         return modes.class_histogram(self.logits.argmax(1).cpu(), self.num_classes)
 
     @cached_property
-    def class_shares(self) -> Tensor:
-        """Shares [C] of the classes among the images that are classified with confidence."""
+    def confident_counts(self) -> Tensor:
+        """Numbers of images [C] by predicted class, of those classified with confidence."""
         assert self.logits is not None
-        return modes.confident_shares(self.logits, confidence=self.settings.confidence)
+        return modes.confident_counts(self.logits, confidence=self.settings.confidence)
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,13 @@ class Reference:
         closeness, _ = neighbours.relative_distances(
             others.features, reals.features, reals.radii(settings.k_coverage), reals.world
         )
-        centres = None
+        centres = shares = None
         if reals.thumbnails is not None:
             centres = kinds.find_kinds(reals.features, reals.world)
+            shares = kinds.kind_shares(reals.features, centres, reals.world)
         confident = predicted = None
         if reals.num_classes is not None:
-            confident = reals.class_shares
+            confident = modes.shares_of(reals.confident_counts)
             predicted = reals.class_counts.double() / len(reals)
         return cls(
             reals.features,
@@ -139,9 +140,7 @@ class Reference:
             label_shares=predicted if known_shares is None else known_shares,
             shares_are_exact=known_shares is not None,
             kinds=centres,
-            kind_shares=None
-            if centres is None
-            else kinds.kind_shares(reals.features, centres, reals.world),
+            kind_shares=shares,
             thumbnails=thumbnails,
             detail=None if reals.detail is None else float(reals.detail.double().mean()),
         )
@@ -264,12 +263,13 @@ def class_values(fakes: Sample, reals: Reference) -> dict[str, float]:
     """Return the metrics of classes; none if there are no classes."""
     if reals.class_shares is None or reals.label_shares is None:
         return {}
-    counts, shares = fakes.class_counts, fakes.class_shares
-    missing = modes.missing_classes(shares, reals.class_shares, below=fakes.settings.missing_below)
+    counts, confident = fakes.class_counts, fakes.confident_counts
+    below = fakes.settings.missing_below
+    missing = modes.missing_classes(confident, reals.class_shares, below=below)
     set_sizes = (len(fakes),) if reals.shares_are_exact else (len(fakes), len(reals))
     return {
         "diversity/modes": modes.modes_captured(counts),
-        "diversity/effective_classes": modes.effective_classes(shares),
+        "diversity/effective_classes": modes.effective_classes(modes.shares_of(confident)),
         "diversity/missing_classes": len(missing),
         "diversity/reverse_kl": modes.reverse_kl(counts, reals.label_shares),
         "diversity/reverse_kl_floor": modes.reverse_kl_floor(len(counts), *set_sizes),

@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor
 
+# Images of a class. Where so many are expected, a generator that is right has less than a tenth of
+# them by chance in at most one of 1,000 classes.
+FEWEST_EXPECTED = 7
+
 
 def class_histogram(labels: Tensor, num_classes: int) -> Tensor:
     """Return the counts [C], int64, of predicted labels [n]."""
@@ -14,21 +18,29 @@ def modes_captured(counts: Tensor) -> int:
     return int((counts > 0).sum())
 
 
-def confident_shares(logits: Tensor, *, confidence: float = 0.7) -> Tensor:
-    """Return the shares [C], float64, of the classes among the images classified with confidence.
+def confident_counts(logits: Tensor, *, confidence: float = 0.7) -> Tensor:
+    """Return the counts [C], int64, of the classes among the images classified with confidence.
 
     Those are images with a posterior of at least `confidence`. A classifier that takes a tenth of
-    all cats for dogs would see dogs where there are none, but it is rarely certain of them. All
-    shares are zero if no image is certain.
+    all cats for dogs would see dogs where there are none, but it is rarely certain of them.
     """
     posterior, label = logits.softmax(1).max(1)
-    counts = class_histogram(label[posterior >= confidence].cpu(), logits.shape[1]).double()
-    return counts / counts.sum().clamp_min(1)
+    return class_histogram(label[posterior >= confidence].cpu(), logits.shape[1])
 
 
-def missing_classes(shares: Tensor, real_shares: Tensor, *, below: float = 0.1) -> list[int]:
-    """Return the classes whose share is less than `below` times that of the reals."""
-    return torch.nonzero(shares < below * real_shares).flatten().tolist()
+def shares_of(counts: Tensor) -> Tensor:
+    """Return the shares [C], float64, of classes with these counts; zeros if there is no image."""
+    return counts.double() / counts.sum().clamp_min(1)
+
+
+def missing_classes(counts: Tensor, real_shares: Tensor, *, below: float = 0.1) -> list[int]:
+    """Return the classes with less than `below` times the images that the reals' shares promise.
+
+    A class is left out if fewer than seven images of it would be expected among all `counts`.
+    """
+    expected = real_shares * counts.sum()
+    is_missing = (counts < below * expected) & (expected >= FEWEST_EXPECTED)
+    return torch.nonzero(is_missing).flatten().tolist()
 
 
 def reverse_kl(counts: Tensor, shares: Tensor) -> float:

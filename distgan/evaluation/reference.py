@@ -33,7 +33,7 @@ from distgan.runtime.distributed import World
 from shards.files import cache_folder
 
 CHUNK = 125  # images per call of the extractor; another number would round differently
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 
 
 @dataclass(frozen=True)

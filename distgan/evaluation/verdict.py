@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from distgan.config.monitoring import Thresholds
 from distgan.evaluation.by_class import collapsed_classes
 from distgan.evaluation.evaluate import Result
+from distgan.evaluation.modes import FEWEST_EXPECTED
 
 EXPLANATIONS = {
     "diverged": "A loss or a metric is no longer finite, so these weights cannot be used. "
@@ -94,7 +95,7 @@ class History:
         self.best_recall = max(self.best_recall, result.values["quality/recall"])
         if are_plausible:
             missing = result.values.get("diversity/missing_classes", math.inf)
-            self.fewest_missing = min(self.fewest_missing, missing)
+            self.fewest_missing = min(self.fewest_missing, missing + result.num_uncounted)
 
 
 @dataclass(frozen=True)
@@ -186,10 +187,10 @@ class Evidence:
     @property
     def is_one_mode(self) -> bool:
         """Whether the fakes use only one or a few of very many classes."""
-        if not self.result.class_counts:
-            return False
         few = len(self.result.class_counts) * self.thresholds.few_classes
-        return self.are_plausible and self.value("diversity/effective_classes") <= few
+        # A few confident fakes use few classes by chance.
+        enough = bool(few) and self.result.confident_fakes >= FEWEST_EXPECTED * few
+        return enough and self.are_plausible and self.value("diversity/effective_classes") <= few
 
     @property
     def lacks_classes(self) -> bool:

@@ -112,7 +112,7 @@ def test_modes_and_reverse_kl() -> None:
     assert modes.reverse_kl(one, even) == pytest.approx(math.log(10))
     assert modes.reverse_kl(torch.full((10,), 7), even) == pytest.approx(0)
     assert modes.effective_classes(even) == pytest.approx(10)
-    assert modes.missing_classes(torch.tensor([0.5, 0.495, 0.005]), torch.full((3,), 1 / 3)) == [2]
+    assert modes.missing_classes(torch.tensor([500, 495, 5]), torch.full((3,), 1 / 3)) == [2]
 
 
 def test_reverse_kl_of_a_perfect_generator_is_at_its_floor() -> None:
@@ -125,10 +125,18 @@ def test_only_sure_images_count_for_missing_classes() -> None:
     posteriors = torch.tensor(
         [[0.9, 0.1, 0.0], [0.4, 0.6, 0.0], [0.2, 0.8, 0.0], [0.95, 0.05, 0.0]]
     )
-    assert modes.confident_shares(posteriors.log(), confidence=0.7).tolist() == pytest.approx(
-        [2 / 3, 1 / 3, 0]
-    )
-    assert modes.confident_shares(torch.zeros(5, 3)).tolist() == [0, 0, 0]
+    counts = modes.confident_counts(posteriors.log(), confidence=0.7)
+    assert counts.tolist() == [2, 1, 0]
+    assert modes.shares_of(counts).tolist() == pytest.approx([2 / 3, 1 / 3, 0])
+    assert modes.shares_of(modes.confident_counts(torch.zeros(5, 3))).tolist() == [0, 0, 0]
+
+
+def test_classes_that_chance_may_miss_are_not_missing() -> None:
+    """Of 200 classes in equal use, a few confident images miss many, which means nothing."""
+    equal, draw = torch.full((200,), 1 / 200), torch.Generator().manual_seed(0)
+    for num in (0, 200, 2000, 20_000):
+        labels = torch.randint(200, (num,), generator=draw)
+        assert modes.missing_classes(modes.class_histogram(labels, 200), equal) == []
 
 
 def test_frechet_kernel_and_fidelity_equal_torch_fidelity() -> None:

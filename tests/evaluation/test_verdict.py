@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,6 +58,12 @@ def result(
         values[("quality/" if name in QUALITY else "diversity/") + name] = value
     classes = (tuple("0123456789"), (100,) * 10, (0.1,) * 10, (0.1,) * 10)
     return Result(values, REALS, PROTOCOL, *classes, tuple(missing))
+
+
+def with_classes(each: Result, num: int) -> Result:
+    """Return an evaluation with other classes, in equal use among 10 fakes of each."""
+    even = (1 / num,) * num
+    return replace(each, class_counts=(10,) * num, class_shares=even, real_class_shares=even)
 
 
 GREY = result(30, 0.0, missing=tuple("012345678"), precision=0.0, duplicates=1.0, spread=0.05)
@@ -153,6 +160,22 @@ def test_classes_that_never_came_are_named_when_the_run_has_stopped_improving() 
     never = result(5, 0.6, missing=("3",))
     found = evaluate(VerdictTracker(), result(9, 0.5, missing=("3",)), never, never, never)
     assert found == ["learning"] * 3 + ["partial collapse"]
+
+
+def test_few_confident_fakes_are_no_collapse_to_few_classes() -> None:
+    """With 200 classes one confident fake uses one; a thousand that do so are a collapse."""
+    one = with_classes(result(2, 0.7, effective_classes=1.0), 200)
+    assert assess(replace(one, num_confident=0)).name == "healthy"
+    assert assess(replace(one, num_confident=1)).name == "healthy"
+    assert assess(replace(one, num_confident=1000)).name == "complete collapse"
+
+
+def test_classes_that_could_not_be_counted_before_are_not_lost() -> None:
+    """At first too few fakes are classified with confidence to say which classes there are."""
+    run = VerdictTracker()
+    uncertain = replace(result(6, 0.6), num_confident=50)
+    certain = replace(result(4, 0.6, missing=("3",)), num_confident=1000)
+    assert evaluate(run, uncertain, certain) == ["healthy", "learning"]
 
 
 def test_outside_of_a_run_its_generators_are_judged_as_in_the_run() -> None:
