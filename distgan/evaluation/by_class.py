@@ -17,8 +17,8 @@ from distgan.evaluation.metrics import MetricSettings, Reference, Sample
 from distgan.runtime.distributed import World
 
 ALONE = World(0, 1)
+FRECHET = "quality/frechet"
 COMPARED = (
-    "quality/frechet",
     "quality/precision",
     "quality/recall",
     "quality/coverage",
@@ -79,7 +79,8 @@ def measure_classes(
         if min(len(fakes), len(reals)) < fewest:
             continue
         own = part_of(sample, fakes)
-        values = metrics.compute(own, reference_of(reference, reals, sample), wanted=COMPARED)
+        values = {FRECHET: distances.frechet_of_sets(own.features, reference.features[reals])}
+        values |= metrics.compute(own, reference_of(reference, reals, sample), wanted=COMPARED)
         if of_sample.recognised_as is not None and own.logits is not None:
             expected = of_sample.recognised_as[number]
             values[ACCURACY] = float((own.logits.argmax(1) == expected).double().mean())
@@ -110,7 +111,7 @@ def reference_of(reference: Reference, rows: Tensor, like: Sample) -> Reference:
         reals.features,
         reals.neighbours,
         reals.moments,
-        distances.matrix_sqrt(reals.moments.covariance),
+        sqrt=None,
         duplicate_threshold=float(reals.radii(1).quantile(like.settings.near_quantile)),
         copy_threshold=0.0,
         class_shares=None,
@@ -129,7 +130,7 @@ def total_values(by_class: dict[int, dict[str, float]], counts: Tensor) -> dict[
     if not by_class:
         return {}
     coverage = [values["quality/coverage"] for values in by_class.values()]
-    frechet = [values["quality/frechet"] for values in by_class.values()]
+    frechet = [values[FRECHET] for values in by_class.values()]
     totals = {
         "quality/class_frechet": sum(frechet) / len(frechet),
         "quality/worst_class_coverage": min(coverage),

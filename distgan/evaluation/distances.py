@@ -4,6 +4,7 @@ Every function takes the same features on every rank, processes this rank's part
 float64, reduces, and returns the same number for any world size.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,26 @@ def frechet_distance(fakes: Moments, reals: Moments, *, reals_sqrt: Tensor | Non
     overlap = torch.linalg.eigvalsh(root @ fakes.covariance @ root).clamp_min(0).sqrt().sum()
     traces = fakes.covariance.trace() + reals.covariance.trace()
     return max(0.0, float((fakes.mean - reals.mean).square().sum() + traces - 2 * overlap))
+
+
+def frechet_of_sets(fakes: Tensor, reals: Tensor) -> float:
+    """Return the Frechet distance of features [n, d] and [m, d] that one rank has alone.
+
+    With centred features X and Y the eigenvalues of C1 C2 other than zero are those of
+    (Y X^T) (X Y^T) / (n - 1)(m - 1), so the trace of (C1 C2)^(1/2) is the sum of the singular
+    values of X Y^T over the root of (n - 1)(m - 1). With few images that matrix is much smaller
+    than the covariances.
+    """
+    n, m = len(fakes), len(reals)
+    if n * m * min(n, m) >= fakes.shape[1] ** 3:
+        alone = World(0, 1)
+        return frechet_distance(moments(fakes, alone), moments(reals, alone))
+    means = [each.double().mean(0) for each in (fakes, reals)]
+    x = (fakes.double() - means[0]) / math.sqrt(n - 1)
+    y = (reals.double() - means[1]) / math.sqrt(m - 1)
+    overlap = torch.linalg.svdvals(x @ y.T).sum()
+    traces = x.square().sum() + y.square().sum()
+    return max(0.0, float((means[0] - means[1]).square().sum() + traces - 2 * overlap))
 
 
 def kernel_distance(

@@ -91,7 +91,7 @@ class Reference:
     features: Tensor  # [m, d]
     neighbours: Tensor  # [m, k_coverage], squared distances to the nearest other reals
     moments: Moments
-    sqrt: Tensor  # [d, d], square root of the covariance
+    sqrt: Tensor | None  # [d, d], square root of the covariance; None for the reals of a class
     duplicate_threshold: float  # squared distance from which on a nearest other is a duplicate
     copy_threshold: float  # relative distance from which on a sample is a copy of a real
     class_shares: Tensor | None  # [C], among the reals that are classified with confidence

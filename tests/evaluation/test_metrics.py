@@ -44,6 +44,22 @@ def test_frechet_of_a_set_with_itself_is_zero_even_when_singular() -> None:
     assert distances.frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("sizes", [(20, 30), (300, 30), (300, 320), (2, 2)])
+def test_frechet_of_few_images_equals_that_of_moments(sizes: tuple[int, int]) -> None:
+    """Whether there are fewer images than features or more."""
+    sets = (normal(sizes[0], 40, 2), normal(sizes[1], 40, 3, shift=0.3))
+    by_moments = distances.frechet_distance(*(distances.moments(each, ALONE) for each in sets))
+    assert distances.frechet_of_sets(*sets) == pytest.approx(by_moments, rel=1e-6)
+
+
+def test_frechet_of_few_images_needs_no_matrix_of_all_features(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two eigendecompositions of 2048 Inception features take many seconds for each class."""
+    monkeypatch.delattr(torch.linalg, "eigh")
+    assert distances.frechet_of_sets(normal(9, 2048, 2), normal(9, 2048, 3)) > 0
+
+
 def test_moments_keep_their_digits_far_from_zero() -> None:
     far = distances.moments(X.double() + 1e6, ALONE).covariance
     assert torch.allclose(far, torch.cov(X.double().T), atol=1e-6)
