@@ -50,6 +50,14 @@ def test_sgd_follows_the_batch_linearly() -> None:
     assert scale_to_batch(config).optim.lr_g == pytest.approx(4 * 4e-4)
 
 
+def test_a_batch_that_is_much_smaller_keeps_settings_in_their_ranges() -> None:
+    """Neither the second beta nor the penalties' interval leaves its range."""
+    words = ["optim.reference_batch=2048", "train.batch_size=1", "loss.penalty_interval=8"]
+    scaled = scale_to_batch(load_config(None, words))
+    assert scaled.optim.betas[1] < 1
+    assert scaled.loss.penalty_interval == 1024
+
+
 def test_scaling_can_be_turned_off() -> None:
     """With optim.scaling=none another batch keeps the learning rates."""
     config = load_config(STRONG, ["train.batch_size=128", "optim.scaling=none"])

@@ -1,12 +1,13 @@
 """Settings that follow the batch size, so that many processes can share a larger batch.
 
 The settings of a preset belong to its `optim.reference_batch`. For a batch that is k times as large
-the rule for Adam (Malladi et al. 2022, definition 5) gives
+the rule for adam, adamw and rmsprop (Malladi et al. 2022, definition 5) gives
 
     learning rate * sqrt(k)      1 - beta2 times k      epsilon / sqrt(k)
 
-The first beta stays, because the presets train with little or no momentum. The penalties' interval
-is divided by k: it stays the same in images, and so does everything else that is counted in images.
+and that for sgd multiplies the learning rates by k. The first beta stays, because the presets train
+with little or no momentum. The penalties' interval is divided by k: it stays the same in images, as
+far as it is in the range of the setting. So does everything else that is counted in images.
 """
 
 import math
@@ -16,6 +17,8 @@ from distgan.config.schema import Config
 from distgan.errors import UserError
 
 LEAST_BETA2 = 0.5  # the rule approximates a slow average, which a smaller beta2 is not
+LARGEST_BETA2 = 0.999999  # much smaller batches would round it to 1
+LARGEST_INTERVAL = 1024  # of loss.penalty_interval
 LARGEST_FACTOR = 16  # of the batch that is chosen for many processes, unless they need more
 
 
@@ -47,7 +50,7 @@ def scale_to_batch(config: Config) -> Config:
     factor = config.train.batch_size / config.optim.reference_batch
     if config.optim.scaling == "none" or factor == 1:
         return changed(config, {"optim": optim})
-    interval = max(1, round(config.loss.penalty_interval / factor))
+    interval = min(max(1, round(config.loss.penalty_interval / factor)), LARGEST_INTERVAL)
     return changed(
         config,
         {"optim": optim | scaled_optim(config, factor), "loss": {"penalty_interval": interval}},
@@ -72,7 +75,7 @@ def scaled_optim(config: Config, factor: float) -> dict[str, Any]:
     return {
         "lr_g": optim.lr_g * root,
         "lr_d": optim.lr_d * root,
-        "betas": (optim.betas[0], round(beta2, 6)),
+        "betas": (optim.betas[0], min(round(beta2, 6), LARGEST_BETA2)),
         "epsilon": optim.epsilon / root,
     }
 

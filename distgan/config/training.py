@@ -106,7 +106,8 @@ class Optim(Section):
     )
     scaling: Literal["adam", "none"] = setting(
         "adam",
-        "How settings follow the batch size: by the square-root rule for Adam, or not at all.",
+        "adam: settings follow the batch size by the rule of their optimizer, the square root for "
+        "adam, adamw and rmsprop, and proportional for sgd. none: they do not follow it.",
         optional=True,
     )
     lookahead_steps: int = setting(
