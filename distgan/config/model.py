@@ -207,13 +207,15 @@ class Loss(Section):
     )
     unroll_steps: int = setting(
         0,
-        "Discriminator steps that the generator looks ahead (unrolled GAN); 0 turns it off.",
+        "Discriminator steps that the generator looks ahead (unrolled GAN); 0 turns it off. "
+        "They leave out gradient penalties, momentum of sgd and weight decay.",
         ge=0,
         le=20,
     )
     unroll_optimizer: Literal["adam", "sgd"] = setting(
         "adam",
-        "Optimizer of the unrolled steps; adam starts from the discriminator's current moments.",
+        "Optimizer of the unrolled steps; adam starts from the discriminator's current moments. "
+        "If not set and optim.name=sgd: sgd.",
     )
     unroll_value: Literal["saddle", "non_saturating"] = setting(
         "saddle",

@@ -3,6 +3,8 @@
 Imports nothing heavy, so that `--help` and a misspelt setting are answered at once.
 """
 
+from typing import Any
+
 from pydantic import model_validator
 
 from distgan.config.model import Diversity, Loss, Networks
@@ -29,6 +31,21 @@ class Config(Section):
     collapse: Collapse = Collapse()
     log: Log = Log()
     checkpoint: Checkpoint = Checkpoint()
+
+    @model_validator(mode="before")
+    @classmethod
+    def choose_unroll_optimizer(cls, tree: Any) -> Any:
+        """Unroll steps of SGD if the discriminator takes such: its rate is far too high for Adam.
+
+        Rates of adam, adamw and rmsprop are lengths of steps, so Adam unrolls any of them.
+        """
+        sections = tree if isinstance(tree, dict) else {}
+        loss, optim = sections.get("loss"), sections.get("optim")
+        if not isinstance(loss, dict) or not isinstance(optim, dict):
+            return tree
+        if not loss.get("unroll_steps") or optim.get("name") != "sgd":
+            return tree
+        return sections | {"loss": {"unroll_optimizer": "sgd"} | loss}
 
     @model_validator(mode="after")
     def check_penalties(self) -> "Config":

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from distgan.config.load import load_config
 from distgan.config.schema import Loss, Optim
 from distgan.gan import GAN
 from distgan.losses.unrolling import DifferentiableAdam, sgd, unroll
@@ -86,6 +87,22 @@ def test_adam_after_steps_of_rmsprop_begins_with_its_first_step() -> None:
     step = DifferentiableAdam({"weight": optimizer.state[weight]}, betas=(0.5, 0.999))
     stepped = step({"weight": torch.zeros(1)}, [torch.full((1,), 3.0)], lr=0.01)
     assert stepped["weight"].item() == pytest.approx(-0.01)
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen"),
+    [
+        ([], "adam"),
+        (["optim.name=adamw"], "adam"),
+        (["optim.name=rmsprop"], "adam"),
+        (["optim.name=sgd"], "sgd"),
+        (["optim.name=sgd", "loss.unroll_optimizer=adam"], "adam"),
+    ],
+)
+def test_unrolled_steps_follow_the_optimizer(words: list[str], chosen: str) -> None:
+    """The learning rate of SGD would be far too high for Adam."""
+    config = load_config(None, ["loss.unroll_steps=5", *words])
+    assert config.loss.unroll_optimizer == chosen
 
 
 def test_unrolling_does_not_change_the_discriminator(gan: GAN) -> None:
