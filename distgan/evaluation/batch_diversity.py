@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distgan.evaluation.neighbours import squared_distances
 
+MOST = 64  # images of a batch that are compared with one another
 SIZE = 16  # larger images are averaged down to this size, which removes noise and keeps content
 
 
@@ -22,9 +23,13 @@ class BatchDiversity:
     near_distance: float  # from a real to the nearest other of its batch: the 1 % quantile
 
     @classmethod
-    def of_reals(cls, reals: Tensor, *, batch: int = 64) -> "BatchDiversity":
-        """Measure reals [n, C, H, W] in [-1, 1], n >= 2; a few batches are enough."""
-        batch = min(batch, len(reals))
+    def of_reals(cls, reals: Tensor, *, batch: int = MOST) -> "BatchDiversity":
+        """Measure reals [n, C, H, W] in [-1, 1], n >= 2; a few batches are enough.
+
+        `batch` is the number of fakes that there will be: among fewer images the nearest is
+        farther. At most 64 are compared.
+        """
+        batch = min(max(batch, 2), MOST, len(reals))
         assert batch >= 2, f"{len(reals)} images have no distances"
         found = [pixel_distances(part) for part in reals.split(batch) if len(part) == batch]
         nearest = torch.cat([nearest for _, nearest in found])

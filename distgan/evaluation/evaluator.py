@@ -120,6 +120,7 @@ class Evaluator:
         device: torch.device,
         seed: int,
         total_images: int,
+        micro_batch_size: int,
         labels: Labels | None = None,
     ) -> None:
         self.labels = labels
@@ -136,7 +137,9 @@ class Evaluator:
             check_classes(labels, self.reals, evaluation=evaluation, seed=seed)
         self.prepared: PreparedReference | None = None
         few = reader.gather_8_bits(np.arange(min(NUM_BATCH_REALS, reader.num_samples)))
-        self.batch_diversity = BatchDiversity.of_reals(torch.from_numpy(few).float() / 127.5 - 1)
+        self.batch_diversity = BatchDiversity.of_reals(
+            torch.from_numpy(few).float() / 127.5 - 1, batch=micro_batch_size
+        )
         young = young_images(thresholds, total_images=total_images, epoch_images=reader.num_samples)
         self.tracker = VerdictTracker(thresholds, young_images=young)
         self.notes: list[str] = []  # for the user, about what was restored

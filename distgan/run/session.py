@@ -78,6 +78,7 @@ def open_session(config: Config, *, name: str, run_dir: Path | None) -> Session:
 
 def build_evaluator(session: Session, config: Config) -> Evaluator:
     """Build the evaluator of a run; raises UserError for settings that do not fit the dataset."""
+    train = config.train
     return Evaluator(
         session.reader,
         evaluation=config.evaluation,
@@ -85,8 +86,9 @@ def build_evaluator(session: Session, config: Config) -> Evaluator:
         classes=config.data.classes,
         world=session.world,
         device=session.device,
-        seed=config.train.seed,
+        seed=train.seed,
         total_images=session.total_images,
+        micro_batch_size=train.batch_size // session.world.size // train.accumulate,
         labels=session.labels,
     )
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from distgan.config.schema import Evaluation, Thresholds
 from distgan.errors import UserError
+from distgan.evaluation.batch_diversity import BatchDiversity
 from distgan.evaluation.evaluate import evaluate
 from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.extractors import RandomConv
@@ -16,7 +17,7 @@ from distgan.evaluation.verdict import History, assess
 from distgan.labels import class_labels
 from shards.format.index import read_index
 from shards.reader import ShardReader
-from tests.evaluation.sets import ALONE
+from tests.evaluation.sets import ALONE, digits
 
 
 class Noise(nn.Module):
@@ -44,6 +45,7 @@ def make_evaluator(shards: Path, *, conditional: bool = False, **settings: objec
         device=torch.device("cpu"),
         seed=0,
         total_images=1000,
+        micro_batch_size=8,
         labels=class_labels(reader, None) if conditional else None,
     )
 
@@ -141,6 +143,20 @@ def test_a_value_that_is_not_finite_is_never_the_best(shards: Path) -> None:
         False,
         False,
     ]
+
+
+def test_an_evaluator_measures_batches_of_as_many_reals_as_fakes(shards: Path) -> None:
+    assert make_evaluator(shards).batch_diversity.batch == 8
+
+
+@pytest.mark.parametrize("batch", [4, 16, 64])
+def test_about_a_hundredth_of_reals_are_near_duplicates_in_any_batch(batch: int) -> None:
+    """The fewer images there are in a batch, the farther is the nearest one."""
+    reals = digits()[0].float() / 127.5 - 1
+    diversity = BatchDiversity.of_reals(reals[:896], batch=batch)
+    found = [diversity.metrics(part) for part in reals[896:1792].split(batch)]
+    duplicates = torch.stack([each["diversity/batch_duplicates"] for each in found]).mean()
+    assert 0.003 < duplicates < 0.03
 
 
 def test_real_images_that_are_all_the_same_are_no_divergence(tmp_path: Path) -> None:
