@@ -137,6 +137,7 @@ def test_draws_are_reproducible_and_within_their_ranges(tmp_path: Path) -> None:
         ("[random]\nnum = 2\n[random.settings]\noptim.lr_g = {log_uniform = [0, 1]}", "above 0"),
         ("seeds = [1, 1]", "two runs are the same"),
         ("rank_by = 'beauty'", "'beauty' is not a metric"),
+        ("rank_by = 'quality/detail'", "neither way is better; choose from quality/frechet"),
         ("data = 'nowhere'", "nowhere"),
         ("[grid", "not valid TOML"),
     ],

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from distgan.config.flat import flatten, identity_hash, to_overrides
-from distgan.config.metrics import EVALUATION_METRICS
+from distgan.config.metrics import EVALUATION_METRICS, RANKING_METRICS
 from distgan.config.schema import Config, total_images
 from distgan.config.section import Section, setting
 from distgan.data import open_dataset
@@ -133,10 +133,13 @@ def explain(mistake: ErrorDetails) -> str:
 
 
 def check_sweep(sweep: Sweep, path: Path) -> None:
-    """Raise UserError for an unknown metric, or a setting that belongs at the top of the file."""
-    if sweep.rank_by not in EVALUATION_METRICS:
-        choices = ", ".join(EVALUATION_METRICS)
-        raise UserError(f"{path}: rank_by={sweep.rank_by!r} is not a metric; choose from {choices}")
+    """Raise UserError for a metric that cannot rank, or a setting that belongs at the top."""
+    if sweep.rank_by not in RANKING_METRICS:
+        is_known = sweep.rank_by in EVALUATION_METRICS
+        reason = "cannot rank: neither way is better" if is_known else "is not a metric"
+        raise UserError(
+            f"{path}: rank_by={sweep.rank_by!r} {reason}; choose from {', '.join(RANKING_METRICS)}"
+        )
     drawn = sweep.random.settings if sweep.random else {}
     for table in (sweep.fixed, sweep.grid, drawn, *sweep.variants.values()):
         for name in sorted(TOP_LEVEL.keys() & flatten(table, is_value=is_distribution)):

@@ -223,6 +223,9 @@ EVALUATION_METRICS = {
 }
 """The values in evaluations.jsonl."""
 
+RANKING_METRICS = tuple(name for name, metric in EVALUATION_METRICS.items() if metric.better)
+"""Those by which runs and checkpoints can be ranked: higher or lower values are better."""
+
 PUBLISHED_NAMES = {
     "quality/frechet": "quality/fid",
     "quality/kernel": "quality/kid",

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from pydantic import BaseModel
 
-from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES
+from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES, RANKING_METRICS
 from distgan.images import is_whole_image
 from distgan.run.files import (
     read_json,
@@ -112,6 +112,7 @@ def gather_cells(entries: Sequence[Entry], *, rank_by: str) -> list[Cell]:
     for entry in entries:
         grouped.setdefault(entry.label, []).append(entry)
     cells = [make_cell(members) for members in grouped.values()]
+    assert rank_by in RANKING_METRICS, f"{rank_by} cannot rank"
     sign = -1 if EVALUATION_METRICS[rank_by].better == "higher" else 1
 
     def rank(cell: Cell) -> float:
