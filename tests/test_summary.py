@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from distgan.config.flat import to_toml
-from distgan.config.schema import Config
+from distgan.config.schema import Config, Evaluation
 from distgan.reporting.metrics import explain_distance
 from distgan.reporting.run_record import read_record
 from distgan.reporting.summary import summarize
@@ -78,6 +78,17 @@ def test_a_run_without_evaluations_has_no_summary(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [], verdict="")
     assert summarize(read_record(run)) == ""
     assert 'id="quality"' not in report_text(run)
+
+
+def test_a_metric_that_cannot_rank_chooses_no_evaluation(tmp_path: Path) -> None:
+    """Runs of older versions may have recorded one of which neither way is better."""
+    run = write_run(tmp_path / "run", [1.2, 0.8, 0.9], verdict="healthy")
+    settings = to_toml(Config(evaluation=Evaluation(best_metric="diversity/spread")))
+    (run / "config.toml").write_text(settings)
+    record = read_record(run)
+    assert record.best_metric == "quality/frechet"
+    assert record.best_evaluation is not None
+    assert record.best_evaluation.images_seen == 2000
 
 
 def test_a_distance_is_explained_with_the_value_of_real_images() -> None:

@@ -164,9 +164,9 @@ EVALUATION_METRICS = {
         "higher",
     ),
     "diversity/spread": Metric(
-        "Standard deviation of the features of generated images, over that of real images.",
+        "Standard deviation of the features of generated images, over that of real images: 1 at "
+        "best, and noise may be above.",
         "ratio",
-        "higher",
     ),
     "diversity/vendi": Metric(
         "Vendi score: the effective number of distinct images.", "images", "higher"
@@ -187,9 +187,8 @@ EVALUATION_METRICS = {
         "lower",
     ),
     "diversity/pixel_spread": Metric(
-        "Standard deviation of the pixels of 8x8 thumbnails, over that of real images.",
+        "Standard deviation of the pixels of 8x8 thumbnails, over that of real images: 1 at best.",
         "ratio",
-        "higher",
     ),
     "diversity/pixel_duplicates": Metric(
         "Generated images whose thumbnails are closer to another's than 99 % of real ones are.",

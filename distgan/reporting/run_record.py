@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from distgan.config.flat import flat_values, flatten
-from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES
+from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES, RANKING_METRICS
 from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.evaluation.evaluate import Result
@@ -132,7 +132,7 @@ class RunRecord:
     def best_metric(self) -> str:
         """The metric that selects the best checkpoint, by the name that the evaluations use."""
         name = self.settings.get("evaluation.best_metric")
-        name = name if isinstance(name, str) and name in EVALUATION_METRICS else "quality/frechet"
+        name = name if isinstance(name, str) and name in RANKING_METRICS else "quality/frechet"
         published = PUBLISHED_NAMES.get(name, name)
         return published if any(published in row.values for row in self.evaluations) else name
 

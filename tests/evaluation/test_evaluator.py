@@ -73,7 +73,14 @@ def test_the_best_metric_is_measured_though_it_is_not_listed(shards: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "metric", ["diversity/modes", "quality/fid", "quality/inception_score", "quality/kernel_spread"]
+    "metric",
+    [
+        "diversity/modes",
+        "diversity/spread",
+        "quality/fid",
+        "quality/inception_score",
+        "quality/kernel_spread",
+    ],
 )
 def test_a_best_metric_that_cannot_choose_is_refused(shards: Path, metric: str) -> None:
     with pytest.raises(UserError, match=f"best_metric={metric} .* choose from quality/frechet"):
