@@ -157,9 +157,8 @@ def test_any_text_of_the_file_reaches_the_settings(tmp_path: Path) -> None:
         log.group = 2026-11-28
     """
     [run] = plan_runs(sweep(tmp_path, text), folder=tmp_path)
-    config = load_config(None, run.arguments[4:])
-    assert config.log.project == "\U0001f98a \"a\" 'b' c:\\d \u202f"
-    assert config.log.group == "2026-11-28"
+    log = load_config(None, run.arguments[4:]).log
+    assert (log.project, log.group) == ("\U0001f98a \"a\" 'b' c:\\d \u202f", "2026-11-28")
 
 
 def test_a_crash_does_not_end_the_sweep_and_finished_runs_are_skipped(
