@@ -66,6 +66,11 @@ class Thresholds(Section):
         identity=False,
         ge=0,
     )
+    healthy_precision: float = setting(
+        0.6,
+        "Healthy: precision is at least this fraction of the reals' precision.",
+        identity=False,
+    )
     healthy_coverage: float = setting(
         0.5,
         "Healthy: coverage is at least this fraction of the reals' coverage.",

@@ -1,11 +1,10 @@
 """The verdict on one evaluation: a name, and the figures behind it.
 
-From the worst to the best: diverged, complete collapse, partial collapse, memorising, unbalanced,
-learning, healthy. `assess` compares the fakes with real images and, during training, with the run's
-history. Losing what the run once had is a collapse at once; lacking what it never had is one only
-when the run has stopped improving. Two measurements must agree before images are called copies or
-near-duplicates: the features, and the pixels of thumbnails. `unbalanced` comes from training
-metrics: see tracker.py.
+From the worst to the best: diverged, complete collapse, partial collapse, memorising, unbalanced
+(from training metrics: tracker.py), learning, healthy. `assess` compares the fakes with real images
+and, during training, with the run's history. Losing what the run once had is a collapse at once;
+lacking what it never had is one only when the run has stopped improving. Two measurements must
+agree before images are called copies or near-duplicates: features, and pixels of thumbnails.
 """
 
 import math
@@ -134,10 +133,14 @@ class Evidence:
         return self.relative("quality/detail") < self.thresholds.detail
 
     @property
-    def is_varied(self) -> bool:
-        """Whether the fakes are as varied as a healthy generator's."""
+    def is_healthy(self) -> bool:
+        """Whether the fakes are as precise and as varied as a healthy generator's."""
         enough_coverage = self.relative("quality/coverage") >= self.thresholds.healthy_coverage
-        return enough_coverage and self.has_recall
+        return enough_coverage and self.has_recall and self.is_precise
+
+    @property
+    def is_precise(self) -> bool:
+        return self.relative("quality/precision") >= self.thresholds.healthy_precision
 
     @property
     def has_recall(self) -> bool:
@@ -271,7 +274,7 @@ def assess(
         return Verdict("partial collapse", describe_partial(seen))
     if seen.has_copies:
         return Verdict("memorising", describe_copies(seen))
-    if not seen.are_plausible or seen.lacks_diversity or not seen.is_varied:
+    if not seen.are_plausible or seen.lacks_diversity or not seen.is_healthy:
         return Verdict("learning", describe_learning(seen))
     return Verdict("healthy", describe_coverage(seen))
 
@@ -287,10 +290,9 @@ def infinite_values(values: Mapping[str, float]) -> str:
 def describe_complete(seen: Evidence) -> str:
     if seen.is_one_image:
         spread, pixels = seen.value("diversity/spread"), seen.value("diversity/pixel_spread")
-        alike = seen.value("diversity/pixel_duplicates")
         return (
             f"features vary {spread:.2f} and pixels {pixels:.2f} times as much as those of reals; "
-            f"{alike:.0%} of fakes have a near-duplicate"
+            f"{seen.value('diversity/pixel_duplicates'):.0%} of fakes have a near-duplicate"
         )
     classes, num_classes = seen.value("diversity/effective_classes"), len(seen.result.class_counts)
     return f"{classes:.1f} of {num_classes} classes in use; {describe_duplicates(seen)}"
@@ -313,14 +315,12 @@ def describe_copies(seen: Evidence) -> str:
 
 
 def describe_learning(seen: Evidence) -> str:
-    missing = seen.result.missing
-    reasons = []
-    if not seen.are_plausible:
+    missing, reasons = seen.result.missing, list[str]()
+    if not (seen.are_plausible and seen.is_precise):
         reasons.append(beside_reals(seen, "precision"))
-    elif missing:
+    if seen.are_plausible and missing:
         reasons.append(f"{list_classes(missing)} missing so far")
-    if seen.are_plausible and not seen.has_recall:
-        reasons.append(beside_reals(seen, "recall"))
+    reasons += [beside_reals(seen, "recall")] if seen.are_plausible and not seen.has_recall else []
     return "; ".join([*reasons, describe_coverage(seen)])
 
 
