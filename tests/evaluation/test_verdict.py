@@ -205,11 +205,9 @@ def test_a_trouble_is_withdrawn_after_two_evaluations_without_it() -> None:
 
 def test_varied_images_are_healthy_and_others_are_not() -> None:
     assert assess(result(2, 0.6)).name == "healthy"
-    assert assess(result(2, 0.6, precision=0.5)) == Verdict(
-        "learning", "precision 0.50, reals 0.85; coverage 0.60, reals 0.97"
-    )
-    few = assess(result(2, 0.63, recall=0.11))
-    assert str(few) == "learning (recall 0.11, reals 0.80; coverage 0.63, reals 0.97)"
+    for name, usual, value in (("precision", "0.85", 0.5), ("recall", "0.80", 0.11)):
+        expected = f"learning ({name} {value:.2f}, reals {usual}; coverage 0.63, reals 0.97)"
+        assert str(assess(result(2, 0.63, **{name: value}))) == expected
     assert assess(result(2, 0.45, recall=0.6)).name == "learning"
 
 
