@@ -9,7 +9,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from tests.faults.io.harness import compiler
@@ -44,11 +43,18 @@ def kill_at_checkpoint(job: Job, draw: random.Random) -> str:
     """SIGKILL a rank on another node while rank zero writes a checkpoint."""
     others = [(node, worker) for node, worker in job.all_workers() if node != "node1"]
     node, worker = draw.choice(others or [("no node", 0)])
-    unfinished = partial((job.run / "checkpoints").glob, ".*.tmp")
+    is_saving = until_saving(job, seconds=30)
+    return f"{kill_all([worker])} of {node}, {'during' if is_saving else 'not during'} saving"
+
+
+def until_saving(job: Job, *, seconds: float) -> bool:
+    """Wait for the moment at which a checkpoint is written; return whether there was one."""
     began = time.monotonic()
-    while not any(unfinished()) and time.monotonic() - began < 30:
-        time.sleep(0.001)
-    return f"{kill_all([worker])} of {node}, {'during' if any(unfinished()) else 'after'} saving"
+    while time.monotonic() - began < seconds:
+        if any((job.run / "checkpoints").glob(".*.tmp")):
+            return True
+        time.sleep(0.001)  # writing one takes some hundredths of a second
+    return False
 
 
 def kill_launcher(job: Job, draw: random.Random) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster, missing
-from tests.slurm.faults import change_view, until_down
+from tests.slurm.faults import change_view, until_down, until_saving
 from tests.slurm.job import Job
 
 REASON = missing()
@@ -49,7 +49,7 @@ def test_a_job_survives_the_loss_of_two_of_four_nodes(
 
     job, lost = submit("disturbed"), ["node1", "node3"]
     job.until_images(2 * CHECKPOINT)
-    job.wait(lambda: any((job.run / "checkpoints").glob(".*.tmp")), "a checkpoint to be written")
+    assert until_saving(job, seconds=300), "no checkpoint is written"
     for node in lost:
         cluster.kill_node(node)
     began, images = time.monotonic(), job.images
