@@ -94,7 +94,10 @@ def _first_result(receiver: Connection, ranks: list[Any]) -> TrainingSpeed:
             result: TrainingSpeed = receiver.recv()
             return result
         for rank, process in enumerate(ranks):
-            if process.sentinel in ready and process.exitcode:
+            if process.sentinel not in ready:
+                continue
+            process.join()  # its sentinel is ready shortly before its exit code is
+            if process.exitcode:
                 ended = f"rank {rank} ended with exit code {process.exitcode}"
                 return TrainingSpeed(None, error=ended)
         running = [process for process in running if process.sentinel not in ready]
