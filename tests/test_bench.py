@@ -162,7 +162,7 @@ def rank_one_fails(_: TrainingBenchmark, rank: int, *__: object) -> None:
 def test_a_rank_that_dies_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank zero would wait for it until a collective gives up."""
     monkeypatch.setattr(bench_training, "_measure_rank", rank_one_fails)
-    speed = measure_in_processes(tiny_benchmark(processes=3))
+    speed = measure_in_processes(tiny_benchmark(processes=2))
     assert (speed.images_per_sec, speed.error) == (None, "rank 1 ended with exit code 3")
 
 

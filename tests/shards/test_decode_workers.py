@@ -57,6 +57,7 @@ def test_a_process_decodes_what_the_thread_would(indices: dict[str, ShardIndex])
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_script_that_starts_itself_again_is_explained(
     indices: dict[str, ShardIndex], tmp_path: Path
 ) -> None:
