@@ -89,7 +89,7 @@ class MicroBatch:
 
     @property
     def condition(self) -> tuple[Tensor, ...]:
-        """What both networks take beside latents or images: the labels, or nothing."""
+        """Further inputs of both networks beside latents or images: the labels, or nothing."""
         return () if self.labels is None else (self.labels,)
 
 

@@ -1,4 +1,4 @@
-"""What a run draws for its images beside their pixels: latents, flips and labels.
+"""Random draws of a run for its images, beside their pixels: latents, flips and labels.
 
 All are functions of an image's position in the run, so they do not depend on the number of ranks,
 and a resumed run repeats them.

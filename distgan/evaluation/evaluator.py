@@ -225,7 +225,7 @@ class Evaluator:
 
     @property
     def measured(self) -> dict[str, Any]:
-        """What evaluations must have in common to be compared with one another."""
+        """Features and number of images, which evaluations that are compared have in common."""
         num_samples = self.settings.num_samples
         return {"extractor": self.extractor.version, "num_samples": num_samples}
 

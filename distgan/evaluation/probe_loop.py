@@ -35,7 +35,7 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a probe is trained."""
+    """Settings with which a probe is trained."""
 
     flip: bool
     seed: int
