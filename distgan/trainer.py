@@ -42,6 +42,7 @@ from distgan.runtime.provenance import provenance
 from distgan.runtime.signals import Interrupt
 from distgan.steps import StepResult, train_step
 from distgan.text import format_kimg
+from shards.files import expand_user
 
 
 class Trainer:
@@ -108,7 +109,7 @@ class Trainer:
         settings = self.config.train
         if settings.init_from is None or self.checkpointer.state.images_seen > 0:
             return notes, {}
-        path, with_optimizers = Path(settings.init_from), settings.init_optimizers
+        path, with_optimizers = expand_user(settings.init_from), settings.init_optimizers
         start = start_from(self.gan, path, with_optimizers=with_optimizers)
         return notes + start.notes, start.origin
 

@@ -92,13 +92,16 @@ def test_a_run_may_lie_in_the_home_folder(script: str, home: Path, shards: Path)
 
 
 def test_a_run_of_the_python_api_may_lie_in_the_home_folder(home: Path, shards: Path) -> None:
-    """The result names the folder itself."""
+    """The result names the folder itself, and another run begins with its weights."""
     code = f"""
 import distgan
-config = distgan.load_config("classic", {[*SMALL, "train.kimg=0.012"]!r}, data={str(shards)!r})
-print(distgan.train(config, run_dir="~/run").run_dir)
+words = {[*SMALL, "train.kimg=0.012"]!r}
+for folder, beginning in (("~/run", []), ("~/next", ["train.init_from=~/run"])):
+    config = distgan.load_config("classic", words + beginning, data={str(shards)!r})
+    print(distgan.train(config, run_dir=folder).run_dir)
 """
-    assert run_code(code, Path.cwd()).splitlines()[-1] == str(home / "run")
+    said = run_code(code, Path.cwd()).splitlines()
+    assert str(home / "run") in said and said[-1] == str(home / "next")
 
 
 def test_user_without_a_home_folder_is_told_what_to_set(
