@@ -37,10 +37,10 @@ from tests.worlds import REMEDIES, run_world, train_run
 
 
 def test_means_are_over_steps_and_start_anew() -> None:
-    """Two steps are averaged; nothing is left after a reduction."""
+    """Two steps are averaged, one without metrics does not count; then nothing is left."""
     means = RunningMeans()
-    means.add({"loss/d": torch.tensor(1.0), "loss/g": torch.tensor(5.0)})
-    means.add({"loss/d": torch.tensor(3.0)})
+    for step in ({"loss/d": 1.0, "loss/g": 5.0}, {}, {"loss/d": 3.0}):
+        means.add({name: torch.tensor(value) for name, value in step.items()})
     assert means.reduce(World(0, 1)) == {"loss/d": 2.0, "loss/g": 5.0}
     assert means.reduce(World(0, 1)) == {}
 

@@ -41,7 +41,9 @@ class RunningMeans:
         self.counts: Counter[tuple[str, ...]] = Counter()
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Add the scalars of one step."""
+        """Add the scalars of one step, if there are any."""
+        if not metrics:
+            return
         names, values = tuple(metrics), torch.stack([value.float() for value in metrics.values()])
         self.sums[names] = self.sums[names] + values if names in self.sums else values
         self.counts[names] += 1
