@@ -138,7 +138,7 @@ def inception_score(logits: Tensor, *, num_splits: int = 10) -> float:
     Salimans et al. 2016 (arXiv 1606.03498), sec. 4.
     """
     scores = []
-    for part in logits.double().tensor_split(num_splits):
+    for part in logits.double().tensor_split(min(num_splits, len(logits))):
         posterior = part.softmax(1)
         marginal = posterior.mean(0)
         scores.append(

@@ -189,11 +189,13 @@ class Evidence:
 
     @property
     def is_one_mode(self) -> bool:
-        """Whether the fakes use only one or a few of very many classes."""
+        """Whether the fakes use one or a few of very many classes, and the reals many more."""
         few = len(self.result.class_counts) * self.thresholds.few_classes
         # A few confident fakes use few classes by chance.
         enough = bool(few) and self.result.confident_fakes >= FEWEST_EXPECTED * few
-        return enough and self.are_plausible and self.value("diversity/effective_classes") <= few
+        used = "diversity/effective_classes"
+        uses_few = enough and self.value(used) <= few and self.relative(used) < 0.5
+        return uses_few and self.are_plausible
 
     @property
     def lacks_classes(self) -> bool:
@@ -205,11 +207,8 @@ class Evidence:
     @property
     def lost_classes(self) -> bool:
         """Whether classes are missing that the run once had."""
-        return (
-            self.history is not None
-            and self.lacks_classes
-            and self.misses_more_than(self.history.fewest_missing)
-        )
+        had_more = self.history is not None and self.misses_more_than(self.history.fewest_missing)
+        return had_more and self.lacks_classes
 
     @property
     def lacks_kinds(self) -> bool:
@@ -234,16 +233,15 @@ class Evidence:
 
     @property
     def lacks_diversity(self) -> bool:
-        return (
-            self.lacks_classes or self.lacks_kinds or self.has_low_coverage or self.has_duplicates
-        )
+        lacks_some = self.lacks_classes or self.lacks_kinds
+        return lacks_some or self.has_low_coverage or self.has_duplicates
 
     @property
     def has_copies(self) -> bool:
         """Whether many fakes are copies of training images, in features and in pixels."""
-        name, limit = "diversity/confirmed_copies", self.thresholds.copies
-        usual = 5 * self.result.reals[name]
-        return self.are_plausible and self.value(name) > max(limit, usual)
+        name = "diversity/confirmed_copies"
+        limit = max(self.thresholds.copies, 5 * self.result.reals[name])
+        return self.are_plausible and self.value(name) > limit
 
 
 def assess(

@@ -163,11 +163,11 @@ def test_classes_that_never_came_are_named_when_the_run_has_stopped_improving() 
 
 
 def test_few_confident_fakes_are_no_collapse_to_few_classes() -> None:
-    """With 200 classes one confident fake uses one; a thousand that do so are a collapse."""
+    """Of 200 classes one confident fake uses one; if a thousand do, the reals must use more."""
     one = with_classes(result(2, 0.7, effective_classes=1.0), 200)
-    assert assess(replace(one, num_confident=0)).name == "healthy"
-    assert assess(replace(one, num_confident=1)).name == "healthy"
-    assert assess(replace(one, num_confident=1000)).name == "complete collapse"
+    for num, used, collapsed in ((0, 9, False), (1, 9, False), (1000, 9, True), (1000, 1.5, False)):
+        reals = one.reals | {"diversity/effective_classes": used}
+        assert assess(replace(one, num_confident=num, reals=reals)).is_collapse == collapsed
 
 
 def test_classes_that_could_not_be_counted_before_are_not_lost() -> None:
