@@ -67,6 +67,14 @@ def test_the_classic_preset_is_the_plain_dcgan() -> None:
     assert identity | {"optim.reference_batch": None} == defaults
 
 
+def test_settings_may_fit_the_recipe_alone(shards: Path) -> None:
+    """Penalties need a discriminator without batch norm; a setting that fits neither is refused."""
+    assert choose_settings(None, ["loss.r1=0.1"], data=str(shards)).config.loss.r1 == 0.1
+    with pytest.raises(UserError, match=r"unknown setting 'loss.r3'") as refused:
+        choose_settings(None, ["loss.r3=0.1"], data=str(shards))
+    assert "--preset classic" not in str(refused.value)
+
+
 def test_settings_that_do_not_fit_the_recipe_name_the_classic_preset(shards: Path) -> None:
     """A plain DCGAN accepts them."""
     with pytest.raises(UserError, match=r"label_smoothing.*--preset classic"):

@@ -38,17 +38,27 @@ def choose_settings(
     """
     if preset is not None:
         return ChosenSettings(load_config(preset, overrides, data=data), Path(preset).stem)
-    classic = load_config(None, overrides, data=data)
-    if classic.data.shards is None:
+    try:
+        classic = load_config(None, overrides, data=data)
+    except UserError:  # the overrides may fit the recipe alone
+        classic = None
+    of_data = [override for override in overrides if override.startswith("data.")]
+    settings = (classic or load_config(None, of_data, data=data)).data
+    if settings.shards is None:
         return ChosenSettings(load_config("digits", overrides, data=data), "digits")
-    index, reader = open_dataset(classic.data)
-    if is_run_of(classic, run_dir or default_run_dir(OLD_NAME, classic, index.fingerprint)):
+    index, reader = open_dataset(settings)
+    if classic is not None and is_run_of(
+        classic, run_dir or default_run_dir(OLD_NAME, classic, index.fingerprint)
+    ):
         return ChosenSettings(classic, OLD_NAME, "classic, with which this run was started")
     _, height, width = reader.image_shape
     tree = recipe_for(height, width, num_images=reader.num_samples)
     try:
         config = build_config(tree, overrides, data=data)
-    except UserError as error:  # the overrides fit the defaults, but not this recipe
+    except UserError as error:
+        if classic is None:
+            raise
+        # The overrides fit the defaults, but not this recipe.
         raise UserError(f"{error}; or change a plain DCGAN: --preset classic") from None
     return ChosenSettings(config, RECIPE, describe_recipe(height, width))
 
