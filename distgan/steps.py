@@ -280,7 +280,9 @@ def unrolled_loss(gan: GAN, reals: Tensor, fakes: Tensor, *condition: Tensor, lo
     step = sgd
     if loss.unroll_optimizer == "adam":
         moments = {name: optimizer.state.get(parameter, {}) for name, parameter in named.items()}
-        step = DifferentiableAdam(moments, betas=group.get("betas", (0.9, 0.999)))
+        step = DifferentiableAdam(
+            moments, betas=group.get("betas", (0.9, 0.999)), epsilon=group.get("eps", 0.0)
+        )
 
     def losses(parameters: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         discriminator = gan.float32_discriminator(parameters, *condition)

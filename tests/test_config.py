@@ -187,6 +187,15 @@ def test_choices_of_settings_are_the_keys_of_registries() -> None:
         ),
         (["networks.discriminator_init=he"], "add networks.discriminator_norm=none"),
         (["networks.minibatch_stddev=1"], "use 4, or 0"),
+        (
+            [
+                "loss.adversarial=wasserstein",
+                "networks.discriminator_norm=none",
+                "loss.augment=['color']",
+                "loss.augment_target=0.6",
+            ],
+            "set a fixed loss.augment_probability",
+        ),
         (["networks.max_width=99", "networks.architecture=resnet"], "not with resnet"),
         (
             ["networks.discriminator_refinements=1", "networks.architecture=resnet"],

@@ -271,4 +271,10 @@ class Loss(Section):
                 f"loss.augment_target={self.augment_target:g} has no augmentation to adapt; "
                 """set 'loss.augment=["color","translation","cutout"]' too"""
             )
+        if self.augment_target is not None and self.adversarial == "wasserstein":
+            raise ValueError(
+                f"loss.augment_target={self.augment_target:g} needs logits whose sign means real "
+                "or fake, and the scores of loss.adversarial=wasserstein have none; set a fixed "
+                "loss.augment_probability"
+            )
         return self

@@ -22,16 +22,17 @@ def keep_logits(real_logits: Tensor, fake_logits: Tensor) -> Logits:
 class AdversarialLoss:
     """Three functions of logits [B], each a mean over the batch.
 
-    The discriminator minimises `real_loss` + `fake_loss`, the generator `generator_loss`.
-    `equilibrium` is the value of both losses, (discriminator, generator), if the discriminator
-    cannot tell fakes from reals. `relate` computes the logits that the losses take, from the
-    discriminator's logits of reals and of fakes. If `paired`, the generator's loss needs both too.
+    The discriminator minimises `real_loss` + `fake_loss`, the generator `generator_loss`. Label
+    smoothing acts on the losses that have a target. `undecided` maps it to the logit that is best
+    if the discriminator cannot tell fakes from reals. `relate` computes the logits that the losses
+    take, from the discriminator's logits of reals and of fakes. If `paired`, the generator's loss
+    needs both too.
     """
 
     real_loss: Callable[[Tensor, float], Tensor]  # logits, label smoothing
     fake_loss: Callable[[Tensor], Tensor]
     generator_loss: Callable[[Tensor], Tensor]
-    equilibrium: tuple[float, float]
+    undecided: Callable[[float], float] = lambda _: 0.0
     relate: Callable[[Tensor, Tensor], Logits] = keep_logits
     paired: bool = False
 
@@ -46,6 +47,11 @@ class AdversarialLoss:
 
 
 # ----------------------------------------------------------------------------- binary cross-entropy
+
+
+def bce_undecided(smoothing: float) -> float:
+    """Return the logit whose probability is halfway between the targets, 1 - smoothing and 0."""
+    return math.log((1 - smoothing) / (1 + smoothing))
 
 
 def bce_real_loss(logits: Tensor, smoothing: float) -> Tensor:
@@ -92,12 +98,12 @@ def lsgan_generator_loss(logits: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------- hinge
 
 
-def hinge_real_loss(logits: Tensor, smoothing: float) -> Tensor:
+def hinge_real_loss(logits: Tensor, _: float) -> Tensor:
     """Return the mean amount by which logits of reals are below 1.
 
     Miyato et al. 2018, equation 16.
     """
-    return relu(1 - logits).mean() + smoothing * logits.mean()
+    return relu(1 - logits).mean()
 
 
 def hinge_fake_loss(logits: Tensor) -> Tensor:
@@ -108,12 +114,9 @@ def hinge_fake_loss(logits: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------- Wasserstein
 
 
-def wasserstein_real_loss(logits: Tensor, smoothing: float) -> Tensor:
-    """Return the negative mean score of reals (Arjovsky et al. 2017, equation 3).
-
-    There is no target to smooth: smoothing only reduces the weight of the score.
-    """
-    return (smoothing - 1) * logits.mean()
+def wasserstein_real_loss(logits: Tensor, _: float) -> Tensor:
+    """Return the negative mean score of reals (Arjovsky et al. 2017, equation 3)."""
+    return -logits.mean()
 
 
 def wasserstein_fake_loss(logits: Tensor) -> Tensor:
@@ -143,12 +146,12 @@ def pair_differences(real_logits: Tensor, fake_logits: Tensor) -> Logits:
     return real_logits - fake_logits, fake_logits - real_logits
 
 
-def relativistic_real_loss(differences: Tensor, smoothing: float) -> Tensor:
+def relativistic_real_loss(differences: Tensor, _: float) -> Tensor:
     """Return half the cross-entropy of classifying the real of each pair as more realistic.
 
     Jolicoeur-Martineau 2019, equation 4.
     """
-    return bce_real_loss(differences, smoothing) / 2
+    return bce_real_loss(differences, 0.0) / 2
 
 
 def relativistic_fake_loss(differences: Tensor) -> Tensor:
@@ -156,40 +159,35 @@ def relativistic_fake_loss(differences: Tensor) -> Tensor:
     return bce_fake_loss(differences) / 2
 
 
-LN_2 = math.log(2)
-
 # By the value of `loss.adversarial`.
 ADVERSARIAL = {
     "bce": AdversarialLoss(
         real_loss=bce_real_loss,
         fake_loss=bce_fake_loss,
         generator_loss=bce_generator_loss,
-        equilibrium=(2 * LN_2, LN_2),
+        undecided=bce_undecided,
     ),
     "lsgan": AdversarialLoss(
         real_loss=lsgan_real_loss,
         fake_loss=lsgan_fake_loss,
         generator_loss=lsgan_generator_loss,
-        equilibrium=(0.5, 0.25),
+        undecided=lambda smoothing: -smoothing,
     ),
     "hinge": AdversarialLoss(
         real_loss=hinge_real_loss,
         fake_loss=hinge_fake_loss,
         generator_loss=wasserstein_generator_loss,  # Miyato et al. 2018, equation 17
-        equilibrium=(2.0, 0.0),
     ),
     "wasserstein": AdversarialLoss(
         real_loss=wasserstein_real_loss,
         fake_loss=wasserstein_fake_loss,
         generator_loss=wasserstein_generator_loss,
-        equilibrium=(0.0, 0.0),
         relate=center_scores,
     ),
     "relativistic": AdversarialLoss(
         real_loss=relativistic_real_loss,
         fake_loss=relativistic_fake_loss,
         generator_loss=bce_generator_loss,
-        equilibrium=(LN_2, LN_2),
         relate=pair_differences,
         paired=True,
     ),
@@ -201,10 +199,14 @@ def equilibrium(loss: Loss) -> tuple[float, float]:
 
     The loss of an unrolled generator includes the reals' part with a negative sign.
     """
-    adversarial = ADVERSARIAL[loss.adversarial]
-    discriminator, generator = adversarial.equilibrium
+    adversarial, smoothing = ADVERSARIAL[loss.adversarial], loss.label_smoothing
+    logits = torch.full((1,), adversarial.undecided(smoothing), dtype=torch.float64)
+    real_logits, fake_logits = adversarial.relate(logits, logits)
+    losses = adversarial.discriminator_losses(real_logits, fake_logits, smoothing)
+    on_reals, discriminator = float(losses[0]), float(sum(losses))
+    generator = float(adversarial.generator_loss(fake_logits))
     if loss.unroll_steps == 0:
         return discriminator, generator
     if loss.unroll_value == "saddle":
         return discriminator, -discriminator
-    return discriminator, generator - float(adversarial.real_loss(torch.zeros(1), 0.0))
+    return discriminator, generator - on_reals

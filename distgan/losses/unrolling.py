@@ -23,9 +23,9 @@ def sgd(parameters: Parameters, gradients: list[Tensor], *, lr: float) -> Parame
 class DifferentiableAdam:
     """Out-of-place Adam (Kingma and Ba 2015, algorithm 1) that starts from given moments."""
 
-    def __init__(self, moments: Moments, *, betas: tuple[float, float]) -> None:
+    def __init__(self, moments: Moments, *, betas: tuple[float, float], epsilon: float) -> None:
         zero = torch.zeros(())
-        self.betas = betas
+        self.betas, self.epsilon = betas, max(epsilon, 1e-8)
         self.num_steps = count_steps(moments)
         self.first = {name: state.get("exp_avg", zero) for name, state in moments.items()}
         self.second = {name: state.get("exp_avg_sq", zero) for name, state in moments.items()}
@@ -41,7 +41,7 @@ class DifferentiableAdam:
             self.second[name] = beta2 * self.second[name] + (1 - beta2) * gradient.square()
             mean = self.first[name] / bias1
             # Epsilon is inside the root, whose gradient is unbounded at zero.
-            scale = (self.second[name] / bias2 + 1e-16).sqrt()
+            scale = (self.second[name] / bias2 + self.epsilon**2).sqrt()
             stepped[name] = parameter - lr * mean / scale
         return stepped
 

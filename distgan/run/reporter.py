@@ -157,7 +157,8 @@ def first_reals(reader: ShardReader, labels: Labels | None = None) -> Tensor:
 def relative_losses(statistics: dict[str, float], config: Config) -> dict[str, float]:
     """Return both losses relative to their values at equilibrium.
 
-    At equilibrium the discriminator cannot distinguish reals from fakes.
+    At equilibrium the discriminator cannot distinguish reals from fakes. A loss that is zero there
+    has no relative value.
     """
     levels = dict(zip(("loss/d", "loss/g"), equilibrium(config.loss), strict=True))
-    return {f"{name}_relative": statistics[name] / x for name, x in levels.items() if x}
+    return {f"{name}_relative": statistics[name] / x for name, x in levels.items() if abs(x) > 1e-9}

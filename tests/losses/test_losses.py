@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from distgan.losses.adversarial import ADVERSARIAL
+from distgan.config.schema import Loss
+from distgan.losses.adversarial import ADVERSARIAL, equilibrium
 from distgan.losses.augmentation import (
     AUGMENTATIONS,
     adapt_probability,
@@ -18,6 +19,7 @@ from distgan.losses.augmentation import (
 from distgan.losses.diversity import GROUP, feature_distance, mode_seeking
 from distgan.losses.penalties import gradient_penalties
 
+LN_2 = math.log(2)
 LOGITS = torch.linspace(-3, 3, 7)
 OTHERS = LOGITS.flip(0).square() - 2
 
@@ -70,15 +72,40 @@ def test_relativistic_compares_pairs() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ADVERSARIAL)
-def test_equilibrium_is_the_loss_of_equal_logits(name: str) -> None:
-    """If every logit is zero, both losses have their equilibrium values."""
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("bce", (2 * LN_2, LN_2)),
+        ("lsgan", (0.5, 0.25)),
+        ("hinge", (2.0, 0.0)),
+        ("wasserstein", (0.0, 0.0)),
+        ("relativistic", (LN_2, LN_2)),
+    ],
+)
+def test_equilibrium_is_the_loss_of_equal_logits(name: str, expected: tuple[float, float]) -> None:
+    """With and without unrolling, where the reals' part is subtracted."""
+    config = Loss.model_construct(adversarial=name)
+    assert equilibrium(config) == pytest.approx(expected, abs=1e-12)
     loss, zero = ADVERSARIAL[name], torch.zeros(4)
-    real_logits, fake_logits = loss.relate(zero, zero)
-    total = loss.real_loss(real_logits, 0.0) + loss.fake_loss(fake_logits)
-    assert (total.item(), loss.generator_loss(fake_logits).item()) == pytest.approx(
-        loss.equilibrium
+    on_reals = loss.real_loss(loss.relate(zero, zero)[0], 0.0).item()
+    saddle, own = (
+        equilibrium(config.model_copy(update={"unroll_steps": 1, "unroll_value": value}))
+        for value in ("saddle", "non_saturating")
     )
+    assert saddle == pytest.approx((expected[0], -expected[0]), abs=1e-12)
+    assert own == pytest.approx((expected[0], expected[1] - on_reals), abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["bce", "lsgan"])
+def test_equilibrium_of_smoothed_labels_is_the_least_loss_of_equal_logits(name: str) -> None:
+    """The discriminator's best logit is no longer zero."""
+    loss, smoothing = ADVERSARIAL[name], 0.3
+    logits = torch.linspace(-3, 3, 6001, dtype=torch.float64)
+    totals = [loss.real_loss(each, smoothing) + loss.fake_loss(each) for each in logits[:, None]]
+    least = torch.stack(totals).argmin()
+    expected = totals[least].item(), loss.generator_loss(logits[least]).item()
+    found = equilibrium(Loss(adversarial=name, label_smoothing=smoothing))
+    assert found == pytest.approx(expected, abs=1e-3)
 
 
 def quadratic(images: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ class Scene:
         step = sgd
         if kind == "adam":
             moments = {name: self.optimizer.state[parameter] for name, parameter in named.items()}
-            step = DifferentiableAdam(moments, betas=(0.5, 0.9))
+            step = DifferentiableAdam(moments, betas=(0.5, 0.9), epsilon=1e-8)
         copies = {
             name: parameter.detach().clone().requires_grad_() for name, parameter in named.items()
         }
@@ -77,16 +77,20 @@ def test_steps_are_those_of_the_optimizer() -> None:
     torch.testing.assert_close(scene.unrolled(scene.fakes, "adam"), reached, rtol=1e-6, atol=0)
 
 
-def test_adam_after_steps_of_rmsprop_begins_with_its_first_step() -> None:
-    """The first step of Adam is as long as the learning rate, whatever the gradient."""
+@pytest.mark.parametrize(("epsilon", "expected"), [(1e-8, -0.01), (4.0, -0.006)])
+def test_adam_after_steps_of_rmsprop_begins_with_its_first_step(
+    epsilon: float, expected: float
+) -> None:
+    """It is as long as the learning rate, whatever the gradient, unless epsilon shortens it."""
     weight = nn.Parameter(torch.tensor([1.0]))
     optimizer = torch.optim.RMSprop([weight], lr=1e-3)
     for _ in range(100):
         weight.grad = torch.ones(1)
         optimizer.step()
-    step = DifferentiableAdam({"weight": optimizer.state[weight]}, betas=(0.5, 0.999))
+    moments = {"weight": optimizer.state[weight]}
+    step = DifferentiableAdam(moments, betas=(0.5, 0.999), epsilon=epsilon)
     stepped = step({"weight": torch.zeros(1)}, [torch.full((1,), 3.0)], lr=0.01)
-    assert stepped["weight"].item() == pytest.approx(-0.01)
+    assert stepped["weight"].item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
