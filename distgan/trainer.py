@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distgan.config.load import with_overrides
 from distgan.config.schema import Config
 from distgan.data import TrainingBatches
 from distgan.gan import build_gan, generator_spec
@@ -26,13 +25,7 @@ from distgan.run.folder import FINISHED_STATES, RunFolder, explained
 from distgan.run.forecast import StepClock, describe_disk, describe_duration
 from distgan.run.initial_weights import start_from
 from distgan.run.outputs import restore_reals, write_generator
-from distgan.run.preflight import (
-    check_agreement,
-    check_batch,
-    check_image_size,
-    settings_for,
-    start_table,
-)
+from distgan.run.preflight import check_agreement, check_run, remedied, settings_for, start_table
 from distgan.run.reporter import Reporter
 from distgan.run.schedule import Schedule
 from distgan.run.session import build_evaluator, open_session, recorded_outcome
@@ -68,8 +61,7 @@ class Trainer:
         self.reader, self.world, self.device = session.reader, session.world, session.device
         self.heartbeat = Heartbeat(self.world)
         with self.heartbeat.naming_losses():
-            check_image_size(self.reader)
-            check_batch(config, self.world)
+            check_run(session, config)
             self.evaluator = build_evaluator(session, config)
             check_agreement(session, config, self.evaluator)
             # Only now, so that a run that is refused leaves no folder.
@@ -117,7 +109,7 @@ class Trainer:
         """Return the settings in force, which after a rollback include `collapse.remedy`."""
         if not self.state.rollbacks:
             return self.config
-        return with_overrides(self.config, self.config.collapse.remedy)
+        return remedied(self.given, self.config)
 
     def run(self) -> str:
         """Train, and return the state in status.json: `done`, `preempted` or `collapsed`.
@@ -222,7 +214,9 @@ class Trainer:
                     self.reporter.log_metrics(self.active, self.batches)
                 if due.samples:
                     self.reporter.save_samples()
-                if due.evaluation:
+                if evaluation_due := due.evaluation or state.owes_evaluation:
+                    state.owes_evaluation = interrupted  # it takes too long for an interruption
+                if evaluation_due and not interrupted:
                     self.reporter.evaluate()
                 collapse = self.handle_collapse()
                 ending = is_complete or interrupted or collapse is not None
@@ -286,8 +280,9 @@ class Trainer:
         )
         if reaction is Reaction.ROLL_BACK:
             self.roll_back(str(verdict))
-        stops = reaction is Reaction.STOP
-        return reason_to_stop(verdict, rollbacks=state.rollbacks) if stops else None
+        if reaction is not Reaction.STOP:
+            return None
+        return reason_to_stop(verdict, self.config.collapse, rollbacks=state.rollbacks)
 
     def roll_back(self, verdict: str) -> None:
         """Restore the last healthy checkpoint and apply `collapse.remedy`."""

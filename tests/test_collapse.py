@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,12 +80,32 @@ def test_evaluations_are_recorded_and_the_best_is_kept(shards: Path, tmp_path: P
     run = tmp_path / "run"
     overrides = ["train.kimg=0.12", "evaluation.every_kimg=0.024", "checkpoint.keep=1"]
     run_world(2, train_run, shards, run, overrides)
-    found = read_rows(run / "evaluations.jsonl")
+    found = evaluations(run)
     assert [row["progress/images"] for row in found] == [24, 48, 72, 96, 120]
     assert all(row["protocol"]["extractor"] == "random-conv" for row in found)
     assert all("quality/coverage" in row["reals"] for row in found)
     best = min(found, key=lambda row: row["values"]["quality/frechet"])["progress/images"]
     assert f"{best / 1000:012.3f}" in {path.name for path in (run / "checkpoints").iterdir()}
+
+
+def test_an_evaluation_that_an_interruption_prevents_is_made_up_for(
+    shards: Path, tmp_path: Path
+) -> None:
+    """The next start begins with it, so that the run has the evaluations of one without pause."""
+    overrides = ["train.kimg=0.072", "evaluation.every_kimg=0.024"]
+    stopped = run_world(1, train_run, shards, tmp_path / "run", overrides, 36)[0]
+    assert (stopped["state"], stopped["images_seen"]) == ("preempted", 48)
+    assert [row["progress/images"] for row in evaluations(tmp_path / "run")] == [24]
+    run_world(1, train_run, shards, tmp_path / "run", overrides)
+    run_world(1, train_run, shards, tmp_path / "whole", overrides)
+    found, expected = (evaluations(tmp_path / name) for name in ("run", "whole"))
+    assert [row["progress/images"] for row in found] == [24, 48, 72]
+    assert [row["values"] for row in found] == [row["values"] for row in expected]
+
+
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's evaluations."""
+    return read_rows(run / "evaluations.jsonl")
 
 
 @pytest.mark.slow

@@ -304,6 +304,13 @@ def test_settings_that_do_not_fit_are_refused(words: list[str], expected: str) -
     assert "\n" not in str(refused.value)
 
 
+def test_labels_that_would_come_too_late_are_refused(shards: Path, tmp_path: Path) -> None:
+    """They are blended in until twice as many images as the number after which they begin."""
+    words = [CONDITION, "train.kimg=0.048", "networks.conditional_start_kimg=0.025"]
+    with pytest.raises(AssertionError, match=r"start_kimg=0.025: .* use at most 0.024"):
+        run_world(1, train_run, shards, tmp_path / "run", words)
+
+
 def test_images_without_labels_are_refused(tmp_path: Path) -> None:
     """The error says how to get labels."""
     config = load_config(None, [CONDITION], data=str(pack_noise(tmp_path, num=12, seed=0)))

@@ -173,7 +173,7 @@ def test_weights_that_are_not_finite_are_not_healthy(monkeypatch: pytest.MonkeyP
 
 
 def test_a_rollback_keeps_the_best_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was reached before the collapse; the restored checkpoint may be older and know of none."""
+    """The restored one may be older and know of none; a better one was not saved."""
     session: Any = SimpleNamespace(world=ALONE, run_dir=Path("run"))
     checkpointer, evaluator = stand_in_checkpointer(session, torch.nn.Linear(1, 1))
 
@@ -182,6 +182,7 @@ def test_a_rollback_keeps_the_best_checkpoint(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(checkpoints, "load", lambda path: None)
     monkeypatch.setattr(checkpointer, "restore", restore)
+    evaluator.best_value, evaluator.best_images = 2.0, 2000
     checkpointer.roll_back()
     assert (evaluator.best_value, evaluator.best_images) == (3.0, 1000)
 

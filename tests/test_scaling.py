@@ -8,7 +8,7 @@ from distgan.config.flat import identity_hash
 from distgan.config.load import load_config
 from distgan.config.scaling import adaptations, scale_to_batch
 from distgan.errors import UserError
-from distgan.run.preflight import settings_for
+from distgan.run.preflight import remedied, settings_for
 from tests.worlds import SMALL, rows, run_world, train_run
 
 STRONG = "cifar10-strong"
@@ -24,6 +24,17 @@ def test_settings_follow_the_square_root_rule() -> None:
     assert scaled.train.ema_halflife_kimg == load_config(STRONG).train.ema_halflife_kimg
     smaller = scale_to_batch(load_config(STRONG, ["train.batch_size=8"]))
     assert (smaller.loss.penalty_interval, smaller.optim.betas[1]) == (16, pytest.approx(0.995))
+
+
+def test_a_remedy_follows_the_batch_size_like_any_setting() -> None:
+    """It is meant for the reference batch, and the settings that it leaves out stay."""
+    remedy = "collapse.remedy=['optim.lr_d=2e-4']"
+    given = load_config(STRONG, ["train.batch_size=128", remedy])
+    before = scale_to_batch(given)
+    after = remedied(given, before)
+    assert after.optim.lr_d == pytest.approx(2e-4 * 8**0.5)
+    assert after.optim.model_copy(update={"lr_d": before.optim.lr_d}) == before.optim
+    assert after.train == before.train
 
 
 def test_derived_settings_are_not_derived_again() -> None:

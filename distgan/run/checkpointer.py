@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -33,6 +33,14 @@ class RunState:
     rollbacks: int = 0
     # `images_seen` of the newest checkpoint whose verdict is healthy. 0 means the first checkpoint.
     healthy_images: int = 0
+    # Whether an evaluation was due when the run was interrupted, which the next start makes up for.
+    owes_evaluation: bool = False
+
+    @classmethod
+    def of_checkpoint(cls, contents: dict[str, Any]) -> Self:
+        """Return the state in a checkpoint; raises KeyError if a value is missing."""
+        values = {"owes_evaluation": False} | contents  # earlier versions did not have it
+        return cls(**{name: values[name] for name in vars(cls())})
 
 
 class Checkpointer:
@@ -56,7 +64,7 @@ class Checkpointer:
         contents = self.restore(found[:2] if found else None)
         if contents is None:
             return []
-        self.state = RunState(**{name: contents[name] for name in vars(self.state)})
+        self.state = RunState.of_checkpoint(contents)
         self.saved = self.pointers()
         notes = [*(found[2] if found else ()), *self.evaluator.notes]
         if contents["world_size"] != self.world.size:
@@ -77,7 +85,7 @@ class Checkpointer:
         try:
             self.gan.load_state(tensors, contents["players"])
             self.evaluator.load_state_dict(contents["quality"])
-            RunState(**{name: contents[name] for name in vars(self.state)})
+            RunState.of_checkpoint(contents)
         except (
             ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError
         ) as error:  # fmt: skip
@@ -91,9 +99,16 @@ class Checkpointer:
     def roll_back(self) -> None:
         """Restore the last healthy checkpoint, or the first, but keep `images_seen`."""
         path, evaluator = self.folder / checkpoint_name(self.state.healthy_images), self.evaluator
-        best = evaluator.best_value, evaluator.best_images
-        self.restore(self.world.run_on_main(lambda: checkpoints.load(path)))
-        evaluator.best_value, evaluator.best_images = best  # its checkpoint is kept
+        try:
+            checkpoint = self.world.run_on_main(lambda: checkpoints.load(path))
+        except UserError as error:
+            raise UserError(
+                f"cannot roll back to the last healthy checkpoint: {error}; set "
+                "collapse.action=warn or stop"
+            ) from None
+        self.restore(checkpoint)
+        # The best of the saved ones, which are kept: the newest evaluation may not have been saved.
+        _, evaluator.best_value, evaluator.best_images = self.saved
         evaluator.tracker.restart(images_seen=self.state.images_seen)
         self.state.rollbacks += 1
 

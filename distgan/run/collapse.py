@@ -5,6 +5,7 @@ from enum import Enum
 from distgan.config.schema import Collapse
 from distgan.errors import RunFailed
 from distgan.evaluation.verdict import Verdict
+from distgan.text import pluralize
 
 
 class Reaction(Enum):
@@ -37,6 +38,11 @@ def react(
     return Reaction.STOP if settings.action == "stop" else Reaction.CONTINUE
 
 
-def reason_to_stop(verdict: Verdict, *, rollbacks: int) -> str:
+def reason_to_stop(verdict: Verdict, settings: Collapse, *, rollbacks: int) -> str:
     """Return the reason that status.json gives for a collapsed run."""
-    return f"{verdict}; gave up after {rollbacks} rollbacks" if rollbacks else str(verdict)
+    if not rollbacks:
+        return str(verdict)
+    number = pluralize(rollbacks, "rollback")
+    if rollbacks < settings.max_rollbacks:
+        return f"{verdict}; at the end of the run, after {number}"
+    return f"{verdict}; gave up after {number}"

@@ -32,6 +32,13 @@ MACHINE_LOCAL = (  # settings that may differ between the machines of a run
 )
 
 
+def check_run(session: Session, config: Config) -> None:
+    """Raise UserError if the images, the processes or the length do not suit the settings."""
+    check_image_size(session.reader)
+    check_batch(config, session.world)
+    check_label_start(config, session.total_images)
+
+
 def check_image_size(reader: ShardReader) -> None:
     """Raise UserError if the networks are not built for images of this size."""
     try:
@@ -48,6 +55,27 @@ def settings_for(config: Config, num_processes: int) -> Config:
     """
     group = math.lcm(*group_sizes(config).values())
     return scale_to_batch(share_batch(config, num_processes, group=group))
+
+
+def remedied(given: Config, config: Config) -> Config:
+    """Return the settings in force after a rollback: those given, changed by `collapse.remedy`.
+
+    `config` are the settings before it. The batch stays as it is, and what follows its size is
+    derived from it as for any other setting.
+    """
+    batch = f"train.batch_size={config.train.batch_size}"
+    return scale_to_batch(with_overrides(given, [*config.collapse.remedy, batch]))
+
+
+def check_label_start(config: Config, total_images: float) -> None:
+    """Raise UserError if labels would not be blended in before the run ends."""
+    start = config.networks.conditional_start_kimg
+    if 2000 * start > total_images:
+        raise UserError(
+            f"networks.conditional_start_kimg={start:g}: labels have their full effect after twice "
+            f"as many images, and the run has {total_images / 1000:g} thousand; use at most "
+            f"{total_images / 2000:g}"
+        )
 
 
 def check_batch(config: Config, world: World) -> None:

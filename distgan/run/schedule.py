@@ -56,7 +56,7 @@ class Schedule:
         return Due(
             metrics=ending or passed("metrics"),
             samples=is_complete or before < self.images_per_epoch <= now or passed("samples"),
-            evaluation=evaluation and not stopping,
+            evaluation=evaluation,
             checkpoint=evaluation or (ending and has_trained) or passed("checkpoint"),
         )
 
