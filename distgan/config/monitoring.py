@@ -221,7 +221,8 @@ class Collapse(Section):
     remedy: tuple[str, ...] = setting(
         (),
         "Settings that change at the first rollback, as section.field=value: "
-        "any of loss, and of optim lr_g, lr_d, betas and schedule.",
+        "any of loss, and of optim lr_g, lr_d, betas and schedule. "
+        "Like those of a preset they follow the batch size.",
         identity=False,
     )
     thresholds: Thresholds = Thresholds()
