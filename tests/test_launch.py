@@ -191,9 +191,10 @@ def test_an_array_of_pack_jobs_writes_a_dataset(tmp_path: Path) -> None:
     assert code == 2 and "error: name source and folder first" in said
 
 
+@pytest.mark.parametrize(("task", "name"), [(2, "7_2"), (None, "7")])
 @pytest.mark.parametrize("progress", [True, False])
 def test_a_pack_job_that_runs_out_of_time_is_requeued_if_it_got_further(
-    tmp_path: Path, progress: bool
+    tmp_path: Path, progress: bool, task: int | None, name: str
 ) -> None:
     """SLURM's warning ends the pack; without a shard more, a requeue would loop."""
     out = tmp_path / "shards"
@@ -202,9 +203,9 @@ def test_a_pack_job_that_runs_out_of_time_is_requeued_if_it_got_further(
         f"#!/bin/bash\nmkdir -p {out}/.packing; {record}\necho packing\nexec sleep 60\n"
     )
     (tmp_path / "distgan").chmod(0o755)
-    code, said = pack_task(tmp_path, "digits", str(out), task=2, warn=True)
+    code, said = pack_task(tmp_path, "digits", str(out), task=task, warn=True)
     assert code == 143
-    assert ("scontrol requeue 7_2" in said) == progress, said
+    assert (f"scontrol requeue {name}\n" in said) == progress, said
 
 
 LAUNCHERS = sorted({*(ROOT / "launch").glob("*.yaml")} - {ROOT / "launch" / "wandb-sweep.yaml"})
