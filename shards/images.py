@@ -27,6 +27,7 @@ from shards.planes import (
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_ENCODED_BYTES = 2**28
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+OTHER_DEPTH = "choose with --bits"  # ends the reason why an image of another depth is left out
 Fit = Literal["crop", "stretch"]
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE_OF_ORIENTATION = {
@@ -73,10 +74,10 @@ def decode_image(
     """
     try:
         height, width = (size, size) if isinstance(size, int) else size
-        planes = read_planes(data)
+        planes = None if bits == 8 and any_bits and _is_grey_alpha(data) else read_planes(data)
         found = 16 if planes is not None and planes.dtype == np.uint16 else 8
         if found != bits and not any_bits:
-            raise BadImage(f"{found} bits, and the first image has {bits}: choose with --bits")
+            raise BadImage(f"{found} bits, and the first image has {bits}: {OTHER_DEPTH}")
         image = _image_of(data, planes, bits)
         if image is not None and bands is None and channels in (1, 3, 4):
             return with_bits(_decode(image, height, width, channels, fit, background), bits)
@@ -91,6 +92,11 @@ def decode_image(
         raise
     except Exception as error:  # Pillow's readers raise nearly every type
         raise BadImage(_reason(error)) from error
+
+
+def _is_grey_alpha(data: bytes | NDArray[Any]) -> bool:
+    """Return whether a file is a PNG of grey with alpha in 16 bits, of which Pillow keeps 8."""
+    return isinstance(data, bytes) and data.startswith(PNG_MAGIC) and data[24:26] == b"\x10\x04"
 
 
 def describe_image(data: bytes | NDArray[Any]) -> tuple[int, int]:

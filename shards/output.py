@@ -7,14 +7,14 @@ import json
 import re
 import shutil
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from shards.errors import ShardError, printable
-from shards.files import locked, readable_errors, write_atomic
+from shards.files import locked, read_regular, readable_errors, write_atomic
 from shards.format.index import (
     INDEX_FILE,
     LABELS_FILE,
@@ -26,6 +26,7 @@ from shards.format.index import (
     read_index,
 )
 from shards.format.raw import npy_of_labels, npy_of_spans
+from shards.images import OTHER_DEPTH
 from shards.pack_shards import FinishedShard, combine_sha256, source_sha256
 from shards.pack_workers import Packing
 from shards.sources.source import Skipped
@@ -115,7 +116,18 @@ class OutputFolder:
                 f"image{'s' if count > 1 else ''} (see {REJECTED_FILE}): accept that with "
                 "--bad-images skip, or repair them and give a new folder"
             )
+        if count > 0 and self.packing.any_bits and OTHER_DEPTH in self._rejections():
+            raise ShardError(
+                f"{self.name} was packed before --bits was chosen, without the images of another "
+                f"depth (see {REJECTED_FILE}): give a new folder"
+            )
         return index
+
+    def _rejections(self) -> str:
+        """Return the list of what was left out; it may have been deleted since."""
+        with suppress(OSError):
+            return read_regular(self.path / REJECTED_FILE).decode(errors="replace")
+        return ""
 
     def claim(self, shards: Container[int] | None = None) -> None:
         """Record the plan in the work folder, or check that it is the same.

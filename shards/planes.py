@@ -24,6 +24,7 @@ NPY_MAGIC = b"\x93NUMPY"
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION_TAG = 274
+_WHITE_IS_ZERO, _PALETTE, _CMYK = 0, 3, 5  # colour models of a TIFF (tag 262)
 _LUMA = np.array([0.299, 0.587, 0.114])  # of ITU-R BT.601, as Pillow's
 _USUAL = (1, 3, 4)  # numbers of channels that Pillow converts into one another
 Planes = NDArray[Any]  # uint8 or uint16 [C, H, W]
@@ -173,13 +174,22 @@ def _png_planes(data: bytes) -> Planes:
         raw_mode = str(tile.args if isinstance(tile.args, str) else tile.args[0])
         if raw_mode == "LA;16B":
             raise BadImage("grey of 16 bits with transparency: save it without, or give --bits 8")
+        orientation = _orientation(image)
         if image.mode.startswith("I"):
-            return np.asarray(image).astype(np.uint16)[None]
+            return _upright(np.asarray(image).astype(np.uint16)[None], orientation)
         high = np.asarray(image).astype(np.uint16)
     with _open(data, "PNG") as image:  # a reader of the other byte order takes the other byte
         image.tile = [tile._replace(args=raw_mode[:-1] + "L")]  # type: ignore[attr-defined]
         values: Planes = (high << 8) + np.asarray(image)
-    return values.transpose(2, 0, 1)
+    return _upright(values.transpose(2, 0, 1), orientation)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation. Damaged EXIF does not make an image unusable."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # Pillow's parser raises nearly every type
+        return 1
 
 
 def _open(data: bytes, format: str) -> Image.Image:
@@ -202,7 +212,7 @@ def _tiff_planes(data: bytes) -> Planes | None:
         series, page = file.series[0], file.pages.first
         shape, dtype, axes = series.shape, series.dtype, series.axes
         num_samples = int(page.samplesperpixel)
-        is_usual_file = len(series) == 1 and dtype == np.uint8 and len(shape) < 4
+        is_usual_file = len(series) == 1 and dtype in (np.uint8, np.bool_) and len(shape) < 4
         if is_usual_file and (num_samples == 1 or not _is_multispectral(page)):
             return None
         num_channels = int(np.prod(shape, dtype=object)) // (page.imagewidth * page.imagelength)
@@ -210,7 +220,11 @@ def _tiff_planes(data: bytes) -> Planes | None:
             raise _unusable("a TIFF of", dtype, shape)
         if num_channels * page.imagewidth * page.imagelength > 3 * MAX_PIXELS:
             raise BadImage(TOO_MANY_PIXELS)
+        if page.photometric in (_PALETTE, _CMYK):
+            raise BadImage("a TIFF of 16 bits or several pages in palette or CMYK: save it as RGB")
         array = series.asarray()
+        if page.photometric == _WHITE_IS_ZERO and num_samples == 1:
+            array = np.iinfo(dtype).max - array
         if {"Y", "X"} <= set(axes):
             array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (-2, -1))
         tag = page.tags.get(_ORIENTATION_TAG)
