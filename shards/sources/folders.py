@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -187,7 +188,10 @@ def _walk(top: str) -> tuple[list[Entry], list[Skipped], int]:
         with os.scandir(os.path.join(top, folder)) as found:
             for entry in found:
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir():
+                if _is_loop(entry):
+                    if is_image_name(path):
+                        skipped.append(Skipped(printable(path), "broken link"))
+                elif entry.is_dir():
                     if is_hidden(entry.name):
                         num_hidden += 1
                         continue
@@ -199,3 +203,14 @@ def _walk(top: str) -> tuple[list[Entry], list[Skipped], int]:
                     kind = "broken link" if entry.is_symlink() else "not a regular file"
                     skipped.append(Skipped(printable(path), kind))
     return entries, skipped, num_hidden
+
+
+def _is_loop(entry: os.DirEntry[str]) -> bool:
+    """Return whether following a link leads back to it."""
+    try:
+        entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return True
+        raise
+    return False

@@ -41,7 +41,7 @@ class _Sample(NamedTuple):
 
 
 def open_tar(path: Path, *, with_labels: bool) -> Source:
-    """Open a tar of image files, or of samples if it holds `.cls` or `.npy` members."""
+    """Open a tar of image files, or of samples: with `.cls` members, or `.npy` in no folder."""
     return open_scanned(scan_tar(path), open_unchanged, with_labels=with_labels)
 
 
@@ -49,7 +49,11 @@ def open_scanned(
     tar: ScannedTar, reopen: Callable[[ScannedTar], BinaryIO], *, with_labels: bool
 ) -> TarSource:
     """Open a tar of image files, or of samples, whose labels `reopen` is for; see `open_tar`."""
-    if any(entry.path.endswith((".cls", ".npy")) for entry in tar.entries):
+    if any(
+        entry.path.endswith(".cls")
+        or (entry.path.endswith(".npy") and "/" not in entry.path.removeprefix("./"))
+        for entry in tar.entries
+    ):
         return _open_samples([tar], reopen, with_labels=with_labels)
     items, offsets = list_images(tar.entries, skipped=tar.skipped, with_labels=with_labels)
     return TarSource(

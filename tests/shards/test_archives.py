@@ -117,11 +117,13 @@ def test_each_folder_is_packed_once(tmp_path: Path) -> None:
     for link, target in (("a", "images/b"), ("d", "far"), ("e", "far")):
         os.symlink(tmp_path / target, tmp_path / "images" / link)
     os.symlink("nowhere", tmp_path / "images" / "b" / "x.png")
+    os.symlink("y.png", tmp_path / "images" / "b" / "y.png")
     source = open_source(tmp_path / "images")
     assert list(source.names) == ["b/1.png", "c/2.png", "d/3.png"]
     expected = [
         Skipped("a", "same folder as b"),
         Skipped("b/x.png", "broken link"),
+        Skipped("b/y.png", "broken link"),
         Skipped("e", "same folder as d"),
     ]
     assert list(source.skipped) == expected

@@ -76,6 +76,14 @@ def test_further_images_of_a_sample_are_named(tmp_path: Path) -> None:
     assert source.other_files == {".jpg": 1, ".txt": 1}
 
 
+def test_arrays_in_class_folders_have_the_classes_of_a_folder(tmp_path: Path) -> None:
+    """Only arrays in no folder are samples, whose labels are in `.cls`."""
+    array = io.BytesIO()
+    np.save(array, np.full((3, 8, 8), 9, np.uint8))
+    files = {"./cat/1.npy": array.getvalue(), "./dog/1.npy": array.getvalue()}
+    assert open_source(write_tar(tmp_path / "x.tar", files)).class_names == ("cat", "dog")
+
+
 def test_webdataset_samples_need_not_be_adjacent(tmp_path: Path) -> None:
     """The members of a sample find each other by key; npy in either layout is an image."""
     chw = io.BytesIO()
