@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import BinaryIO, Protocol
 
 from shards.errors import DISK_FULL, ShardError, describe_system_error, printable
 
+_URL = re.compile(r"([A-Za-z][\w+.-]+):/")  # a path has one slash only
 # What file systems answer that have no sync of folders, such as some shared with a virtual machine.
 CANNOT_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EISDIR)
 
@@ -90,10 +92,14 @@ def cache_folder() -> Path:
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return a path with its `~` or `~user` replaced. Raises ShardError if there is no such home.
+    """Return a path on this machine, with its `~` or `~user` replaced.
 
-    Other paths are returned unchanged.
+    Raises ShardError if there is no such home, and for a URL, which would be a folder here.
     """
+    if url := _URL.match(str(path)):
+        raise ShardError(
+            f"{url[1]}://... is a URL, and a file or folder on this machine is needed here"
+        )
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -41,6 +42,20 @@ class Links(HTMLParser):
         self.tags.append(tag)
         fetching = ("src", "href", "srcset", "action", "data")
         self.found += [value or "" for name, value in attrs if name in fetching]
+
+
+def test_a_run_in_a_folder_whose_name_is_no_utf8_has_a_page(finished: Path, tmp_path: Path) -> None:
+    """Its name is shown with the byte that is none; pages of several runs link to it."""
+    runs = tmp_path / "runs"
+    run = runs / os.fsdecode(b"r\xff")
+    for folder in (run, runs / "plain"):
+        shutil.copytree(finished, folder)
+    code, said = call("report", run)
+    assert code == 0, said
+    assert "r\\udcff" in (run / "report.html").read_text()
+    code, said = call("report", runs)
+    assert code == 0, said
+    assert "r%FF/report.html" in (runs / "report.html").read_text()
 
 
 def test_training_writes_a_complete_page(finished: Path) -> None:

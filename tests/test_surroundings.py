@@ -75,6 +75,23 @@ def test_commands_read_and_write_in_the_home_folder(home: Path) -> None:
     assert not Path("~").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("pack", "digits", "s3://bucket/x"), ("info", "https://me:secret@host/x?token=secret")],
+)
+def test_a_url_in_place_of_a_folder_is_refused(home: Path, words: tuple[str, ...]) -> None:
+    """It would be a folder here; its password is not shown."""
+    code, said = call(*words)
+    assert (code, "://... is a URL, and a file or folder" in said) == (2, True), said
+    assert "secret" not in said and not list(Path.cwd().iterdir())
+
+
+def test_names_are_shown_as_they_are(home: Path) -> None:
+    """`:100:` is no picture."""
+    code, said = call("info", "photos:100:a")
+    assert (code, "no folder photos:100:a" in said) == (2, True), said
+
+
 def test_sources_are_found_in_the_home_folder(home: Path) -> None:
     """Each of several."""
     code, said = call("sample", "~/first", "~/second")

@@ -113,7 +113,7 @@ def evaluate(
         num_samples=num,
         extractor=extractor,
         inception_weights=None if inception_weights is None else str(inception_weights),
-        metrics=None if metrics is None else tuple(metrics.split(",")),
+        metrics=None if metrics is None else tuple(name.strip() for name in metrics.split(",")),
     )
     show_scores(
         evaluate_inputs(

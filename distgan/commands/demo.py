@@ -4,6 +4,7 @@ run -> generator.onnx + index.html [+ the files of ONNX Runtime Web]
 """
 
 import hashlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def demo(
     return [
         *sentences,
         f"wrote {out / 'index.html'}; put the folder on any web server, or type: "
-        f"python -m http.server --directory {out}, and open http://localhost:8000",
+        f"python -m http.server --directory {shlex.quote(str(out))}, and open http://localhost:8000",
     ]
 
 

@@ -67,7 +67,7 @@ def export(
         formats = formats_in(out, format)
         sentences = [wrote_weights, *explain_left_out(out, formats)]
         card = out / "README.md"
-        if card.exists() and MARK_START not in card.read_text():
+        if card.exists() and MARK_START.encode() not in card.read_bytes():
             return [*sentences, f"kept {card}, which you have edited"]
         text = model_card(
             formats, generator.spec, facts, record=record, license=license, hub_name=hub_name

@@ -33,7 +33,7 @@ def write_preview(packing: Packing, out: Path) -> str:
     with writing_to(out, option="--preview"):
         out.parent.mkdir(parents=True, exist_ok=True)
         save_grid(torch.from_numpy(np.stack(pixels)), out)
-    note = f"; {len(broken)} others are broken, the first is {broken[0]}" if broken else ""
+    note = f"; left out as broken: {len(broken)}, the first is {broken[0]}" if broken else ""
     return (
         f"wrote {out}: {len(pixels)} of {len(source):,} images as they would be packed{note}; "
         "to pack, leave out --preview"

@@ -184,7 +184,7 @@ def page_link(run: RunRecord, out: Path) -> str | None:
     """Return a link from a page to that of a run, None if there is none."""
     page = run.path / REPORT_FILE
     is_there = page.exists() and page.resolve() != out.resolve()
-    return quote(os.path.relpath(page, out.parent)) if is_there else None
+    return quote(os.fsencode(os.path.relpath(page, out.parent))) if is_there else None
 
 
 def result_cells(run: RunRecord, distance: str) -> list[Cell]:

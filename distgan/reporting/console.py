@@ -32,7 +32,7 @@ NARROW = 110  # a terminal of fewer columns shows a shorter progress bar
 
 def make_console(*, stderr: bool = False) -> Console:
     """Return a console that wraps lines only in a terminal."""
-    console = Console(stderr=stderr, highlight=False)
+    console = Console(stderr=stderr, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = UNLIMITED_WIDTH
     return console

@@ -51,7 +51,7 @@ class LiveServer(ThreadingHTTPServer):
             if version != self.version:
                 record = read_record(self.run)
                 text = render_report(record, nearest_note=NOT_SEARCHED, is_live=True)
-                self.version, self.page = version, text.encode()
+                self.version, self.page = version, text.encode(errors="replace")
             return self.version, self.page
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -20,7 +20,7 @@ JPEG_QUALITY = 88
 def write_page(out: Path, text: str) -> Path:
     """Write a page to a file; raises OSError."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, text)
+    write_atomic(out, text.encode(errors="replace"))  # paths need not be UTF-8
     return out
 
 

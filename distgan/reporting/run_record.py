@@ -29,6 +29,7 @@ from distgan.run.files import (
     training_seconds,
 )
 from distgan.text import is_number
+from shards.errors import printable
 
 GOOD_VERDICTS = ("healthy", "learning")
 UNKNOWN = object()
@@ -69,8 +70,8 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
-        return self.path.resolve().name
+        """The folder's name, in which bytes that are not UTF-8 are replaced."""
+        return printable(self.path.resolve().name)
 
     @property
     def images_seen(self) -> int:
