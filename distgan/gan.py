@@ -232,6 +232,7 @@ def generator_spec(
         latent_dim=networks.latent_dim,
         max_width=networks.max_width,
         bits=bits,
+        refinements=networks.generator_refinements,
     )
 
 

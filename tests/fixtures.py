@@ -15,7 +15,7 @@ from tests.conftest import NUM_IMAGES
 from tests.hub_server import HubServer
 from tests.reports import REPORT_SETTINGS
 from tests.small_gan import make_gan
-from tests.worlds import run_world, train_run
+from tests.worlds import REFINED, run_world, train_run
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +44,12 @@ def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def conditional_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train a conditional GAN of the even and the odd images for a few steps, to be read only."""
+    """Train a conditional GAN of the even and the odd images for a few steps, to be read only.
+
+    Its generator is refined.
+    """
     folder = tmp_path_factory.mktemp("conditional") / "run"
-    words = ["networks.condition=class", "train.kimg=0.12", "data.flip=true"]
+    words = ["networks.condition=class", "train.kimg=0.12", "data.flip=true", REFINED]
     run_world(1, train_run, shards, folder, words)
     return folder
 

@@ -201,6 +201,7 @@ def test_choices_of_settings_are_the_keys_of_registries() -> None:
             ["networks.discriminator_refinements=1", "networks.architecture=resnet"],
             "not with resnet",
         ),
+        (["networks.generator_refinements=1", "networks.architecture=resnet"], "not with resnet"),
         ([f"train.batch_size={10**400}"], "00: is too large"),
         (["loss.diversity.mode_seking=1"], "did you mean loss.diversity.mode_seeking?"),
     ],

@@ -1,11 +1,14 @@
 """Networks, the moving average of weights, and random draws."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from distgan.networks.base import DiscriminatorSpec, GeneratorSpec, MinibatchStddev
 from distgan.networks.build import GENERATORS, build_discriminator, build_generator
 from distgan.networks.ema import GeneratorEma, recalibrate_batch_norm
+from distgan.networks.mixture import spec_from_dict
 from distgan.runtime.randomness import normal, uniform
 
 SPEC = GeneratorSpec(architecture="dcgan", image_size=32, channels=3, width=8, latent_dim=7)
@@ -58,6 +61,31 @@ def test_resnet_has_about_as_many_parameters_as_a_dcgan() -> None:
         )
         for network in (build_generator(spec), build_discriminator(spec)):
             assert 1e6 < sum(p.numel() for p in network.parameters()) < 4.3e6
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_generator_is_refined_from_the_full_resolution_down(number: int) -> None:
+    """At the full one the convolution makes the image, from half the width."""
+    spec = replace(SPEC, refinements=number)
+    generator = build_generator(spec)
+    shapes: list[tuple[int, ...]] = []
+    for layer in generator.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(
+                lambda _, maps, images: shapes.append((maps[0].shape[1], *images.shape[1:]))
+            )
+    images = generator(torch.randn(2, 7))
+    every = [(32, 32, 4, 4), (16, 16, 8, 8), (8, 8, 16, 16), (4, 3, 32, 32)]
+    assert shapes == every[len(every) - number :]
+    assert images.shape == (2, 3, 32, 32) and images.abs().max() <= 1
+    images.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in generator.parameters())
+    assert spec_from_dict(spec.to_dict()) == spec
+
+
+def test_description_of_a_generator_without_refinements_has_no_word_of_them() -> None:
+    """So earlier versions can read it."""
+    assert not {"refinements", "bits"} & set(SPEC.to_dict())
 
 
 @pytest.mark.parametrize("norm", ["batch", "spectral", "none"])

@@ -54,6 +54,14 @@ class Networks(Section):
         ge=0,
         le=4,
     )
+    generator_refinements: int = setting(
+        0,
+        "Number of resolutions, from the full one down, "
+        "at which a dcgan generator has an additional 3x3 convolution.",
+        optional=True,
+        ge=0,
+        le=4,
+    )
     minibatch_stddev: int = setting(
         0,
         "Group size of minibatch standard deviation, "
@@ -126,7 +134,10 @@ class Networks(Section):
 
     @model_validator(mode="after")
     def check_dcgan_settings(self) -> "Networks":
-        for name in ("discriminator_init", "discriminator_refinements", "max_width"):
+        dcgan_only = (
+            "discriminator_init", "discriminator_refinements", "generator_refinements", "max_width",
+        )  # fmt: skip
+        for name in dcgan_only:
             value = getattr(self, name)
             if self.architecture != "dcgan" and value != type(self).model_fields[name].default:
                 raise ValueError(

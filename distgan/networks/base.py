@@ -23,6 +23,7 @@ class GeneratorSpec:
     latent_dim: int
     max_width: int = 1024
     bits: int = 8  # of the images it was trained on, or 16
+    refinements: int = 0  # DCGAN: number of resolutions, from the full one, with a 3x3 convolution
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -35,16 +36,20 @@ class GeneratorSpec:
         return 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the spec as plain values for JSON, in which 8 bits go without saying."""
-        return without_usual_bits(asdict(self))
+        """Return the spec as plain values for JSON, without those of `USUAL`."""
+        return without_usual(asdict(self))
 
 
-def without_usual_bits(plain: dict[str, Any]) -> dict[str, Any]:
-    """Return a spec's values without `bits` of 8, also in a spec that is part of it."""
+USUAL = {"bits": 8, "refinements": 0}
+"""Values of a spec that go without saying, so that earlier versions can read it."""
+
+
+def without_usual(plain: dict[str, Any]) -> dict[str, Any]:
+    """Return a spec's values without those of `USUAL`, also in a spec that is part of it."""
     return {
-        name: without_usual_bits(value) if isinstance(value, dict) else value
+        name: without_usual(value) if isinstance(value, dict) else value
         for name, value in plain.items()
-        if (name, value) != ("bits", 8)
+        if (name, value) not in USUAL.items()
     }
 
 

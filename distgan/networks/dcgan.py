@@ -11,8 +11,6 @@ All these convolutions have a 4x4 kernel, stride 2 and padding 1. On a CPU, `bui
 with faster equivalents from `convolutions.py`.
 """
 
-import itertools
-
 import torch
 from torch import Tensor, nn
 
@@ -52,7 +50,11 @@ def init_he(module: nn.Module) -> None:
 
 
 class DCGANGenerator(GeneratorNetwork):
-    """DCGAN generator: latents [B, latent_dim] to images [B, C, H, W] in [-1, 1]."""
+    """DCGAN generator: latents [B, latent_dim] to images [B, C, H, W] in [-1, 1].
+
+    `spec.refinements` adds 3x3 convolutions, one per resolution, beginning with the full
+    resolution, where it has half the width and makes the image.
+    """
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__(spec)
@@ -61,20 +63,33 @@ class DCGANGenerator(GeneratorNetwork):
         widths = doubled_widths(spec.width, num_doublings, most=spec.max_width)[::-1]
         # A 4x4 transposed convolution of a 1x1 map is this matrix product.
         self.project = nn.Linear(spec.latent_dim, widths[0] * height * width, bias=False)
-        layers: list[nn.Module] = [self.norm(widths[0]), nn.ReLU(inplace=True)]
-        for before, after in itertools.pairwise(widths):
-            layers += [
-                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
-                self.norm(after),
-                nn.ReLU(inplace=True),
-            ]
-        layers += [
-            nn.ConvTranspose2d(widths[-1], spec.channels, 4, stride=2, padding=1),
-            nn.Tanh(),
-        ]
+        layers: list[nn.Module] = self.activation(widths[0])
+        for number in range(num_doublings):
+            if num_doublings - number < spec.refinements:
+                same = widths[number]
+                layers.append(nn.Conv2d(same, same, 3, padding=1, bias=False))
+                layers += self.activation(same)
+            if number + 1 < num_doublings:
+                layers += self.doubling(widths[number], widths[number + 1])
+        if spec.refinements > 0:
+            half_width = max(1, spec.width // 2)
+            layers += self.doubling(widths[-1], half_width)
+            layers.append(nn.Conv2d(half_width, spec.channels, 3, padding=1))
+        else:
+            layers.append(nn.ConvTranspose2d(widths[-1], spec.channels, 4, stride=2, padding=1))
+        layers.append(nn.Tanh())
         self.layers = Layers(*layers)
         self.apply(init_dcgan)
         self.add_condition()
+
+    def activation(self, channels: int) -> list[nn.Module]:
+        """Return a norm and ReLU."""
+        return [self.norm(channels), nn.ReLU(inplace=True)]
+
+    def doubling(self, before: int, after: int) -> list[nn.Module]:
+        """Return layers that double the resolution."""
+        up = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
+        return [up, *self.activation(after)]
 
     def make_images(self, latents: Tensor, modulation: list[Tensor] | None) -> Tensor:
         maps = self.project(latents).unflatten(1, (-1, *self.start))
