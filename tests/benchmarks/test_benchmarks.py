@@ -10,10 +10,19 @@ import torch
 
 from distgan.commands.bench import write_images
 from distgan.commands.estimate import LAUNCH_US, StepCost
+from distgan.commands.sweep_file import plan_runs, read_sweep
 from distgan.evaluation.verdict import assess
 from shards.pack import pack
 from tests.benchmarks import alarms, mixtures, scaling, textbook, time_to_quality, verdicts
 from tests.benchmarks.time_to_quality import Point
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("*.toml")))
+def test_settings_of_every_sweep_are_valid(file: Path, shards: Path, tmp_path: Path) -> None:
+    """They are loaded as those of the runs, each of which has its own; the data are others."""
+    sweep = read_sweep(file).model_copy(update={"data": str(shards)})
+    runs = plan_runs(sweep, folder=tmp_path)
+    assert len(runs) == len({run.entry.folder for run in runs}) > 1
 
 
 @pytest.mark.parametrize("remedy", mixtures.REMEDIES)
