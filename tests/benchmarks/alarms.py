@@ -115,7 +115,7 @@ def has_trouble(kind: str, folder: Path) -> bool:
     if kind == "partial":
         return all(3 <= values["diversity/missing_classes"] <= 7 for values in evaluations)
     if kind == "complete":
-        return last["diversity/missing_classes"] >= 7 and last["quality/coverage"] < 0.1
+        return last["diversity/effective_classes"] < 3 and last["quality/coverage"] < 0.1
     return last["diversity/missing_classes"] > 1 or last["quality/coverage"] < 0.2
 
 
