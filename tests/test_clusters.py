@@ -170,9 +170,10 @@ def test_settings_of_a_missing_condition_are_refused(words: list[str], expected:
 
 
 def test_labels_are_blended_in_after_the_start() -> None:
-    """Not before it, and fully from twice as many images on."""
+    """Not before it, and fully from twice as many images on; without a start at once."""
     strengths = [label_strength(images, start_kimg=2) for images in (0, 2000, 3000, 4000, 9000)]
     assert strengths == [0.0, 0.0, 0.5, 1.0, 1.0]
+    assert label_strength(0, start_kimg=0) == 1.0
 
 
 def test_before_the_start_labels_have_no_effect(shards: Path, tmp_path: Path) -> None:

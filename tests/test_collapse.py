@@ -109,11 +109,8 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_collapsed_run_recovers_after_a_rollback(tmp_path: Path) -> None:
-    """A generator far faster than its discriminator collapses; with the remedy it covers digits.
-
-    Whether its precision is that of a healthy run depends on the processor.
-    """
+def test_collapsed_run_becomes_healthy_after_a_rollback(tmp_path: Path) -> None:
+    """A generator far faster than its discriminator collapses; the remedy makes the run healthy."""
     pack("digits", tmp_path / "digits")
     overrides = [
         "networks.generator_width=32", "networks.discriminator_width=32", "networks.latent_dim=100",
@@ -132,7 +129,4 @@ def test_collapsed_run_recovers_after_a_rollback(tmp_path: Path) -> None:
     assert "complete collapse" in [event.get("verdict") for event in events]
     back = next(event for event in events if event["kind"] == "rollback")
     assert back["what"].endswith("rollback 1 of 3 to 0 kimg")
-    last = evaluations(tmp_path / "run")[-1]
-    assert last["values"]["quality/coverage"] > 0.5 * last["reals"]["quality/coverage"]
-    status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert status["verdict"] in ("healthy", "learning")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["verdict"] == "healthy"

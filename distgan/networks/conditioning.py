@@ -93,6 +93,8 @@ class Layers(nn.Sequential):
 
 def label_strength(images_seen: int, *, start_kimg: float) -> float:
     """Return the strength of labels: 0 up to the start, then rising to 1 over as many images."""
+    if not start_kimg:
+        return 1.0
     return min(1.0, max(0.0, images_seen / 1000 / start_kimg - 1.0))
 
 
