@@ -114,7 +114,7 @@ def test_collapsed_run_becomes_healthy_after_a_rollback(tmp_path: Path) -> None:
     pack("digits", tmp_path / "digits")
     overrides = [
         "networks.generator_width=32", "networks.discriminator_width=32", "networks.latent_dim=100",
-        "train.batch_size=64", "train.kimg=100", "train.cpu_threads=2", "train.precision=auto",
+        "train.batch_size=64", "train.kimg=140", "train.cpu_threads=2", "train.precision=auto",
         "train.ema_halflife_kimg=5", "optim.lr_g=2e-3", "optim.lr_d=1e-5",
         "evaluation.extractor=random", "evaluation.every_kimg=4.5", "evaluation.num_samples=2000",
         "log.every_kimg=0.5", "log.samples_every_kimg=40", "checkpoint.every_kimg=20",
