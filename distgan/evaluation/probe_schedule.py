@@ -24,6 +24,7 @@ class ProbeSchedule:
     images: int = 0
     checks: list[tuple[int, float]] = field(default_factory=list)  # images, held-out accuracy
     cooling_from: int | None = None
+    shortened_end: int | None = None  # if less time is left than the cool-down usually takes
 
     @classmethod
     def of_length(cls, kimg: float | None) -> "ProbeSchedule":
@@ -33,14 +34,17 @@ class ProbeSchedule:
     @property
     def end(self) -> int:
         """Images at the end of the training, at the latest."""
+        if self.shortened_end is not None:
+            return self.shortened_end
         start = self.longest if self.cooling_from is None else self.cooling_from
         return start + round(COOL_DOWN * start)
 
     @property
     def images_if_cooling_now(self) -> int:
         """Images that are left if the cool-down begins now, or has begun."""
-        start = self.images if self.cooling_from is None else self.cooling_from
-        return start + round(COOL_DOWN * start) - self.images
+        if self.cooling_from is None:
+            return round(COOL_DOWN * self.images)
+        return self.end - self.images
 
     @property
     def is_complete(self) -> bool:
@@ -79,6 +83,12 @@ class ProbeSchedule:
         self.images += num_images
         if self.images >= self.longest:
             self.cool_down()
+
+    def fit_into(self, num_images: int) -> None:
+        """Begin the cool-down, and shorten it, if more than so many images would be left."""
+        if self.images_if_cooling_now > num_images:
+            self.cool_down()
+            self.shortened_end = min(self.end, self.images + num_images)
 
     def add_check(self, accuracy: float) -> None:
         """Record a held-out accuracy, and begin the cool-down if more would not help."""

@@ -26,6 +26,7 @@ MOST_HELD_OUT = 5000
 MOST_CHECKED = 2000  # held-out images that measure the accuracy during the training
 MOST_PIXELS = 32  # larger images are shrunk to this height and width
 SECONDS_BETWEEN_SAVES = 5.0
+TRIAL = 0.1  # fraction of the time after which the rate is taken to be known
 
 Progress = Callable[[float, float | None, float], None]
 
@@ -51,7 +52,7 @@ def train_probe(
 
     A tenth of the images, at most 5,000, is held out to measure the accuracy. Training ends when
     that accuracy is 0.98 or no longer improves, at the latest after `kimg` thousand images (210 if
-    it is None) or `minutes`. `flip` mirrors images at random, which suits photographs but not
+    it is None) or after `minutes` of this call. `flip` mirrors images at random, which suits photographs but not
     digits.
 
     Every few seconds the training is saved to `state_file`, from which an equal call resumes it.
@@ -80,22 +81,11 @@ def train_probe(
     loop = ProbeLoop(train, card, Recipe(flip, seed, precision), schedule)
     identity = {"card": repr(card), "flip": flip, "seed": seed, "longest": schedule.longest}
     state = TrainingState(state_file, identity)
-    clock = Clock(minutes, seconds_before=state.restore(loop))
-    run_loop(loop, held_out[:MOST_CHECKED], clock=clock, state=state, progress=progress)
+    state.restore(loop)
+    seconds = math.inf if minutes is None else 60 * minutes
+    run_loop(loop, held_out[:MOST_CHECKED], seconds=seconds, state=state, progress=progress)
     probe = Probe(loop.averaged, card)
     return Probe(loop.averaged, replace(card, accuracy=accuracy_of(probe, held_out)))
-
-
-class Clock:
-    """The time that a training has taken, over all its starts, and its limit."""
-
-    def __init__(self, minutes: float | None, *, seconds_before: float) -> None:
-        self.limit = math.inf if minutes is None else 60 * minutes
-        self.start = time.monotonic() - seconds_before
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.start
 
 
 class TrainingState:
@@ -105,32 +95,30 @@ class TrainingState:
         self.path, self.identity = path, identity
         self.last_save = time.monotonic()
 
-    def restore(self, loop: ProbeLoop) -> float:
-        """Continue a saved training of equal settings, and return the seconds that it has taken.
+    def restore(self, loop: ProbeLoop) -> None:
+        """Continue a saved training of equal settings, if there is one.
 
         A file that cannot be read, or of other settings, will be replaced.
         """
         if self.path is None or not self.path.exists():
-            return 0.0
+            return
         try:
             state = torch.load(self.path, map_location=loop.device, weights_only=True)
             if state["identity"] != self.identity:
                 raise ValueError("it has other settings")
             loop.load_state_dict(state["loop"])
-            return float(state["seconds"])
         except Exception as error:  # a damaged file raises errors of many kinds
             logging.getLogger(__name__).warning(
                 "the interrupted training in %s cannot be resumed (%s); training starts again",
                 self.path,
                 first_line(error),
             )
-            return 0.0
 
-    def save_sometimes(self, loop: ProbeLoop, clock: Clock) -> None:
+    def save_sometimes(self, loop: ProbeLoop) -> None:
         """Save the training, unless it was saved a few seconds ago."""
         if self.path is None or time.monotonic() - self.last_save < SECONDS_BETWEEN_SAVES:
             return
-        state = {"identity": self.identity, "seconds": clock.seconds, "loop": loop.state_dict()}
+        state = {"identity": self.identity, "loop": loop.state_dict()}
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomic(self.path, buffer.getvalue())
@@ -141,25 +129,25 @@ def run_loop(
     loop: ProbeLoop,
     held_out: LabelledImages,
     *,
-    clock: Clock,
+    seconds: float,
     state: TrainingState,
     progress: Progress | None,
 ) -> None:
-    """Train until the schedule or the clock ends it."""
-    fraction, first = 0.0, (clock.seconds, loop.schedule.images)
-    while not loop.schedule.is_complete and clock.seconds < clock.limit:
+    """Train until the schedule ends, which is fitted into so many seconds."""
+    fraction, start, first = 0.0, time.monotonic(), loop.schedule.images
+    while not loop.schedule.is_complete and time.monotonic() - start < seconds:
         loop.step()
         schedule = loop.schedule
         if schedule.needs_check:
             loop.check(held_out)
-        seconds = clock.seconds
-        if seconds * (1 + schedule.images_if_cooling_now / schedule.images) > clock.limit:
-            schedule.cool_down()
-        state.save_sometimes(loop, clock)
+        passed = time.monotonic() - start
+        rate = (schedule.images - first) / max(passed, 1e-9)
+        if passed > TRIAL * seconds:
+            schedule.fit_into(int(rate * (seconds - passed)))
+        state.save_sometimes(loop)
         if progress is not None:
-            rate = (schedule.images - first[1]) / max(seconds - first[0], 1e-9)
-            left = min((schedule.end - schedule.images) / rate, clock.limit - seconds)
-            of_images, of_time = schedule.images / schedule.end, seconds / clock.limit
+            left = min((schedule.end - schedule.images) / rate, seconds - passed)
+            of_images, of_time = schedule.images / schedule.end, passed / seconds
             fraction = min(1.0, max(fraction, of_images, of_time))
             progress(fraction, schedule.accuracy, max(0.0, left))
 

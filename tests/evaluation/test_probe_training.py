@@ -91,6 +91,31 @@ def test_training_ends_after_the_minutes_that_it_was_given() -> None:
     assert all(weight.isfinite().all() for weight in probe.parameters())
 
 
+def test_a_resumed_training_cools_down_in_the_minutes_of_its_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it trained before, its learning rate falls to nearly zero at the end."""
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_SAVES", 0.0)
+    factors: list[float] = []
+
+    def interrupt(*_: Any) -> None:
+        factors.append(1.0)
+        if len(factors) == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(kimg=1e6, state_file=tmp_path / "state", progress=interrupt)
+    step = training.ProbeLoop.step
+
+    def recorded(loop: training.ProbeLoop) -> None:
+        factors.append(loop.schedule.factor)
+        step(loop)
+
+    monkeypatch.setattr(training.ProbeLoop, "step", recorded)
+    train(kimg=1e6, minutes=0.05, state_file=tmp_path / "state")
+    assert factors[-1] < 0.2
+
+
 def checked(*accuracies: float) -> ProbeSchedule:
     """Return a schedule after checks at equal distances."""
     schedule = ProbeSchedule.of_length(1e6)
@@ -115,6 +140,22 @@ def test_training_ends_when_more_does_not_help() -> None:
     assert factors == sorted(factors, reverse=True)
     assert factors[0] == 1.0
     assert factors[-1] < 0.05
+
+
+def test_a_cool_down_fits_into_the_time_that_is_left() -> None:
+    """It begins when it must, and is shortened, even to nothing, when there is less time."""
+    schedule = ProbeSchedule.of_length(1e6)
+    schedule.add(10_000)
+    schedule.fit_into(round(10_000 * COOL_DOWN))
+    assert schedule.cooling_from is None
+    schedule.fit_into(1000)
+    assert (schedule.cooling_from, schedule.end, schedule.factor) == (10_000, 11_000, 1.0)
+    schedule.add(500)
+    assert schedule.factor == 0.5
+    schedule.fit_into(100)
+    assert (schedule.end, schedule.is_complete) == (10_600, False)
+    schedule.fit_into(0)
+    assert schedule.is_complete
 
 
 def test_the_card_has_the_fields_of_earlier_versions(tmp_path: Path) -> None:
