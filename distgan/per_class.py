@@ -78,6 +78,7 @@ class PerClassTrainer:
     ) -> None:
         self.recipe = recipe
         self.name, self.interrupt, self.command = name, interrupt, command
+        self.given = config  # before it is adapted to the processes
         self.config = config = settings_for(config, launched_world_size())
         self.session = open_session(config, name=name, run_dir=run_dir)
         self.world, self.run_dir = self.session.world, self.session.run_dir
@@ -159,7 +160,7 @@ class PerClassTrainer:
         """
         images = {}
         for each in self.classes:
-            config = self.config_of(each)
+            config = self.config_of(each, self.config)
             found = find_checkpoint(self.dir_of(each), config, self.session.fingerprint)
             images[each.number] = found[1]["images_seen"] if found else 0
         return images
@@ -210,7 +211,7 @@ class PerClassTrainer:
     ) -> Trainer:
         """Return the trainer of one class."""
         return Trainer(
-            self.config_of(each),
+            self.config_of(each, self.given),
             name=each.folder,
             run_dir=self.dir_of(each),
             interrupt=self.interrupt,
@@ -219,9 +220,8 @@ class PerClassTrainer:
             dry=dry,
         )
 
-    def config_of(self, each: ClassRun) -> Config:
-        """Return the settings of an ordinary run on one class."""
-        config = self.config
+    def config_of(self, each: ClassRun, config: Config) -> Config:
+        """Return the settings of an ordinary run on one class, from those of the whole run."""
         data = config.data.model_copy(update={"classes": (each.name,)})
         networks = config.networks.model_copy(update={"per_class": False, "only_class": None})
         length = {"kimg": each.total_images / 1000, "epochs": None}

@@ -2,7 +2,8 @@
 
 The clock of a run is `images_seen`, the number of real images that all processes have consumed.
 The order of images, latents, flips, the moving average, schedules and intervals all derive from
-that one integer. A run can therefore resume exactly, and is the same on any number of processes.
+that one integer. A run can therefore resume exactly, and sees the same on any number of processes;
+only batch norm and unrolling depend on how a batch is divided among them.
 """
 
 import os
@@ -61,7 +62,7 @@ class Trainer:
         self.reader, self.world, self.device = session.reader, session.world, session.device
         self.heartbeat = Heartbeat(self.world)
         with self.heartbeat.naming_losses():
-            check_run(session, config)
+            check_run(session, config, given=self.given)
             self.evaluator = build_evaluator(session, config)
             check_agreement(session, config, self.evaluator)
             # Only now, so that a run that is refused leaves no folder.

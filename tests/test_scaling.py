@@ -8,7 +8,8 @@ from distgan.config.flat import identity_hash
 from distgan.config.load import load_config
 from distgan.config.scaling import adaptations, scale_to_batch
 from distgan.errors import UserError
-from distgan.run.preflight import remedied, settings_for
+from distgan.run.preflight import check_batch, remedied, settings_for
+from distgan.runtime.distributed import World
 from tests.worlds import SMALL, rows, run_world, train_run
 
 STRONG = "cifar10-strong"
@@ -35,6 +36,30 @@ def test_a_remedy_follows_the_batch_size_like_any_setting() -> None:
     assert after.optim.lr_d == pytest.approx(2e-4 * 8**0.5)
     assert after.optim.model_copy(update={"lr_d": before.optim.lr_d}) == before.optim
     assert after.train == before.train
+
+
+def test_a_remedy_beyond_the_rule_is_refused_at_the_start() -> None:
+    """Not hours later, when a collapse makes it necessary."""
+    remedy = "collapse.remedy=['optim.betas=[0.0,0.9]']"
+    given = load_config(STRONG, ["train.batch_size=128", "collapse.action=rollback", remedy])
+    with pytest.raises(UserError, match=r"collapse.remedy: train.batch_size=128 .* use at most"):
+        check_batch(settings_for(given, 1), World(0, 1), given=given)
+
+
+def test_a_remedy_chooses_what_follows_other_settings() -> None:
+    """Unrolled steps are SGD's if the discriminator's are, as without a rollback."""
+    words = ["optim.name=sgd", "collapse.remedy=['loss.unroll_steps=5']"]
+    config = load_config(None, words)
+    assert remedied(config, settings_for(config, 1)).loss.unroll_optimizer == "sgd"
+
+
+def test_intervals_and_decay_stay_the_same_per_image() -> None:
+    """With four times the batch lookahead comes four times as often, and adamw decays more."""
+    words = ["train.batch_size=64", "optim.name=adamw", "optim.weight_decay=0.01"]
+    config = load_config(STRONG, [*words, "optim.lookahead_steps=10"])
+    scaled = scale_to_batch(config)
+    assert (scaled.optim.lookahead_steps, scaled.optim.weight_decay) == (2, pytest.approx(0.02))
+    assert "optim.lookahead_steps 10 -> 2" in adaptations(config, scaled)
 
 
 def test_derived_settings_are_not_derived_again() -> None:
@@ -89,16 +114,34 @@ def test_a_large_world_shares_at_most_16_times_the_batch() -> None:
 
 
 def test_a_batch_that_was_chosen_is_kept() -> None:
-    """Only the preset's own batch is enlarged."""
-    config = load_config(STRONG, ["train.batch_size=24"])
-    assert settings_for(config, 8).train.batch_size == 24
+    """Only the preset's own batch is enlarged, not the same number where the user gave it."""
+    for size in (16, 24):
+        config = load_config(STRONG, [f"train.batch_size={size}"])
+        assert settings_for(config, 8).train.batch_size == size
+    typed = load_config(STRONG, ["train.batch_size=16"])
+    assert settings_for(typed, 1) == settings_for(load_config(STRONG), 1)
+
+
+def test_each_process_gets_enough_images_for_batch_norm() -> None:
+    """64 processes could share a batch of 64, but with one image each."""
+    assert settings_for(load_config("digits"), 16).train.batch_size == 64
+    assert settings_for(load_config("digits"), 64).train.batch_size == 1024
+    accumulating = load_config("digits", ["train.accumulate=32"])
+    assert settings_for(accumulating, 1).train.batch_size == 128
 
 
 def test_a_batch_beyond_the_rule_is_refused() -> None:
-    """The error names the largest batch, and the ways to go on."""
+    """The error names the largest batch that can be shared, and the ways to go on; both work."""
     config = load_config(STRONG, ["train.batch_size=4096"])
     with pytest.raises(UserError, match=r"256 times .* 50 times; .*=800, .*optim.scaling=none"):
         scale_to_batch(config)
+    with pytest.raises(UserError, match=r"at most train.batch_size=768, or fewer processes"):
+        settings_for(config, 64)
+    with pytest.raises(UserError, match=r"use fewer processes, or .*=1024 optim.scaling=none"):
+        settings_for(load_config(STRONG), 256)
+    words = ("train.batch_size=800", "train.batch_size=1024 optim.scaling=none")
+    for num_processes, size in zip((1, 256), words, strict=True):
+        settings_for(load_config(STRONG, size.split()), num_processes)
 
 
 def test_a_run_on_three_processes_starts_and_resumes_with_a_larger_batch(

@@ -152,7 +152,7 @@ def probe(
     minutes: Annotated[
         float | None,
         Option(
-            help="Maximum time of this call in minutes. Default: until the accuracy stops improving.",
+            help="Maximum minutes of this call. Default: until the accuracy stops improving.",
             min=0,
         ),
     ] = None,

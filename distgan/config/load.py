@@ -37,11 +37,15 @@ def build_config(
     tree: dict[str, Any], overrides: Sequence[str] = (), *, data: str | None = None
 ) -> Config:
     """Return the settings in nested tables, which are changed in place by overrides and `data`."""
+    typed: dict[str, Any] = {}
     for override in overrides:
-        merge(tree, parse_override(override))
+        merge(typed, parse_override(override))
+    merge(tree, typed)
     if data is not None:
         merge(tree, {"data": {"shards": data}})
-    config = validate(tree)
+    config = (
+        keep_batch(validate(tree)) if "batch_size" in typed.get("train", {}) else validate(tree)
+    )
     try:
         with_overrides(config, config.collapse.remedy)
     except UserError as error:
@@ -49,9 +53,20 @@ def build_config(
     return config
 
 
+def keep_batch(config: Config) -> Config:
+    """Return the settings so that no larger batch is chosen for many processes.
+
+    A batch that the user gave is kept, even if it is the one that the preset has, too.
+    """
+    if config.train.batch_size != config.optim.reference_batch:
+        return config
+    optim = config.optim.model_copy(update={"scaling": "none"})
+    return config.model_copy(update={"optim": optim})
+
+
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """Return the settings changed by `section.field=value` overrides; raises UserError."""
-    tree = config.model_dump()
+    tree = config.model_dump(exclude_unset=True)  # what follows other settings follows them again
     for override in overrides:
         merge(tree, parse_override(override))
     return validate(tree)

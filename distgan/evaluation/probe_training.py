@@ -52,8 +52,8 @@ def train_probe(
 
     A tenth of the images, at most 5,000, is held out to measure the accuracy. Training ends when
     that accuracy is 0.98 or no longer improves, at the latest after `kimg` thousand images (210 if
-    it is None) or after `minutes` of this call. `flip` mirrors images at random, which suits photographs but not
-    digits.
+    it is None) or after `minutes` of this call. `flip` mirrors images at random, which suits
+    photographs but not digits.
 
     Every few seconds the training is saved to `state_file`, from which an equal call resumes it.
     Only with `minutes` does an interruption change the result. `progress(fraction done, held-out

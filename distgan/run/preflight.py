@@ -32,10 +32,13 @@ MACHINE_LOCAL = (  # settings that may differ between the machines of a run
 )
 
 
-def check_run(session: Session, config: Config) -> None:
-    """Raise UserError if the images, the processes or the length do not suit the settings."""
+def check_run(session: Session, config: Config, *, given: Config) -> None:
+    """Raise UserError if the images, the processes or the length do not suit the settings.
+
+    `given` are the settings before they were adapted to the processes and the batch size.
+    """
     check_image_size(session.reader)
-    check_batch(config, session.world)
+    check_batch(config, session.world, given=given)
     check_label_start(config, session.total_images)
 
 
@@ -54,7 +57,8 @@ def settings_for(config: Config, num_processes: int) -> Config:
     batch size are derived from it.
     """
     group = math.lcm(*group_sizes(config).values())
-    return scale_to_batch(share_batch(config, num_processes, group=group))
+    parts = num_processes * config.train.accumulate * group
+    return scale_to_batch(share_batch(config, num_processes, group=group), parts=parts)
 
 
 def remedied(given: Config, config: Config) -> Config:
@@ -74,16 +78,19 @@ def check_label_start(config: Config, total_images: float) -> None:
         raise UserError(
             f"networks.conditional_start_kimg={start:g}: labels have their full effect after twice "
             f"as many images, and the run has {total_images / 1000:g} thousand; use at most "
-            f"{total_images / 2000:g}"
+            f"{math.floor(total_images / 2) / 1000:.10g}"
         )
 
 
-def check_batch(config: Config, world: World) -> None:
-    """Raise UserError if the batch cannot be divided, with or without `collapse.remedy`."""
+def check_batch(config: Config, world: World, *, given: Config) -> None:
+    """Raise UserError if the batch cannot be divided, with or without `collapse.remedy`.
+
+    `given` are the settings before they were adapted, as the remedy is in its turn.
+    """
     check_division(config, world)
     if config.collapse.action == "rollback":
         try:
-            check_division(with_overrides(config, config.collapse.remedy), world)
+            check_division(remedied(given, config), world)
         except UserError as error:
             raise UserError(f"collapse.remedy: {error}") from None
 
@@ -183,7 +190,8 @@ def start_table(
     ]
     if session.device.type == "cuda" and world.size == 1 < torch.cuda.device_count():
         count = torch.cuda.device_count()
-        rows.append(("idle", f"{count - 1} GPUs; add --multi_gpu --num_processes {count}"))
+        launcher = f"accelerate launch --multi_gpu --num_processes {count} distgan/train.py"
+        rows.append(("idle", f"{count - 1} GPUs; to use them too: {launcher} ..."))
     return rows
 
 
