@@ -19,7 +19,14 @@ from distgan.errors import UserError
 from distgan.evaluation.verdict import assess
 from distgan.images import save_grid, to_uint8
 from distgan.networks.build import build_generator
-from distgan.networks.generator_file import is_generator, load_generator, save_generator
+from distgan.networks.generator_file import (
+    WAS_IMPROVING,
+    YOUNG_UNTIL,
+    facts_of_parts,
+    is_generator,
+    load_generator,
+    save_generator,
+)
 from distgan.networks.latents import generate, sample_latents
 from distgan.networks.mixture import Mixture, MixtureSpec, choose_class, mixture_spec
 from distgan.reporting.console import say, show_table
@@ -27,8 +34,8 @@ from distgan.reporting.run_logger import RunLogger
 from distgan.reporting.wandb_sink import grouped_in_wandb
 from distgan.run.checkpointer import find_checkpoint
 from distgan.run.class_plan import ClassRun, plan_classes
-from distgan.run.files import read_rows, read_status
-from distgan.run.folder import FINISHED_STATES, RunFolder, explained
+from distgan.run.files import read_rows, read_status, training_seconds
+from distgan.run.folder import FINISHED_STATES, ClassFolder, RunFolder, explained
 from distgan.run.preflight import check_agreement, settings_for
 from distgan.run.reporter import first_reals
 from distgan.run.sample_grid import NUM_SAMPLES
@@ -42,24 +49,6 @@ from shards.files import write_atomic
 
 COLUMNS = 8  # images per class in classes.png
 OpenFolder = Callable[[Path], RunFolder]
-
-
-class ClassFolder(RunFolder):
-    """The run folder of one class, which passes its status on to the whole run."""
-
-    def __init__(self, path: Path, *, whole: RunFolder, name: str, images_before: int) -> None:
-        super().__init__(path)
-        self.whole, self.name, self.images_before = whole, name, images_before
-
-    def write_status(self, state: str, reason: str, *, images_seen: int, **more: Any) -> None:
-        """Write status.json of both. When a class is done, the whole run is still `running`."""
-        super().write_status(state, reason, images_seen=images_seen, **more)
-        sentence, images = f"class {self.name}: {reason}", self.images_before + images_seen
-        whole_state = "running" if state == "done" else state
-        self.whole.write_status(whole_state, sentence, images_seen=images)
-        if state != "running":
-            kind = "class" if state == "done" else state
-            self.whole.add_event(kind, sentence, images_seen=images)
 
 
 class PerClassTrainer:
@@ -251,7 +240,7 @@ class PerClassTrainer:
             outcome, reason = "preempted", self.interruption()
             if reason is None:
                 outcome, reason = "done", self.join_classes(logger, images_seen)
-            logger.close(outcome, reason, images_seen=images_seen)
+            logger.close(outcome, reason, images_seen=images_seen, seconds=self.seconds())
         return outcome
 
     def is_joined(self, images_seen: int) -> bool:
@@ -286,8 +275,16 @@ class PerClassTrainer:
         evaluator = build_evaluator(session, self.config)
         check_agreement(session, self.config, evaluator)
         result = evaluator.measure(mixture, spec.latent_dim)
-        # This is the only evaluation, so the verdict has no history.
-        verdict = assess(result, self.config.collapse.thresholds)
+        # It is the only evaluation, so the verdict has no history but that of the classes.
+        history = self.world.broadcast_from_main(
+            lambda: facts_of_parts([*map(self.dir_of, self.classes)], images_seen=images_seen)
+        )
+        verdict = assess(
+            result,
+            self.config.collapse.thresholds,
+            is_young=images_seen < history[YOUNG_UNTIL],
+            was_improving=history[WAS_IMPROVING],
+        )
         recorded = result.only(evaluator.recorded_metrics)
         logger.evaluation(recorded, is_best=True, images_seen=images_seen)
         logger.verdict(verdict, images_seen=images_seen)
@@ -299,7 +296,7 @@ class PerClassTrainer:
                 "weights": "moving average",
             }
             with explained(self.folder.path):
-                save_generator(mixture, spec, self.folder.path, facts=facts)
+                save_generator(mixture, spec, self.folder.path, facts=facts | history)
         return f"one GAN per class, trained to the end; {verdict}"
 
     def build_mixture(self) -> tuple[Mixture, MixtureSpec]:
@@ -318,12 +315,14 @@ class PerClassTrainer:
         self.world.broadcast_(list(mixture.parts.state_dict().values()))
         return mixture, spec
 
+    def seconds(self) -> float:
+        """Return the time of training of all classes."""
+        found = [self.dir_of(each) for each in self.classes]
+        return sum(training_seconds(read_status(f), read_rows(f / "metrics.jsonl")) for f in found)
+
     def total_metrics(self, images_seen: int) -> dict[str, Any]:
         """Return the row of metrics.jsonl for all classes together."""
-        seconds = 0.0
-        for each in self.classes:
-            rows = read_rows(self.dir_of(each) / "metrics.jsonl")
-            seconds += rows[-1].get("time/train_sec", 0.0) if rows else 0.0
+        seconds = self.seconds()
         return {
             "progress/kimg": images_seen / 1000,
             "progress/images": images_seen,

@@ -11,8 +11,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from distgan.cli import app
-from distgan.commands.evaluate import evaluate_inputs, is_from_other_data, open_folder
-from distgan.config.schema import Evaluation
+from distgan.commands.evaluate import (
+    evaluate_inputs,
+    is_from_other_data,
+    open_folder,
+    open_input,
+    thresholds_of,
+)
+from distgan.config.schema import Evaluation, Thresholds
 from distgan.errors import UserError
 from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import build_generator
@@ -130,6 +136,28 @@ def test_a_run_of_some_classes_is_compared_with_these(tmp_path: Path) -> None:
     settings = Evaluation(num_samples=300, extractor="random")
     [score] = evaluate_inputs([tmp_path], RunData(None, ("0", "1")), settings=settings, seed=0)
     assert score.result.protocol.num_reference == 180  # half of 178 zeros and 182 ones
+
+
+def test_a_folder_of_runs_is_not_scored_as_images(tmp_path: Path) -> None:
+    """Its sample grids and plots are no generated images."""
+    run = tmp_path / "runs" / "a"
+    (run / "samples").mkdir(parents=True)
+    (run / "status.json").write_text("{}")
+    (run / "config.toml").write_text("")
+    Image.new("L", (32, 32)).save(run / "samples" / "grid.png")
+    with pytest.raises(UserError, match=r"folder of runs; name those .*runs/a"):
+        open_input(tmp_path / "runs", (1, 32, 32), seed=0)
+
+
+def test_a_run_is_judged_by_its_own_thresholds(tmp_path: Path) -> None:
+    """Also one of its generator files; without a run, or with odd settings, by the usual ones."""
+    assert thresholds_of(tmp_path) == Thresholds()
+    (tmp_path / "status.json").write_text("{}")
+    (tmp_path / "config.toml").write_text("[collapse.thresholds]\nduplicates = 0.25\n")
+    for path in (tmp_path, tmp_path / "generator.safetensors"):
+        assert thresholds_of(path).duplicates == 0.25
+    (tmp_path / "config.toml").write_text("[collapse.thresholds]\nnobody_knows = 1\n")
+    assert thresholds_of(tmp_path) == Thresholds()
 
 
 def test_run_checkpoint_and_file_give_the_same_samples(shards: Path, tmp_path: Path) -> None:

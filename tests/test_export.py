@@ -47,14 +47,18 @@ def run_card(folder: Path, code: str, *, blocked: tuple[str, ...] = ()) -> None:
     run_code(f"import sys; sys.modules |= dict.fromkeys({blocked!r})\n{code}", folder)
 
 
-@pytest.mark.parametrize("architecture", GENERATORS)
+@pytest.mark.parametrize(
+    ("architecture", "refinements"),
+    [*((architecture, 0) for architecture in GENERATORS), ("dcgan", 2), ("dcgan", 4)],
+)
 def test_card_shows_how_to_generate_images_without_distgan(
-    architecture: str, tmp_path: Path
+    architecture: str, refinements: int, tmp_path: Path
 ) -> None:
     """Its code gives the network's own images, and saves them as a PNG."""
     spec = GeneratorSpec(
-        architecture=architecture, image_size=(32, 48), channels=3, width=4, latent_dim=8
-    )
+        architecture=architecture, image_size=(32, 48), channels=3, width=4, latent_dim=8,
+        refinements=refinements,
+    )  # fmt: skip
     network = build_generator(spec)
     network(sample_latents(16, spec, seed=0))  # so that norm statistics are not the initial ones
     save_generator(network.eval(), spec, tmp_path, facts={})

@@ -11,6 +11,7 @@ from distgan.reporting.leaderboard import (
     Entry,
     difference_note,
     gather_cells,
+    to_markdown,
     to_table,
     write_leaderboard,
 )
@@ -88,6 +89,16 @@ def test_metrics_that_should_be_high_are_sorted_from_high_to_low(tmp_path: Path)
         "high",
         "low",
     ]
+
+
+def test_a_metric_that_no_run_has_sorts_nothing(tmp_path: Path) -> None:
+    """The table says so, in place of a sort that did not happen."""
+    cells = gather_cells(
+        [Entry("a", {}, 0, write_run(tmp_path / "a", 1.0))], rank_by="diversity/effective_classes"
+    )
+    text = to_markdown(cells, "", rank_by="diversity/effective_classes")
+    assert "Not sorted: no run has measured diversity/effective_classes." in text
+    assert "Sorted by quality/frechet" in to_markdown(cells, "", rank_by="quality/frechet")
 
 
 def test_runs_that_were_evaluated_differently_are_reported(tmp_path: Path) -> None:

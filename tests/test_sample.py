@@ -195,6 +195,8 @@ def test_videos_play(run: Path, tmp_path: Path) -> None:
         (["--video", "walk.gif", "--interpolate"], "choose one"),
         (["--out", "/proc/none/grid.png"], "--out"),
         (["--files", "/proc/none"], "--files"),
+        (["--interpolate", "--num", "12"], "rows of 8"),
+        (["--interpolate", "--labels", "0,1", "--class", "1"], "exclude one another"),
     ],
 )
 def test_mistakes_exit_2(run: Path, words: list[str], expected: str) -> None:

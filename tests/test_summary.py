@@ -50,6 +50,19 @@ def test_the_summary_places_the_score_and_counts_agreeing_evaluations(tmp_path: 
     assert text in report_text(run).replace("&#39;", "'")
 
 
+def test_evaluations_that_were_made_otherwise_are_not_compared(tmp_path: Path) -> None:
+    """Those in other features or of fewer images neither count nor are the best."""
+    run = write_run(tmp_path / "run", [0.1, 1.2, 0.8], verdict="healthy")
+    file = run / "evaluations.jsonl"
+    first, *others = file.read_text().splitlines()
+    file.write_text("\n".join([first.replace('"probe"', '"random"'), *others]) + "\n")
+    record = read_record(run)
+    assert record.best_evaluation is not None
+    assert record.best_evaluation.values["quality/frechet"] == 0.8
+    text = summarize(record)
+    assert "first evaluation scored 1.2" in text and "all 2 evaluations" in text
+
+
 @pytest.mark.parametrize(
     ("distances", "verdict", "expected"),
     [

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan.config.schema import Data, Evaluation
+from distgan.config.schema import Data, Evaluation, Thresholds
 from distgan.data import open_dataset
 from distgan.errors import UserError
 from distgan.evaluation.evaluate import Fakes, Result, evaluate
@@ -23,7 +23,7 @@ from distgan.reporting.console import say, show_columns
 from distgan.reporting.metrics import explain_distance
 from distgan.run.clusters import FILE as CLUSTERS_FILE
 from distgan.run.clusters import read_clusters
-from distgan.run.files import RunData, data_of
+from distgan.run.files import RunData, data_of, find_runs, read_toml, run_of
 from distgan.run.folder import check_writable, write_json
 from distgan.runtime.distributed import World
 from distgan.runtime.randomness import normal
@@ -107,7 +107,8 @@ def evaluate_inputs(
             fake_labels=labels_asked_for(each, reference.protocol.num_fakes, seed=seed),
         )
         improves = each.was_improving and not is_from_other_data(path, data)
-        verdict = assess(result, is_young=each.is_young, was_improving=improves)
+        thresholds = thresholds_of(path)
+        verdict = assess(result, thresholds, is_young=each.is_young, was_improving=improves)
         scores.append(Score(str(path), result.only(settings.metrics), verdict))
     if json_file is not None:
         write_json(json_file, [to_row(score) for score in scores])
@@ -124,6 +125,16 @@ def is_from_other_data(path: Path, data: RunData) -> bool:
     except UserError:  # a generator or images without a run
         return False
     return own.classes != data.classes or absolute(own.shards) != absolute(data.shards)
+
+
+def thresholds_of(path: Path) -> Thresholds:
+    """Return the thresholds of verdicts in the run to which an input belongs, or the usual ones."""
+    run = run_of(path)
+    tree = {} if run is None else read_toml(run / "config.toml")
+    try:
+        return Thresholds.model_validate(tree.get("collapse", {}).get("thresholds", {}))
+    except (AttributeError, ValueError):  # settings of another version
+        return Thresholds()
 
 
 def absolute(shards: str | None) -> str | None:
@@ -203,6 +214,8 @@ def open_input(path: Path, image_shape: Shape, *, seed: int) -> Input:
     if (path / INDEX_FILE).exists():
         return open_packed(path, image_shape)
     if path.is_dir() and holds_images(path):
+        if runs := find_runs(path):
+            raise UserError(f"{path} is a folder of runs; name those to evaluate, as in {runs[0]}")
         return open_folder(path, image_shape)
     return open_generator(path, image_shape, seed=seed)
 

@@ -226,6 +226,7 @@ def model_card(
         shown_of_one=shown_channels(spec.channels).removeprefix("[:").removesuffix("]"),
         latent_dim=spec.latent_dim,
         start=pyramid(spec.image_size),
+        refinements=min(spec.refinements, pyramid(spec.image_size).num_doublings + 1),
         has_safetensors="safetensors" in formats,
         has_onnx="onnx" in formats,
         training=training_rows(facts, record),

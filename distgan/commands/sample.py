@@ -169,7 +169,12 @@ def interpolate(source: Path, selection: Selection, *, out: Path) -> Path:
     a row leads from class to class instead, and its latent stays the same.
     """
     generator = load_generator(source)
-    num_rows = max(1, (selection.num or NUM_IMAGES) // NUM_COLUMNS)
+    if selection.labels and selection.class_name is not None:
+        raise UserError("--class and --labels exclude one another; choose one")
+    num = selection.num or NUM_IMAGES
+    if num % NUM_COLUMNS:
+        raise UserError(f"--interpolate makes rows of {NUM_COLUMNS}; use a multiple for --num")
+    num_rows = num // NUM_COLUMNS
     if selection.labels:
         return interpolate_classes(generator, selection, num_rows=num_rows, out=out)
     labels = [each.repeat_interleave(2) for each in selection.inputs(generator, num_rows)[1:]]

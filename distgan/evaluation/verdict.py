@@ -20,10 +20,10 @@ EXPLANATIONS = {
     "diverged": "A loss or a metric is no longer finite, so these weights cannot be used. "
     "Lower optim.lr_g and optim.lr_d, or train with collapse.action=rollback.",
     "complete collapse": "The generator makes only one image, or a few, and rarely recovers. "
-    "If it was trained with a preset, train without one: those settings prevent most collapses. "
+    "If it was trained with a classic preset, train without one: that prevents most collapses. "
     "Otherwise try collapse.action=rollback; more in docs/remedies.md.",
     "partial collapse": "Some kinds of images are missing, however good the others look. "
-    "If it was trained with a preset, train without one. "
+    "If it was trained with a classic preset, train without one. "
     "Otherwise try loss.diversity.mode_seeking=5; more in docs/remedies.md.",
     "memorising": "Some generated images are copies of training images. "
     "Use more images, or augment them: \"loss.augment=['color','translation','cutout']\".",

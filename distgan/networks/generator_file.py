@@ -6,6 +6,7 @@ among its other tensors. This module is the one place that knows where to look.
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,15 @@ def is_young(path: Path) -> bool:
 def was_improving(path: Path) -> bool:
     """Return whether the run of a stored generator was still improving, if the files say so."""
     return description_or_nothing(path).get(WAS_IMPROVING) is True
+
+
+def facts_of_parts(paths: Sequence[Path], *, images_seen: int) -> dict[str, Any]:
+    """Return what the JSON of a mixture says about the runs of its parts.
+
+    It is too young for a verdict if any of them was, and was improving if any was.
+    """
+    young_until = images_seen + 1 if any(map(is_young, paths)) else 0
+    return {YOUNG_UNTIL: young_until, WAS_IMPROVING: any(map(was_improving, paths))}
 
 
 def description_or_nothing(path: Path) -> dict[str, Any]:

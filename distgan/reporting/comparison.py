@@ -20,11 +20,11 @@ from distgan.reporting.metrics import metric_label
 from distgan.reporting.page import REPORT_FILE
 from distgan.reporting.rendering import image_file_uri, render, write_page
 from distgan.reporting.run_record import RunRecord
+from distgan.run.files import comparable_part
 from distgan.text import NO_VALUE, format_duration, format_number, is_number, pluralize
 
 COLUMNS = ("run", "state", "verdict", "kimg", "best {distance}", "coverage", "images/s", "time")
 NUM_TEXT_COLUMNS = 3  # the others are numbers
-VARYING = ("seed", "weights")  # entries of a protocol that do not keep scores from being compared
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def dataset_key(run: RunRecord) -> str:
 def protocol_key(run: RunRecord) -> str:
     """Return what tells the protocols of last evaluations apart."""
     protocol = run.evaluations[-1].protocol
-    same = {name: value for name, value in protocol.items() if name not in VARYING}
+    same = comparable_part(protocol)
     return json.dumps(same, sort_keys=True)
 
 
@@ -190,9 +190,11 @@ def page_link(run: RunRecord, out: Path) -> str | None:
 def result_cells(run: RunRecord, distance: str) -> list[Cell]:
     """Return a run's row in the table of results, in the order of COLUMNS."""
     values = run.best_evaluation.values if run.best_evaluation else {}
+    distances = [row.values.get(distance) for row in run.comparable_evaluations]
+    best = min((number for number in distances if is_number(number)), default=None)
     rate = round(run.images_per_sec) if is_number(run.images_per_sec) else None
     texts = [run.name, run.status.state, run.verdict or NO_VALUE]
-    numbers = [run.images_seen / 1000, values.get(distance), values.get("quality/coverage"), rate]
+    numbers = [run.images_seen / 1000, best, values.get("quality/coverage"), rate]
     return [
         *(Cell(text, text) for text in texts),
         *(number_cell(number) for number in numbers),

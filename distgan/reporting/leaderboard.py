@@ -221,6 +221,8 @@ def to_markdown(cells: Sequence[Cell], note: str, *, rank_by: str) -> str:
     has_seeds = any(len(cell.runs) > 1 for cell in cells)
     spread = ", mean ± standard deviation over seeds" if has_seeds else ""
     sentence = f"Sorted by {rank_by} of the last evaluation{spread}."
+    if rank_by not in head and not any(published_name(c, rank_by) in head for c in cells):
+        sentence = f"Not sorted: no run has measured {rank_by}."
     return "\n\n".join(filter(None, [table, sentence, markdown_cell(note)])) + "\n"
 
 

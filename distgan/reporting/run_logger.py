@@ -24,7 +24,7 @@ from distgan.reporting.metrics import explain_distance
 from distgan.reporting.sinks import Sink
 from distgan.reporting.tensorboard_sink import TensorBoardSink
 from distgan.reporting.wandb_sink import WandbSink, default_group, new_run_id
-from distgan.run.files import Provenance, Status, read_json, read_rows, read_status
+from distgan.run.files import Provenance, Status, first_alike, read_json, read_rows, read_status
 from distgan.run.folder import FINISHED_STATES, RunFolder, explained
 from distgan.text import first_line, format_kimg
 from shards.files import write_atomic
@@ -185,7 +185,7 @@ class RunLogger:
             best = {f"best/{name}": value for name, value in values.items()}
             for sink in self.sinks:
                 sink.summarize({"best/kimg": kimg} | best)
-        first = read_rows(self.folder.path / "evaluations.jsonl")[0]
+        first = first_alike(read_rows(self.folder.path / "evaluations.jsonl"))
         is_first = first["progress/images"] == images_seen
         self.say(
             evaluation_line(

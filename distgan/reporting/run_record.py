@@ -21,6 +21,7 @@ from distgan.run.files import (
     Event,
     Provenance,
     Status,
+    comparable_part,
     is_run,
     read_json,
     read_models,
@@ -138,10 +139,19 @@ class RunRecord:
         return published if any(published in row.values for row in self.evaluations) else name
 
     @cached_property
+    def comparable_evaluations(self) -> list[EvaluationRow]:
+        """The evaluations that were made as the last one was, so that scores can be compared."""
+        if not self.evaluations:
+            return []
+        last = comparable_part(self.evaluations[-1].protocol)
+        return [row for row in self.evaluations if comparable_part(row.protocol) == last]
+
+    @cached_property
     def best_evaluation(self) -> EvaluationRow | None:
-        """The evaluation with the best `best_metric`."""
+        """The evaluation with the best `best_metric`, of those that can be compared."""
         sign = -1 if EVALUATION_METRICS[self.best_metric].better == "higher" else 1
-        scored = [row for row in self.evaluations if is_number(row.values.get(self.best_metric))]
+        rows = self.comparable_evaluations
+        scored = [row for row in rows if is_number(row.values.get(self.best_metric))]
         return min(scored, key=lambda row: sign * row.values[self.best_metric], default=None)
 
     @property

@@ -25,7 +25,7 @@ def summarize(record: RunRecord) -> str:
     what would help most.
     """
     name = record.best_metric
-    rows = [row for row in record.evaluations if is_number(row.values.get(name))]
+    rows = [row for row in record.comparable_evaluations if is_number(row.values.get(name))]
     if not rows:
         return ""
     sentences = [f"{describe_score(name, rows)}; {describe_certainty(record, rows)}."]

@@ -62,6 +62,17 @@ class EvaluationRow(BaseModel):
     protocol: dict[str, Any] = {}
 
 
+def comparable_part(protocol: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a protocol that must be equal if scores are to be compared."""
+    return {name: value for name, value in protocol.items() if name not in ("seed", "weights")}
+
+
+def first_alike(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the first of these lines of evaluations.jsonl that was measured as the last one."""
+    last = comparable_part(rows[-1]["protocol"])
+    return next(row for row in rows if comparable_part(row.get("protocol", {})) == last)
+
+
 class Event(BaseModel):
     """A line of events.jsonl."""
 
@@ -74,6 +85,11 @@ class Event(BaseModel):
 def is_run(folder: Path) -> bool:
     """Return whether training wrote this folder."""
     return (folder / "config.toml").is_file() and (folder / "status.json").is_file()
+
+
+def run_of(path: Path) -> Path | None:
+    """Return the run folder that is this path, or that holds this checkpoint or generator."""
+    return next(filter(is_run, (path, *path.resolve().parents[:2])), None)
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -99,17 +115,15 @@ def data_of(inputs: Sequence[Path]) -> RunData:
     for path in inputs:
         if not path.exists():
             raise UserError(f"no such file or folder: {path}")
-        for folder in (path, *path.resolve().parents[:2]):
-            if is_run(folder):
-                data = read_toml(folder / "config.toml").get("data", {})
-                shards, classes = data.get("shards"), data.get("classes")
-                found.append(
-                    RunData(
-                        None if shards is None else str(shards),
-                        None if classes is None else tuple(map(str, classes)),
-                    )
+        if (folder := run_of(path)) is not None:
+            data = read_toml(folder / "config.toml").get("data", {})
+            shards, classes = data.get("shards"), data.get("classes")
+            found.append(
+                RunData(
+                    None if shards is None else str(shards),
+                    None if classes is None else tuple(map(str, classes)),
                 )
-                break
+            )
     if not found:
         raise UserError("no input is a run that tells its data; name the real images with --data")
     if len({data.classes for data in found}) > 1:

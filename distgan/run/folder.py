@@ -169,6 +169,24 @@ class RunFolder:
             write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
+class ClassFolder(RunFolder):
+    """The run folder of one class, which passes its status on to the whole run."""
+
+    def __init__(self, path: Path, *, whole: RunFolder, name: str, images_before: int) -> None:
+        super().__init__(path)
+        self.whole, self.name, self.images_before = whole, name, images_before
+
+    def write_status(self, state: str, reason: str, *, images_seen: int, **more: Any) -> None:
+        """Write status.json of both. When a class is done, the whole run is still `running`."""
+        super().write_status(state, reason, images_seen=images_seen, **more)
+        sentence, images = f"class {self.name}: {reason}", self.images_before + images_seen
+        whole_state = "running" if state == "done" else state
+        self.whole.write_status(whole_state, sentence, images_seen=images)
+        if state != "running":
+            kind = "class" if state == "done" else state
+            self.whole.add_event(kind, sentence, images_seen=images)
+
+
 def sync_rows(run_dir: Path) -> None:
     """Flush all rows to the disk, so that a saved checkpoint never lacks its earlier rows."""
     for name in ROW_FILES:
