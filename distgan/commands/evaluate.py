@@ -17,7 +17,12 @@ from distgan.evaluation.verdict import Verdict, assess
 from distgan.labels import Labels, class_labels
 from distgan.networks.base import ConditionalSpec, GeneratorSpec
 from distgan.networks.conditioning import spread_labels
-from distgan.networks.generator_file import is_young, load_generator, was_improving
+from distgan.networks.generator_file import (
+    dataset_of,
+    is_young,
+    load_generator,
+    was_improving,
+)
 from distgan.reporting.classes import class_lines
 from distgan.reporting.console import say, show_columns
 from distgan.reporting.metrics import explain_distance
@@ -27,7 +32,6 @@ from distgan.run.files import RunData, data_of, find_runs, read_toml, run_of
 from distgan.run.folder import check_writable, write_json
 from distgan.runtime.distributed import World
 from distgan.runtime.randomness import normal
-from shards.errors import without_secrets
 from shards.format.index import INDEX_FILE, read_index
 from shards.images import EXTENSIONS, BadImage, decode_image
 from shards.order.permutation import order_key, sample_ids
@@ -106,7 +110,7 @@ def evaluate_inputs(
             wanted=settings.metrics,
             fake_labels=labels_asked_for(each, reference.protocol.num_fakes, seed=seed),
         )
-        improves = each.was_improving and not is_from_other_data(path, data)
+        improves = each.was_improving and not is_from_other_data(path, reader, data)
         thresholds = thresholds_of(path)
         verdict = assess(result, thresholds, is_young=each.is_young, was_improving=improves)
         scores.append(Score(str(path), result.only(settings.metrics), verdict))
@@ -115,16 +119,14 @@ def evaluate_inputs(
     return scores
 
 
-def is_from_other_data(path: Path, data: RunData) -> bool:
+def is_from_other_data(path: Path, reader: ShardReader, data: RunData) -> bool:
     """Return whether an input is of a run that was compared with other images than these.
 
     Whether it became more like those says nothing about these.
     """
-    try:
-        own = data_of([path])
-    except UserError:  # a generator or images without a run
-        return False
-    return own.classes != data.classes or absolute(own.shards) != absolute(data.shards)
+    if dataset_of(path) not in (None, reader.index.fingerprint):
+        return True
+    return run_of(path) is not None and data_of([path]).classes != data.classes
 
 
 def thresholds_of(path: Path) -> Thresholds:
@@ -135,13 +137,6 @@ def thresholds_of(path: Path) -> Thresholds:
         return Thresholds.model_validate(tree.get("collapse", {}).get("thresholds", {}))
     except (AttributeError, ValueError):  # settings of another version
         return Thresholds()
-
-
-def absolute(shards: str | None) -> str | None:
-    """Return shards as an absolute path or as an address that runs record; None for the digits."""
-    if shards is None:
-        return None
-    return without_secrets(shards) if "://" in shards else str(Path(shards).resolve())
 
 
 def labels_of_classes(paths: list[Path], inputs: list[Input], reader: ShardReader) -> Labels | None:

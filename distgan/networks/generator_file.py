@@ -171,6 +171,12 @@ def was_improving(path: Path) -> bool:
     return description_or_nothing(path).get(WAS_IMPROVING) is True
 
 
+def dataset_of(path: Path) -> str | None:
+    """Return the fingerprint of the images that a stored generator was trained on, if known."""
+    description = description_or_nothing(path)
+    return description.get("dataset") or description.get("fingerprint")
+
+
 def facts_of_parts(paths: Sequence[Path], *, images_seen: int) -> dict[str, Any]:
     """Return what the JSON of a mixture says about the runs of its parts.
 
