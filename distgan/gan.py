@@ -34,6 +34,7 @@ from distgan.runtime.compilation import EAGER, Compilation, choose_compilation
 from distgan.runtime.distributed import World, current_world, fix_gradient_buckets
 from distgan.runtime.randomness import normal
 
+CODE_DIM = 32  # numbers by which the latent modulates norms
 NUM_CALIBRATION_LATENTS = 1024  # for the batch norm statistics of the averaged generator
 
 
@@ -233,6 +234,7 @@ def generator_spec(
         max_width=networks.max_width,
         bits=bits,
         refinements=networks.generator_refinements,
+        code_dim=CODE_DIM if networks.self_modulation else 0,
     )
 
 

@@ -137,16 +137,22 @@ def discriminator_loss(
     adversarial = ADVERSARIAL[loss.adversarial]
     reals = augmented(batch.reals, batch, "reals", gan=gan, loss=loss)
     fakes = augmented(fakes, batch, "fakes", gan=gan, loss=loss)
-    both = discriminate(gan, reals, fakes, *batch.condition)
-    real_logits, fake_logits = adversarial.relate(*both)
+    # Networks of any kind may lack `san`.
+    has_scores = getattr(gan.raw_discriminator, "san", False)
+    of_reals, of_fakes = discriminate(gan, reals, fakes, *batch.condition, with_scores=has_scores)
+    if has_scores:
+        (of_reals, real_scores), (of_fakes, fake_scores) = of_reals, of_fakes
+    real_logits, fake_logits = adversarial.relate(of_reals, of_fakes)
     real_loss, fake_loss = adversarial.discriminator_losses(
         real_logits, fake_logits, loss.label_smoothing
     )
     total = adversarial_loss = real_loss + fake_loss
+    if has_scores:  # the direction separates fakes from reals (Takida et al. 2024, equation 12)
+        total = total + fake_scores.float().mean() - real_scores.float().mean()
     penalties: dict[str, Tensor] = {}
     if penalty_scale:
         penalties = weighted_penalties(gan, batch, reals, fakes, loss=loss)
-        total = adversarial_loss + penalty_scale * torch.stack([*penalties.values()]).sum()
+        total = total + penalty_scale * torch.stack([*penalties.values()]).sum()
     return total, {
         "loss/d": adversarial_loss.detach(),
         "loss/d_real": real_loss.detach(),
@@ -160,24 +166,28 @@ def discriminator_loss(
 
 
 def discriminate(
-    gan: GAN, reals: Tensor, fakes: Tensor, *condition: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the logits of reals and of fakes, which have the same labels if there are any.
+    gan: GAN, reals: Tensor, fakes: Tensor, *condition: Tensor, with_scores: bool = False
+) -> tuple[Any, Any]:
+    """Return what the discriminator returns for reals and for fakes, which have the same labels.
 
     One forward takes both, unless its result would differ from that of two.
     """
+    options = {"with_scores": True} if with_scores else {}
     if gan.joins_forwards:
-        return in_one_forward(gan.discriminator, reals, fakes, *condition)
-    return gan.discriminator(reals, *condition), gan.discriminator(fakes, *condition)
+        return in_one_forward(gan.discriminator, reals, fakes, *condition, **options)
+    discriminator = gan.discriminator
+    return discriminator(reals, *condition, **options), discriminator(fakes, *condition, **options)
 
 
 def in_one_forward(
-    discriminator: nn.Module, reals: Tensor, fakes: Tensor, *condition: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the logits of reals and of fakes, from one forward of both."""
+    discriminator: nn.Module, reals: Tensor, fakes: Tensor, *condition: Tensor, **options: bool
+) -> tuple[Any, Any]:
+    """Return what the discriminator returns for reals and for fakes, from one forward of both."""
     labels = (torch.cat([each, each]) for each in condition)
-    real_logits, fake_logits = discriminator(torch.cat([reals, fakes]), *labels).chunk(2)
-    return real_logits, fake_logits
+    found = discriminator(torch.cat([reals, fakes]), *labels, **options)
+    parts = found if isinstance(found, tuple) else (found,)
+    of_reals, of_fakes = zip(*(part.chunk(2) for part in parts), strict=True)
+    return (of_reals, of_fakes) if isinstance(found, tuple) else (of_reals[0], of_fakes[0])
 
 
 def weighted_penalties(

@@ -49,7 +49,7 @@ def conditional_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     Its generator is refined.
     """
     folder = tmp_path_factory.mktemp("conditional") / "run"
-    words = ["networks.condition=class", "train.kimg=0.12", "data.flip=true", REFINED]
+    words = ["networks.condition=class", "train.kimg=0.12", "data.flip=true", *REFINED]
     run_world(1, train_run, shards, folder, words)
     return folder
 

@@ -48,18 +48,24 @@ def run_card(folder: Path, code: str, *, blocked: tuple[str, ...] = ()) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "refinements"),
-    [*((architecture, 0) for architecture in GENERATORS), ("dcgan", 2), ("dcgan", 4)],
+    ("architecture", "more"),
+    [
+        *((architecture, {}) for architecture in GENERATORS),
+        *((architecture, {"code_dim": 3}) for architecture in GENERATORS),
+        ("dcgan", {"refinements": 2}),
+        ("dcgan", {"refinements": 4, "code_dim": 3}),
+    ],
 )
 def test_card_shows_how_to_generate_images_without_distgan(
-    architecture: str, refinements: int, tmp_path: Path
+    architecture: str, more: dict[str, int], tmp_path: Path
 ) -> None:
     """Its code gives the network's own images, and saves them as a PNG."""
     spec = GeneratorSpec(
-        architecture=architecture, image_size=(32, 48), channels=3, width=4, latent_dim=8,
-        refinements=refinements,
-    )  # fmt: skip
+        architecture=architecture, image_size=(32, 48), channels=3, width=4, latent_dim=8, **more
+    )
     network = build_generator(spec)
+    if network.modulation is not None:
+        torch.nn.init.normal_(network.modulation.weight)  # at first it changes nothing
     network(sample_latents(16, spec, seed=0))  # so that norm statistics are not the initial ones
     save_generator(network.eval(), spec, tmp_path, facts={})
     out = tmp_path / "out"

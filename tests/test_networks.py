@@ -1,17 +1,24 @@
 """Networks, the moving average of weights, and random draws."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from distgan.networks.base import DiscriminatorSpec, GeneratorSpec, MinibatchStddev
+from distgan.networks.base import (
+    ConditionalSpec,
+    DiscriminatorSpec,
+    GeneratorSpec,
+    MinibatchStddev,
+)
 from distgan.networks.build import GENERATORS, build_discriminator, build_generator
 from distgan.networks.ema import GeneratorEma, recalibrate_batch_norm
 from distgan.networks.mixture import spec_from_dict
 from distgan.runtime.randomness import normal, uniform
 
 SPEC = GeneratorSpec(architecture="dcgan", image_size=32, channels=3, width=8, latent_dim=7)
+SIZES: dict[str, Any] = {"image_size": 32, "channels": 3, "width": 4, "latent_dim": 7}
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
@@ -86,6 +93,30 @@ def test_a_generator_is_refined_from_the_full_resolution_down(number: int) -> No
 def test_description_of_a_generator_without_refinements_has_no_word_of_them() -> None:
     """So earlier versions can read it."""
     assert not {"refinements", "bits"} & set(SPEC.to_dict())
+
+
+@pytest.mark.parametrize("architecture", GENERATORS)
+def test_self_modulation_lets_latents_act_on_the_norms(architecture: str) -> None:
+    """At first it changes nothing; then it acts, also beside labels, and every weight is used."""
+    usual = GeneratorSpec(architecture=architecture, **SIZES)
+    plain = build_generator(usual)
+    for spec in (
+        replace(usual, code_dim=3),
+        ConditionalSpec(
+            architecture=architecture, **SIZES, code_dim=3, classes=("a", "b"), shares=(0.5, 0.5)
+        ),
+    ):
+        network: Any = build_generator(spec)
+        latents, labels = torch.randn(4, 7), [torch.tensor([0, 1, 0, 1])] * bool(spec.num_labels)
+        expected = plain(latents).detach()
+        torch.testing.assert_close(network(latents, *labels), expected)
+        torch.nn.init.normal_(network.modulation.weight)
+        images = network(latents, *labels)
+        assert float((images.detach() - expected).abs().max()) > 0.01
+        images.square().sum().backward()
+        assert all(p.grad is not None and p.grad.any() for p in network.parameters())
+        assert spec_from_dict(spec.to_dict()) == spec
+    assert "code_dim" not in usual.to_dict()
 
 
 @pytest.mark.parametrize("norm", ["batch", "spectral", "none"])

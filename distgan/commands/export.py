@@ -19,6 +19,7 @@ from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.images import save_grid
 from distgan.networks.base import ConditionalSpec, GeneratorSpec
+from distgan.networks.build import build_generator
 from distgan.networks.generator import Generator
 from distgan.networks.generator_file import (
     WAS_IMPROVING,
@@ -226,12 +227,22 @@ def model_card(
         shown_of_one=shown_channels(spec.channels).removeprefix("[:").removesuffix("]"),
         latent_dim=spec.latent_dim,
         start=pyramid(spec.image_size),
+        norm_sizes=norm_sizes(spec),
         refinements=min(spec.refinements, pyramid(spec.image_size).num_doublings + 1),
         has_safetensors="safetensors" in formats,
         has_onnx="onnx" in formats,
         training=training_rows(facts, record),
         **quality_values(record),
     )
+
+
+def norm_sizes(spec: GeneratorSpec) -> list[int]:
+    """Return the numbers of scales and shifts of all norms, empty if latents do not make them."""
+    if not spec.code_dim:
+        return []
+    with torch.device("meta"):
+        network: Any = build_generator(spec)
+    return network.modulation.sizes
 
 
 def shown_channels(num_channels: int) -> str:

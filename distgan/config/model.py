@@ -62,6 +62,18 @@ class Networks(Section):
         ge=0,
         le=4,
     )
+    self_modulation: bool = setting(
+        False,
+        "Let the latent scale and shift the maps after each norm of the generator, through 32 "
+        "numbers made of it (self-modulation).",
+        optional=True,
+    )
+    san: bool = setting(
+        False,
+        "Divide the discriminator's last layer by its norm, and train its direction by the "
+        "difference of mean scores alone (SAN).",
+        optional=True,
+    )
     minibatch_stddev: int = setting(
         0,
         "Group size of minibatch standard deviation, "

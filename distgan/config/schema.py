@@ -58,6 +58,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def check_san(self) -> "Config":
+        if self.networks.san and self.loss.unroll_steps:
+            raise ValueError(
+                "networks.san trains the direction of the last layer by a loss of its own, which "
+                "loss.unroll_steps does not unroll; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def check_frozen(self) -> "Config":
         if self.train.freeze_d and self.loss.unroll_steps:
             raise ValueError(

@@ -24,6 +24,7 @@ class GeneratorSpec:
     max_width: int = 1024
     bits: int = 8  # of the images it was trained on, or 16
     refinements: int = 0  # DCGAN: number of resolutions, from the full one, with a 3x3 convolution
+    code_dim: int = 0  # length of the code made of the latent that modulates all norms, or 0
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -40,7 +41,7 @@ class GeneratorSpec:
         return without_usual(asdict(self))
 
 
-USUAL = {"bits": 8, "refinements": 0}
+USUAL = {"bits": 8, "refinements": 0, "code_dim": 0}
 """Values of a spec that go without saying, so that earlier versions can read it."""
 
 
@@ -81,6 +82,7 @@ class DiscriminatorSpec:
     refinements: int = (
         0  # number of a DCGAN's resolutions, from the full one, with a 3x3 convolution
     )
+    san: bool = False  # whether the last layer has unit norm and a loss of its own
 
     @classmethod
     def from_settings(cls, networks: Networks) -> "DiscriminatorSpec":
@@ -93,6 +95,7 @@ class DiscriminatorSpec:
             packing=networks.packing,
             init=networks.discriminator_init,
             refinements=networks.discriminator_refinements,
+            san=networks.san,
         )
 
 
@@ -101,31 +104,35 @@ class GeneratorNetwork(nn.Module):
 
     Images are [B, C, H, W] in [-1, 1]. A family of networks makes its norms with `norm`, ends its
     construction with `add_condition`, and implements `make_images`. Labels act on the norms alone.
+    With `spec.code_dim` the latents act on them, too (self-modulation, Chen et al. 2019).
     """
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
-        self.condition = spec if isinstance(spec, ConditionalSpec) else None
+        self.spec = spec
         self.norm_channels: list[int] = []  # of the conditional norms
         self.embedding: ClassTable | None = None
+        self.code: nn.Sequential | None = None
         self.modulation: Modulation | None = None
 
     def norm(self, channels: int) -> nn.Module:
-        """Return batch norm, which is conditional if there are labels."""
-        if self.condition is None:
+        """Return batch norm, which is conditional if labels or latents modulate it."""
+        if not self.spec.num_labels and not self.spec.code_dim:
             return nn.BatchNorm2d(channels)
         self.norm_channels.append(channels)
         return ConditionalNorm(channels, len(self.norm_channels) - 1)
 
     def add_condition(self) -> None:
-        """Add what is made of labels. Call it last, so that no other weight depends on it."""
-        if self.condition is not None:
-            num, dim, blends = (
-                self.condition.num_labels,
-                self.condition.label_dim,
-                self.condition.blends,
-            )
-            self.embedding = ClassTable(num, dim, std=1.0, blends=blends)
+        """Add what modulates the norms. Call it last, so that no other weight depends on it."""
+        spec, dim = self.spec, self.spec.code_dim
+        if isinstance(spec, ConditionalSpec):
+            num, dim = spec.num_labels, dim + spec.label_dim
+            self.embedding = ClassTable(num, spec.label_dim, std=1.0, blends=spec.blends)
+        if spec.code_dim:
+            product = nn.Linear(spec.latent_dim, spec.code_dim)
+            nn.init.kaiming_normal_(product.weight)
+            self.code = nn.Sequential(product, nn.ReLU())
+        if dim:
             self.modulation = Modulation(self.norm_channels, dim)
 
     def make_images(self, latents: Tensor, modulation: list[Tensor] | None) -> Tensor:
@@ -134,10 +141,13 @@ class GeneratorNetwork(nn.Module):
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return images for latents [B, Z], and for labels int64 [B] or their weights [B, K]."""
-        if self.embedding is None or self.modulation is None:
+        if self.modulation is None:
             return self.make_images(latents, None)
-        assert labels is not None, "a conditional generator needs labels"
-        return self.make_images(latents, self.modulation(self.embedding(labels)))
+        parts = [] if self.code is None else [self.code(latents)]
+        if self.embedding is not None:
+            assert labels is not None, "a conditional generator needs labels"
+            parts.append(self.embedding(labels))
+        return self.make_images(latents, self.modulation(torch.cat(parts, 1)))
 
 
 class MinibatchStddev(nn.Module):
@@ -170,12 +180,16 @@ class Discriminator(nn.Module):
 
     A logit above zero means real. `layers` end in feature maps of 4x4 pixels or in feature
     vectors, and `head` maps those to one logit. A conditional one also takes labels, int64 [B].
+
+    With `san`, logits are divided by the norm of the head's weight, and its direction gets no
+    gradient from them, but from the directional scores alone (Takida et al. 2024, section 5).
     """
 
     layers: nn.Sequential
     head: nn.Linear
     packing: int
     num_channels: int  # of the maps that `layers` end in
+    san = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,25 +208,61 @@ class Discriminator(nn.Module):
         return self.layers(images)
 
     def forward(
-        self, images: Tensor, labels: Tensor | None = None, *, with_features: bool = False
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        with_features: bool = False,
+        with_scores: bool = False,
     ) -> Any:
         """Return logits [B / packing] for images [B, C, H, W] in [-1, 1], and labels if there are.
 
-        With features, return (logits, features [B / packing, F]).
+        With features, return (logits, features [B / packing, F]). With scores, return (logits,
+        directional scores [B / packing]), which have a gradient by the head's direction alone.
         """
-        maps, weight = self.maps(images), self.head.weight
-        features = maps.flatten(1) if with_features else None
-        projected: tuple[Tensor, Tensor] | None = None  # h [B, 1, F] and e_y [B, F, 1]
+        maps, weight, vectors = self.maps(images), self.head.weight, None
         if self.projection is not None:
             assert labels is not None, "a conditional discriminator needs labels"
-            summed = maps.sum((2, 3)) if maps.dim() == 4 else maps
-            projected = summed[:, None], self.projection(labels).to(summed.dtype)[:, :, None]
-        if maps.dim() == 4:
-            # Flatten channels-last maps in memory order: reordering the weight costs less than
-            # reordering the maps.
-            weight = weight.unflatten(1, maps.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-            maps = maps.permute(0, 2, 3, 1).flatten(1)
-        logits = linear(maps, weight, self.head.bias).squeeze(1)
-        if projected is not None:
-            logits = torch.baddbmm(logits[:, None, None], *projected).flatten()
-        return (logits, features) if with_features else logits
+            vectors = self.projection(labels)
+        if not self.san:
+            logits = products(maps, weight, vectors, self.head.bias)
+            return (logits, maps.flatten(1)) if with_features else logits
+        norms = direction_norms(maps, weight, vectors)
+        fixed = None if vectors is None else vectors.detach()
+        logits = products(maps, weight.detach(), fixed) / norms.detach() + self.head.bias
+        if with_scores:
+            return logits, products(maps.detach(), weight, vectors) / norms
+        return (logits, maps.flatten(1)) if with_features else logits
+
+
+def products(
+    maps: Tensor, weight: Tensor, vectors: Tensor | None, bias: Tensor | None = None
+) -> Tensor:
+    """Return w.h + e_y.h [B], for maps [B, F, ...], a weight [1, F * ...] and vectors e_y [B, F].
+
+    In e_y.h the maps are summed over positions. The bias is [1].
+    """
+    projected: tuple[Tensor, Tensor] | None = None  # h [B, 1, F] and e_y [B, F, 1]
+    if vectors is not None:
+        summed = maps.sum((2, 3)) if maps.dim() == 4 else maps
+        projected = summed[:, None], vectors.to(summed.dtype)[:, :, None]
+    if maps.dim() == 4:
+        # Flatten channels-last maps in memory order: reordering the weight costs less than
+        # reordering the maps.
+        weight = weight.unflatten(1, maps.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+        maps = maps.permute(0, 2, 3, 1).flatten(1)
+    found = linear(maps, weight, bias).squeeze(1)
+    if projected is not None:
+        found = torch.baddbmm(found[:, None, None], *projected).flatten()
+    return found
+
+
+def direction_norms(maps: Tensor, weight: Tensor, vectors: Tensor | None) -> Tensor:
+    """Return the norm, [1] or [B], of the weights by which `products` multiplies maps [B, F, ...].
+
+    At each position that is the sum of w and e_y.
+    """
+    weights = weight.unflatten(1, (maps.shape[1], -1)).float()  # [1, F, positions]
+    if vectors is not None:
+        weights = weights + vectors.float()[:, :, None]
+    return weights.flatten(1).norm(dim=1)

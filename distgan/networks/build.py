@@ -52,6 +52,7 @@ def build_discriminator(
         network = DISCRIMINATORS[images.architecture](
             spec, image_size=images.image_size, channels=images.channels
         )
+        network.san = spec.san
         if isinstance(images, ConditionalSpec):
             network.add_projection(images)
         use_fast_convolutions(network)  # before spectral norm, which changes the modules' classes

@@ -1,6 +1,6 @@
 """Class labels in the networks: a conditional generator and a projection discriminator.
 
-generator      labels [B] -> embedding e [B, D] -> into every norm:
+generator      labels [B] -> embedding e [B, D], and latents -> code, if wanted -> into every norm:
                maps -> batch norm -> (1 + A e) * maps + B e, where A and B begin at zero
 discriminator  images -> maps -> features h, summed over positions -> logit = w.h + e_y.h
 
