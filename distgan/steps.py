@@ -147,7 +147,7 @@ def discriminator_loss(
         real_logits, fake_logits, loss.label_smoothing
     )
     total = adversarial_loss = real_loss + fake_loss
-    if has_scores:  # the direction separates fakes from reals (Takida et al. 2024, equation 12)
+    if has_scores:  # the direction learns to separate the mean scores (Takida et al. 2024)
         total = total + fake_scores.float().mean() - real_scores.float().mean()
     penalties: dict[str, Tensor] = {}
     if penalty_scale:

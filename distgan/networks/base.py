@@ -182,7 +182,7 @@ class Discriminator(nn.Module):
     vectors, and `head` maps those to one logit. A conditional one also takes labels, int64 [B].
 
     With `san`, logits are divided by the norm of the head's weight, and its direction gets no
-    gradient from them, but from the directional scores alone (Takida et al. 2024, section 5).
+    gradient from them, but from the directional scores alone (SAN, Takida et al. 2024).
     """
 
     layers: nn.Sequential
