@@ -43,9 +43,9 @@ def build_config(
     merge(tree, typed)
     if data is not None:
         merge(tree, {"data": {"shards": data}})
-    config = (
-        keep_batch(validate(tree)) if "batch_size" in typed.get("train", {}) else validate(tree)
-    )
+    config = validate(tree)
+    if "batch_size" in typed.get("train", {}) and "reference_batch" not in typed.get("optim", {}):
+        config = keep_batch(config)
     try:
         with_overrides(config, config.collapse.remedy)
     except UserError as error:
