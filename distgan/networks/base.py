@@ -112,7 +112,7 @@ class GeneratorNetwork(nn.Module):
         self.spec = spec
         self.norm_channels: list[int] = []  # of the conditional norms
         self.embedding: ClassTable | None = None
-        self.code: nn.Sequential | None = None
+        self.latent_code: nn.Sequential | None = None
         self.modulation: Modulation | None = None
 
     def norm(self, channels: int) -> nn.Module:
@@ -131,7 +131,7 @@ class GeneratorNetwork(nn.Module):
         if spec.code_dim:
             product = nn.Linear(spec.latent_dim, spec.code_dim)
             nn.init.kaiming_normal_(product.weight)
-            self.code = nn.Sequential(product, nn.ReLU())
+            self.latent_code = nn.Sequential(product, nn.ReLU())
         if dim:
             self.modulation = Modulation(self.norm_channels, dim)
 
@@ -143,7 +143,7 @@ class GeneratorNetwork(nn.Module):
         """Return images for latents [B, Z], and for labels int64 [B] or their weights [B, K]."""
         if self.modulation is None:
             return self.make_images(latents, None)
-        parts = [] if self.code is None else [self.code(latents)]
+        parts = [] if self.latent_code is None else [self.latent_code(latents)]
         if self.embedding is not None:
             assert labels is not None, "a conditional generator needs labels"
             parts.append(self.embedding(labels))
