@@ -15,7 +15,7 @@ from tests.conftest import NUM_IMAGES
 from tests.hub_server import HubServer
 from tests.reports import REPORT_SETTINGS
 from tests.small_gan import make_gan
-from tests.worlds import REFINED, run_world, train_run
+from tests.worlds import MODULATED, REFINED, run_world, train_run
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def conditional_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     Its generator is refined.
     """
     folder = tmp_path_factory.mktemp("conditional") / "run"
-    words = ["networks.condition=class", "train.kimg=0.12", "data.flip=true", *REFINED]
+    words = ["networks.condition=class", "train.kimg=0.12", "data.flip=true", REFINED, MODULATED]
     run_world(1, train_run, shards, folder, words)
     return folder
 

@@ -25,7 +25,15 @@ from distgan.steps import discriminate, generator_losses, weighted_penalties
 from shards.pack import pack
 from shards.reader import ShardReader
 from tests.test_resume import pack_noise
-from tests.worlds import REFINED, REMEDIES, SMALL, checkpoint_digest, run_world, train_run
+from tests.worlds import (
+    MODULATED,
+    REFINED,
+    REMEDIES,
+    SMALL,
+    checkpoint_digest,
+    run_world,
+    train_run,
+)
 
 CONDITION = "networks.condition=class"
 CLASSES = (CONDITION,)
@@ -269,7 +277,7 @@ def test_ranks_train_the_weights_of_micro_batches(
     shards: Path, tmp_path: Path, labels: tuple[str, ...], world: int
 ) -> None:
     """Also a class that a rank's part of the batch lacks gets its gradient on every rank."""
-    words = [*labels, *REFINED, "train.kimg=0.048", "data.flip=true"]
+    words = [*labels, REFINED, "train.kimg=0.048", "data.flip=true"]
     together = [*words, f"train.accumulate={world}"]
     one = run_world(1, train_run, shards, tmp_path / "one", together)[0]["weights"]
     ranks = run_world(world, train_run, shards, tmp_path / "many", words)
@@ -281,7 +289,7 @@ def test_ranks_train_the_weights_of_micro_batches(
 
 def test_resumed_run_with_all_remedies_is_bit_identical(shards: Path, tmp_path: Path) -> None:
     """Penalties, unrolling, diversity terms and augmentation go together with labels."""
-    words = [*REMEDIES, *REFINED, CONDITION, "train.kimg=0.064", "data.flip=true"]
+    words = [*REMEDIES, REFINED, MODULATED, CONDITION, "train.kimg=0.064", "data.flip=true"]
     run_world(1, train_run, shards, tmp_path / "whole", words)
     stopped = run_world(1, train_run, shards, tmp_path / "cut", words, 32)
     assert stopped[0]["state"] == "preempted"

@@ -13,10 +13,13 @@ from distgan.networks.base import ConditionalSpec, Discriminator, DiscriminatorS
 from distgan.networks.build import GENERATORS, build_discriminator
 from distgan.steps import discriminator_loss
 from tests.small_gan import make_gan, micro_batch
-from tests.worlds import SMALL, checkpoint_digest, run_world, train_run
+from tests.worlds import MODULATED, SMALL, checkpoint_digest, run_world, train_run
 
 PLAIN = {"image_size": 32, "channels": 3, "width": 4, "latent_dim": 7}
 SAN = "networks.san=true"
+# Adam would make a step of full length of the gradients of the modulation, which begin at zero and
+# then consist of little more than rounding.
+SGD = ("optim.name=sgd", "optim.lr_g=0.05", "optim.lr_d=0.05")
 
 
 def discriminators(architecture: str, *, conditional: bool) -> list[Discriminator]:
@@ -89,13 +92,25 @@ def test_the_direction_is_trained_by_the_difference_of_mean_scores() -> None:
         torch.testing.assert_close(found, expected)
 
 
-def test_ranks_train_the_weights_of_micro_batches(shards: Path, tmp_path: Path) -> None:
-    """Two processes compute what one does with two micro-batches."""
-    words = [*SMALL, SAN, "train.kimg=0.048"]
-    one = run_world(1, train_run, shards, tmp_path / "one", [*words, "train.accumulate=2"])
-    two = run_world(2, train_run, shards, tmp_path / "two", words)
-    for name, weight in one[0]["weights"].items():
-        np.testing.assert_allclose(two[0]["weights"][name], weight, atol=2e-4, err_msg=name)
+@pytest.mark.parametrize(
+    ("words", "world"),
+    [
+        ((SAN,), 2),
+        ((SAN, MODULATED, *SGD), 2),
+        pytest.param((SAN, MODULATED, *SGD, "networks.condition=class"), 3, marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_train_the_weights_of_micro_batches(
+    shards: Path, tmp_path: Path, words: tuple[str, ...], world: int
+) -> None:
+    """Several processes compute what one does with as many micro-batches."""
+    words = (*SMALL, *words, "train.kimg=0.048")
+    together = (*words, f"train.accumulate={world}")
+    one = run_world(1, train_run, shards, tmp_path / "one", together)[0]["weights"]
+    ranks = run_world(world, train_run, shards, tmp_path / "many", words)
+    for name, weight in one.items():
+        np.testing.assert_allclose(ranks[0]["weights"][name], weight, atol=2e-4, err_msg=name)
+        np.testing.assert_array_equal(ranks[0]["weights"][name], ranks[-1]["weights"][name])
 
 
 def test_a_resumed_run_is_bit_identical(shards: Path, tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ REMEDIES = (
     "loss.augment_probability=0.5", "loss.augment_target=0.6", "loss.augment_ramp_kimg=1",
     "optim.schedule=cosine", "optim.lookahead_steps=2",
 )  # fmt: skip
-REFINED = ("networks.generator_refinements=2", "networks.self_modulation=true")
+REFINED = "networks.generator_refinements=2"
+MODULATED = "networks.self_modulation=true"
 
 
 def free_port() -> int:
