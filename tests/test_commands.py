@@ -20,6 +20,7 @@ from distgan.commands.evaluate import (
 from distgan.config.schema import Data, Evaluation, Thresholds
 from distgan.data import open_dataset
 from distgan.errors import UserError
+from distgan.images import write_image
 from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import build_generator
 from distgan.networks.generator_file import load_generator, save_generator, was_improving
@@ -98,6 +99,7 @@ def test_preview_refuses_what_it_would_ignore(option: str, tmp_path: Path) -> No
         (["sample", "nowhere"], "no such file or folder: nowhere"),
         (["sample", "."], "holds no generator"),
         (["sample", ".", "--out", "grid.jpg"], "give a name that ends in .png"),
+        (["report", ".", "--port", "8000"], "add --live, or leave it out"),
         (["evaluate", "nowhere"], "no such file or folder: nowhere"),
     ],
 )
@@ -238,6 +240,17 @@ def test_the_first_images_of_a_folder_are_of_all_its_classes(tmp_path: Path) -> 
     first, again = (open_folder(tmp_path, (1, 8, 8)).fakes(0, 20) for _ in range(2))
     assert 5 < int((first[:, 0, 0, 0] > 0).sum()) < 15
     assert torch.equal(first, again)
+
+
+def test_files_that_no_png_can_hold_are_images(tmp_path: Path) -> None:
+    """`sample --files` writes images of two channels as npy files."""
+    pixels = torch.randint(256, (12, 2, 8, 8), dtype=torch.uint8)
+    for number, image in enumerate(pixels):
+        assert write_image(image, tmp_path / f"{number:06d}").suffix == ".npy"
+    opened = open_input(tmp_path, (2, 8, 8), seed=0)
+    assert opened.weights == "images"
+    found = sorted(image.tolist() for image in opened.fakes(0, 12))
+    assert found == sorted(image.tolist() for image in pixels)
 
 
 def test_improvement_on_other_images_is_no_excuse(shards: Path, tmp_path: Path) -> None:

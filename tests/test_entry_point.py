@@ -73,7 +73,7 @@ def test_two_processes_form_one_world_on_a_machine_without_gpus(
     assert output.count("run folder: run") == 1
     assert "\x1b[" not in output
     world = json.loads((tmp_path / "run" / "provenance.json").read_text())["world"]
-    assert world == {"processes": 2, "device": "cpu"}
+    assert world == {"processes": 2, "nodes": 1, "device": "cpu"}
     assert [row["progress/images"] for row in rows(tmp_path / "run")] == [12, 24]
 
 

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -130,6 +131,45 @@ def test_page_works_in_a_browser(run: Path, tmp_path: Path) -> None:
             body = browser.find_element("tag name", "body")
             backgrounds.append(body.value_of_css_property("background-color"))
     assert backgrounds[0] != backgrounds[1]
+
+
+@pytest.mark.parametrize(
+    ("world", "slurm", "expected"),
+    [
+        ({}, {}, "distgan train"),
+        ({"processes": 4, "device": "cuda"}, {}, "launch/one_node.yaml --num_processes 4"),
+        ({"processes": 4, "device": "cpu"}, {}, "launch/cpu.yaml --num_processes 4"),
+        (
+            {"processes": 8, "nodes": 2, "device": "cuda"},
+            {},
+            "launch/many_nodes.yaml --num_processes 8 --num_machines 2 --machine_rank RANK",
+        ),
+        (
+            {"processes": 8, "nodes": 2, "device": "cuda"},
+            {"SLURM_JOB_ID": "7"},
+            "sbatch --nodes=2 --gpus-per-node=4 launch/slurm.sbatch --data",
+        ),
+        (
+            {"processes": 4, "nodes": 2, "device": "cpu"},
+            {"SLURM_JOB_ID": "7"},
+            "PROCESSES_PER_NODE=2 sbatch --nodes=2 launch/slurm.sbatch --data",
+        ),
+        ({"processes": 2, "nodes": 0, "device": "cpu"}, {"SLURM_JOB_ID": "7"}, "--nodes=0"),
+    ],
+)
+def test_the_command_starts_as_many_processes_on_as_many_nodes(
+    finished: Path,
+    tmp_path: Path,
+    world: dict[str, object],
+    slurm: dict[str, str],
+    expected: str,
+) -> None:
+    """As the run was started, from what its folder says; also if that makes no sense."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    command = ["train.py", "--data", "shards"]
+    provenance = {"command": command, "world": world, "slurm": slurm}
+    (run / "provenance.json").write_text(json.dumps(provenance))
+    assert expected in read_record(run).command
 
 
 def test_text_from_outside_is_escaped(run: Path, tmp_path: Path) -> None:

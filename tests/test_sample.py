@@ -195,6 +195,8 @@ def test_videos_play(run: Path, tmp_path: Path) -> None:
         (["--video", "walk.gif", "--interpolate"], "choose one"),
         (["--out", "/proc/none/grid.png"], "--out"),
         (["--files", "/proc/none"], "--files"),
+        (["--files", "many", "--out", "grid.png"], "--files writes none; choose one"),
+        (["--video", "walk.gif", "--out", "grid.png"], "--video writes none; choose one"),
         (["--interpolate", "--num", "12"], "rows of 8"),
         (["--interpolate", "--labels", "0,1", "--class", "1"], "exclude one another"),
     ],

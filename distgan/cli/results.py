@@ -6,6 +6,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from distgan.cli.app import command, flag
+from distgan.errors import UserError
 from distgan.reporting.console import say
 from shards.errors import without_secrets
 
@@ -38,7 +39,7 @@ def sample(
             "With --interpolate: classes that each row leads through."
         ),
     ] = None,
-    out: Annotated[Path, Option(help="PNG file to write.")] = Path("samples.png"),
+    out: Annotated[Path | None, Option(help="PNG file to write. Default: samples.png.")] = None,
     files: Annotated[
         Path | None, Option(help="Folder for one PNG (or .npy) file per image.")
     ] = None,
@@ -132,12 +133,14 @@ def report(
         bool, flag("--live", help="Serve a page that follows a run, on this machine only.")
     ] = False,
     port: Annotated[
-        int, Option(help="Port of the live page. Default: any free one.", min=0, max=65535)
-    ] = 0,
+        int | None, Option(help="Port of the live page. Default: any free one.", min=0, max=65535)
+    ] = None,
 ) -> None:
     """Write an HTML report of a run, or a comparison of several runs."""
     from distgan.commands import report as commands
 
     if live:
-        return commands.serve(folder, out=out, port=port, announce=say)
+        return commands.serve(folder, out=out, port=port or 0, announce=say)
+    if port is not None:
+        raise UserError(f"--port {port} is that of the live page; add --live, or leave it out")
     return commands.show_report(commands.report(folder, out=out))

@@ -277,4 +277,4 @@ def holds_images(folder: Path) -> bool:
     """Return whether a folder contains images and is neither a run nor a checkpoint."""
     if any((folder / name).exists() for name in ("generator.json", "state.json", "checkpoints")):
         return False
-    return any(path.suffix.lower() in EXTENSIONS for path in folder.rglob("*"))
+    return any(path.suffix.lower() in (*EXTENSIONS, ".npy") for path in folder.rglob("*"))

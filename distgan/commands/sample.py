@@ -23,6 +23,7 @@ from distgan.networks.generator_file import checkpoint_folders, load_generator
 from distgan.networks.latents import slerp, walk
 from distgan.networks.mixture import class_number, join_class, split_class
 
+GRID_FILE = Path("samples.png")
 NUM_IMAGES = 64
 NUM_IN_VIDEO = 16
 NUM_COLUMNS = 8  # images in a row
@@ -96,15 +97,13 @@ def write_images(
     sources: Sequence[Path],
     selection: Selection,
     *,
-    out: Path,
+    out: Path | None,
     files: Path | None,
     interpolates: bool,
     video_file: Path | None,
     shows_progress: bool,
 ) -> str:
     """Write a grid of images, or what one of the options asks for; returns what was written."""
-    if out.suffix.lower() not in (".png", ""):
-        raise UserError(f"--out {out}: a grid is a PNG file; give a name that ends in .png")
     kinds = [bool(files), interpolates, bool(video_file), shows_progress]
     if sum(kinds) > 1:
         raise UserError(
@@ -112,6 +111,12 @@ def write_images(
         )
     if len(sources) > 1 and any(kinds):
         raise UserError("only a grid can show several generators; give one of them")
+    if out is not None and (files or video_file):
+        option = "--files" if files else "--video"
+        raise UserError(f"--out names the file of a grid, and {option} writes none; choose one")
+    out = out or GRID_FILE
+    if out.suffix.lower() not in (".png", ""):
+        raise UserError(f"--out {out}: a grid is a PNG file; give a name that ends in .png")
     if files:
         return f"wrote {sample_files(sources[0], files, selection)} images to {files}"
     if interpolates:

@@ -21,6 +21,7 @@ from distgan.run.files import (
     Event,
     Provenance,
     Status,
+    World,
     comparable_part,
     is_run,
     read_json,
@@ -205,11 +206,28 @@ class RunRecord:
             del arguments[0]
         if world.processes == 1:
             return shlex.join(["distgan", "train", *arguments])
+        if self.provenance.slurm:
+            return submission(world, arguments)
         config_file = "launch/cpu.yaml" if world.device == "cpu" else "launch/one_node.yaml"
+        if world.nodes > 1:
+            config_file = "launch/many_nodes.yaml"
         launcher = ["accelerate", "launch", "--config_file", config_file]
         launcher += ["--num_processes", str(world.processes)]
+        if world.nodes > 1:
+            launcher += ["--num_machines", str(world.nodes), "--machine_rank", "RANK"]
+            launcher += ["--main_process_ip", "ADDRESS", "--main_process_port", "29500"]
         typed = shlex.join([*launcher, "distgan/train.py", *arguments])
         return f"ACCELERATE_USE_CPU=true {typed}" if world.device == "cpu" else typed
+
+
+def submission(world: World, arguments: list[str]) -> str:
+    """Return the command that submits a run of several processes to SLURM."""
+    per_node = world.processes // max(1, world.nodes)
+    command = ["sbatch", f"--nodes={world.nodes}"]
+    if world.device != "cpu":
+        command.append(f"--gpus-per-node={per_node}")
+    typed = shlex.join([*command, "launch/slurm.sbatch", *arguments])
+    return typed if world.device != "cpu" else f"PROCESSES_PER_NODE={per_node} {typed}"
 
 
 def read_record(path: Path) -> RunRecord:

@@ -38,6 +38,7 @@ class World(BaseModel):
     """The processes of a run."""
 
     processes: int = 1
+    nodes: int = 1
     device: str = ""
 
 
@@ -48,6 +49,7 @@ class Provenance(BaseModel):
     git_commit: str | None = ""
     versions: dict[str, str | None] = {}
     world: World = World()
+    slurm: dict[str, str] = {}  # variables of its SLURM job
     hardware: str = ""
     initial_weights: dict[str, str] = {}  # file and sha256, of a run that started from another
 

@@ -63,12 +63,21 @@ def provenance(
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version()}
         | {package: installed_version(package) for package in PACKAGES},
-        "world": {"processes": accelerator.num_processes, "device": str(accelerator.device.type)},
+        "world": {
+            "processes": accelerator.num_processes,
+            "nodes": count_nodes(accelerator.num_processes, environment),
+            "device": str(accelerator.device.type),
+        },
         "hardware": hardware(accelerator.device),
         "host": platform.node(),
         "slurm": {name: environment[name] for name in slurm if name in environment},
         "initial_weights": dict(origin or {}),
     }
+
+
+def count_nodes(num_processes: int, environment: Mapping[str, str]) -> int:
+    """Return the number of nodes, each of which has as many processes as this one."""
+    return num_processes // int(environment.get("LOCAL_WORLD_SIZE", num_processes))
 
 
 def installed_version(package: str) -> str | None:
