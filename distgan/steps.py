@@ -1,7 +1,7 @@
 """One training step: `d_steps` discriminator steps, then one generator step.
 
 discriminator  fakes = G(latents)
-               adversarial loss of D(reals) and D(fakes), plus penalties -> backward -> optimizer
+               losses of D(reals) and D(fakes), plus penalties -> backward -> optimizer
 generator      adversarial loss of D(fakes) with D frozen, plus diversity terms -> backward
                -> optimizer -> lookahead and moving average
 

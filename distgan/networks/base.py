@@ -178,7 +178,7 @@ class MinibatchStddev(nn.Module):
 class Discriminator(nn.Module):
     """Base class of discriminators: images [B, C, H, W] in [-1, 1] to logits [B / packing].
 
-    A logit above zero means real. `layers` end in feature maps of 4x4 pixels or in feature
+    A logit above zero means real. `layers` end in feature maps of few pixels or in feature
     vectors, and `head` maps those to one logit. A conditional one also takes labels, int64 [B].
 
     With `san`, logits are divided by the norm of the head's weight, and its direction gets no

@@ -1,10 +1,11 @@
-"""Class labels in the networks: a conditional generator and a projection discriminator.
+"""Labels and latents that modulate every norm of a generator; labels in a discriminator.
 
-generator      labels [B] -> embedding e [B, D], and latents -> code, if wanted -> into every norm:
-               maps -> batch norm -> (1 + A e) * maps + B e, where A and B begin at zero
-discriminator  images -> maps -> features h, summed over positions -> logit = w.h + e_y.h
+generator      condition c [B, D]: the embedding of the label, a code made of the latent, or both
+               maps -> batch norm -> (1 + A c) * maps + B c, where A and B begin at zero
+discriminator  images -> maps h -> logit = w.h + e_y.(h summed over positions)
 
 Projection: Miyato and Koyama 2018, equation 4. Conditional batch norm: Dumoulin et al. 2017.
+Self-modulation: Chen et al. 2019.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,10 @@
 
 generator      latents [B, Z] -> linear -> 4x4 maps -> UpBlock x k -> norm, ReLU, convolution
                -> tanh -> images [B, C, H, W]
-discriminator  images [B, C, H, W] -> DownBlock x k -> 8x8 maps -> two blocks -> ReLU
+discriminator  images [B, C, H, W] -> DownBlock x (k - 1) -> 8x8 maps -> two blocks -> ReLU
                -> sum over pixels -> linear -> logits [B]
+
+Images of other sizes begin with 3 to 7 pixels in place of 4 (`sizes.py`).
 """
 
 import itertools
