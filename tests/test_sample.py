@@ -125,6 +125,30 @@ def test_only_the_chosen_class_is_sampled(tmp_path: Path, words: list[str]) -> N
     assert (code, "choose from black, white" in said) == (2, True), said
 
 
+def test_truncated_rows_of_a_mixture_stay_in_their_class(tmp_path: Path) -> None:
+    """At 0 both ends of a row are the typical image of its class, so the row is of one image."""
+    part = GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=8, latent_dim=4)
+    spec = mixture_spec(part, classes=("a", "b"), weights=(0.5, 0.5))
+    mixture = build_generator(spec).eval()
+    for network in mixture.parts:
+        torch.nn.init.normal_(network.layers[-2].weight, std=2.0)  # new networks make grey images
+    save_generator(mixture, spec, tmp_path, facts={})
+    code, said = call(
+        "sample", tmp_path, "--interpolate", "--truncation", 0, "--out", tmp_path / "grid.png"
+    )
+    assert code == 0, said
+    with Image.open(tmp_path / "grid.png") as picture:
+        cells = [
+            [
+                picture.crop((4 + 68 * x, 4 + 68 * y, 68 + 68 * x, 68 + 68 * y)).tobytes()
+                for x in range(8)
+            ]
+            for y in range(8)
+        ]
+    assert [len(set(row)) for row in cells] == [1] * 8
+    assert len({row[0] for row in cells}) == 2  # one typical image for each class
+
+
 def test_progress_has_a_column_for_each_checkpoint(run: Path, tmp_path: Path) -> None:
     """The output names the kimg of each column."""
     moments = sorted(float(path.name) for path in (run / "checkpoints").iterdir())

@@ -18,7 +18,7 @@ from distgan.commands.output import writing_to
 from distgan.errors import UserError
 from distgan.images import grid_pixels, save_grid, to_image, write_image
 from distgan.networks.base import ConditionalSpec
-from distgan.networks.generator import Generator, check_labels
+from distgan.networks.generator import Generator, check_label, check_labels
 from distgan.networks.generator_file import checkpoint_folders, load_generator
 from distgan.networks.latents import slerp, walk
 from distgan.networks.mixture import class_number, join_class, split_class
@@ -64,14 +64,23 @@ class Selection:
             labels=labels,
         )
 
-    def latents(self, generator: Generator, num: int, labels: Sequence[Tensor]) -> Tensor:
-        """Return `num` selected latents for the labels given, which are empty if it takes none.
+    def walks(
+        self, generator: Generator, shape: tuple[int, int], labels: Sequence[Tensor]
+    ) -> Tensor:
+        """Return latents [K, N, Z] of K stations on each of N walks.
 
-        Truncation moves a latent toward the most typical one of its label.
+        Those of a walk choose the class of its first, if the latents choose classes. Otherwise
+        labels [K * N] are given if the generator takes any. Truncation moves latents toward the
+        most typical one of their class.
         """
-        if not labels:
-            return self.inputs(generator, num)[0]
-        return generator.inputs(num, self.seed, truncation=self.truncation, labels=labels[0])[0]
+        num = shape[0] * shape[1]
+        drawn = generator.latents(num, self.seed, class_name=self.class_name).unflatten(0, shape)
+        class_values, others = split_class(drawn, generator.spec)
+        latents = join_class(class_values[:1], others)
+        if self.truncation is None:
+            return latents
+        cut = generator.truncate(latents.flatten(0, 1), self.truncation, *labels)
+        return cut.unflatten(0, shape)
 
     def shows_all_classes(self, generator: Generator) -> bool:
         """Return whether nothing was chosen, so that the grid has one row per class."""
@@ -84,12 +93,11 @@ def label_numbers(generator: Generator, labels: Sequence[str]) -> Tensor:
     if not isinstance(generator.spec, ConditionalSpec):
         raise UserError("--labels needs a conditional generator; leave it out, or see --class")
     names = generator.classes
-    numbers = [
-        int(label)
-        if label not in names and label.isdecimal()
-        else class_number(generator.spec, label)
-        for label in labels
-    ]
+    numbers = []
+    for label in labels:
+        is_number = label not in names and label.isdecimal()
+        numbers.append(int(label) if is_number else class_number(generator.spec, label))
+        check_label(numbers[-1], names)
     return torch.tensor(numbers)
 
 
@@ -182,12 +190,12 @@ def interpolate(source: Path, selection: Selection, *, out: Path) -> Path:
     num_rows = num // NUM_COLUMNS
     if selection.labels:
         return interpolate_classes(generator, selection, num_rows=num_rows, out=out)
-    labels = [each.repeat_interleave(2) for each in selection.inputs(generator, num_rows)[1:]]
-    latents = selection.latents(generator, 2 * num_rows, labels).view(num_rows, 2, -1)
-    class_values, others = split_class(latents, generator.spec)
-    between = slerp(others[:, 0], others[:, 1], torch.linspace(0, 1, NUM_COLUMNS))
-    rows = join_class(class_values[:, :1], between)
-    labels = [each[::2].repeat_interleave(NUM_COLUMNS) for each in labels]
+    labels = list(selection.inputs(generator, num_rows)[1:])
+    ends = selection.walks(generator, (2, num_rows), [each.repeat(2) for each in labels])
+    class_values, (starts, stops) = split_class(ends, generator.spec)
+    between = slerp(starts, stops, torch.linspace(0, 1, NUM_COLUMNS))
+    rows = join_class(class_values[0, :, None], between)
+    labels = [each.repeat_interleave(NUM_COLUMNS) for each in labels]
     return write_grid(generator.images(rows.flatten(0, 1), *labels), out, columns=NUM_COLUMNS)
 
 
@@ -233,7 +241,7 @@ def video(source: Path, selection: Selection, *, out: Path) -> Path:
     generator, num = load_generator(source), selection.count(NUM_IN_VIDEO)
     labels = list(selection.inputs(generator, num)[1:])
     repeated = [each.repeat(NUM_KEYS) for each in labels]
-    keys = selection.latents(generator, NUM_KEYS * num, repeated).view(NUM_KEYS, num, -1)
+    keys = selection.walks(generator, (NUM_KEYS, num), repeated)
     class_values, others = split_class(keys, generator.spec)
     latents = join_class(class_values[:1], walk(others, frames_per_leg=FRAMES_PER_LEG))
     labels = [each.repeat(len(latents)) for each in labels]

@@ -1,5 +1,6 @@
 """The trained generator of the Python API and the commands."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -176,9 +177,14 @@ def check_labels(labels: Tensor, num_images: int, spec: GeneratorSpec) -> None:
                 f"give [{num_images}, {num_classes}], one weight for each class"
             )
         return
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        wrong = next(label for label in labels.tolist() if not 0 <= label < num_classes)
+    for label in labels.tolist():
+        check_label(label, classes)
+
+
+def check_label(label: int, classes: Sequence[str]) -> None:
+    """Raise UserError unless a label is the number of one of these classes."""
+    if not 0 <= label < len(classes):
         raise UserError(
-            f"label {wrong}: this generator has {num_classes} classes, "
-            f"0 ({classes[0]}) to {num_classes - 1} ({classes[-1]})"
+            f"label {label}: this generator has {len(classes)} classes, "
+            f"0 ({classes[0]}) to {len(classes) - 1} ({classes[-1]})"
         )
