@@ -87,6 +87,7 @@ class PerClassTrainer:
         """Train all classes, and join them."""
         self.folder = self.world.run_on_main(self.open_folder)
         trained = self.world.broadcast_from_main(self.images_by_class)
+        self.describe()  # not before: a run with other settings keeps its own
         outcome = self.train_classes(trained)
         if outcome == "done":
             return self.join(sum(trained.values()))
@@ -106,27 +107,28 @@ class PerClassTrainer:
     # ----------------------------------------------------------------------------------- training
 
     def open_folder(self) -> RunFolder:
-        """Open the folder of the whole run on rank zero, and describe the run."""
+        """Open the folder of the whole run on rank zero."""
         folder = RunFolder(self.run_dir)
         if any(folder.checkpoints.iterdir()):
             raise UserError(
                 f"{self.run_dir} contains a run of one GAN; choose another folder with --run-dir"
             )
-        with explained(folder.path):
-            write_atomic(folder.path / "config.toml", to_toml(self.config))
-        show_table("distgan, one GAN per class", self.plan())
         return folder
+
+    def describe(self) -> None:
+        """Write the settings of the whole run and show its plan, on rank zero."""
+        if self.folder is not None:
+            with explained(self.folder.path):
+                write_atomic(self.folder.path / "config.toml", to_toml(self.config))
+            show_table("distgan, one GAN per class", self.plan())
 
     def plan(self) -> list[tuple[str, str]]:
         """Return rows about the run and its classes."""
         images = sum(each.num_samples for each in self.classes)
         kimg = sum(each.total_images for each in self.classes) / 1000
         rows = [
-            (
-                f"class {each.name}",
-                f"{each.num_samples:,} images, {each.total_images / 1000:,g} kimg",
-            )
-            for each in self.classes
+            (f"class {c.name}", f"{c.num_samples:,} images, {c.total_images / 1000:,g} kimg")
+            for c in self.classes
         ]
         facts = [
             ("run folder", str(self.run_dir)),
@@ -306,9 +308,8 @@ class PerClassTrainer:
         )
         part: Any = self.world.broadcast_object(parts[0].spec if parts else None)
         total = sum(each.num_samples for each in self.classes)
-        names = tuple(each.name for each in self.classes)
         weights = tuple(each.num_samples / total for each in self.classes)
-        spec = mixture_spec(part, classes=names, weights=weights)
+        spec = mixture_spec(part, classes=tuple(c.name for c in self.classes), weights=weights)
         mixture: Any = build_generator(spec).to(self.session.device).eval().requires_grad_(False)
         for own, trained in zip(mixture.parts, parts or (), strict=parts is not None):
             own.load_state_dict(trained.network.state_dict())

@@ -62,25 +62,26 @@ class Trainer:
         self.reader, self.world, self.device = session.reader, session.world, session.device
         self.heartbeat = Heartbeat(self.world)
         with self.heartbeat.naming_losses():
-            check_run(session, config, given=self.given)
+            check_run(session, config)
             self.evaluator = build_evaluator(session, config)
             check_agreement(session, config, self.evaluator)
             # Only now, so that a run that is refused leaves no folder.
-            self.folder = None if dry else self.open_folder(open_folder)
+            self.folder = (
+                None if dry else self.world.run_on_main(lambda: open_folder(session.run_dir))
+            )
             self.build()
             self.notes, self.origin = self.restore()
+            self.store_clusters()  # not before: a run with other settings keeps its own
         self.state = self.checkpointer.state
         self.active = self.active_config()
         self.heading = ""  # shown instead of the start table, if it is set
 
-    def open_folder(self, open_folder: Callable[[Path], RunFolder]) -> RunFolder | None:
-        """Return the run folder on rank zero, with the clusters of the images. Collective."""
-        session = self.session
-        folder: RunFolder | None = self.world.run_on_main(lambda: open_folder(session.run_dir))
-        if folder is not None and session.clusters is not None:
-            with explained(folder.path):
-                write_clusters(folder.path, session.clusters, self.reader)
-        return folder
+    def store_clusters(self) -> None:
+        """Write the clusters of the images, if there are any, into the run folder on rank zero."""
+        clusters = self.session.clusters
+        if self.folder is not None and clusters is not None:
+            with explained(self.folder.path):
+                write_clusters(self.folder.path, clusters, self.reader)
 
     def build(self) -> None:
         """Build the networks, their optimizers, and what saves them."""
@@ -110,7 +111,7 @@ class Trainer:
         """Return the settings in force, which after a rollback include `collapse.remedy`."""
         if not self.state.rollbacks:
             return self.config
-        return remedied(self.given, self.config)
+        return remedied(self.config, self.world)
 
     def run(self) -> str:
         """Train, and return the state in status.json: `done`, `preempted` or `collapsed`.

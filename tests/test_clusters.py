@@ -120,6 +120,15 @@ def test_a_resumed_run_keeps_its_clusters_and_is_bit_identical(kinds: Path, tmp_
     assert checkpoint_digest(tmp_path / "whole") == checkpoint_digest(tmp_path / "cut")
 
 
+def test_a_refused_command_leaves_the_clusters_of_the_run(kinds: Path, run: Path) -> None:
+    """Resumed with its own settings, it would train with other labels otherwise."""
+    before = (run / FILE).read_bytes()
+    words = [CLUSTER[0], "networks.num_clusters=2", "train.kimg=0.072"]
+    with pytest.raises(AssertionError, match=r"run with other settings: networks\.num_c"):
+        run_world(1, train_run, kinds, run, words)
+    assert (run / FILE).read_bytes() == before
+
+
 def test_exported_file_is_the_generator(run: Path, tmp_path: Path) -> None:
     """It is asked for the number of a cluster."""
     export(run, tmp_path, format="safetensors", license="mit")

@@ -230,9 +230,9 @@ def test_contradicting_settings_are_refused(overrides: list[str], expected: str)
 def test_a_batch_must_hold_whole_groups(overrides: list[str], fitting: str) -> None:
     """With two processes. The error names batch sizes that fit."""
     with pytest.raises(UserError, match=fitting.replace("(", r"\(").replace(")", r"\)")):
-        check_batch(config := load_config(None, overrides), World(0, 2), given=config)
+        check_batch(load_config(None, overrides), World(0, 2))
     config = load_config(None, [*overrides, "train.batch_size=64"])
-    check_batch(config, World(0, 2), given=config)
+    check_batch(config, World(0, 2))
 
 
 def test_identity_depends_on_what_changes_the_weights() -> None:

@@ -21,12 +21,7 @@ from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import build_generator
 from distgan.networks.generator_file import load_generator, save_generator
 from distgan.networks.latents import generate, sample_latents
-from distgan.networks.mixture import (
-    Mixture,
-    MixtureSpec,
-    choose_class,
-    mixture_spec,
-)
+from distgan.networks.mixture import Mixture, MixtureSpec, choose_class, mixture_spec
 from distgan.run.class_plan import divide_steps, plan_classes
 from shards.pack import pack
 from tests.conftest import NUM_IMAGES
@@ -101,10 +96,7 @@ def test_each_class_trains_on_its_own_images(whole: tuple[Path, dict[str, Any]])
         [{0}] * 3 + [{1}] * 2,
     )
     assert (status(run)["state"], status(run)["images_seen"]) == ("done", 2 * NUM_IMAGES)
-    assert [status(folder)["state"] for folder in sorted((run / "classes").iterdir())] == [
-        "done",
-        "done",
-    ]
+    assert [status(each)["state"] for each in (run / "classes").iterdir()] == ["done"] * 2
 
 
 def test_the_table_of_settings_is_printed_once(whole: tuple[Path, dict[str, Any]]) -> None:
@@ -113,6 +105,16 @@ def test_the_table_of_settings_is_printed_once(whole: tuple[Path, dict[str, Any]
     for each in ("  networks: ", "  class even: 15 images, ", "  class odd: 15 images, "):
         assert sum(line.startswith(each) for line in lines) == 1, each
     assert any(line.startswith("training: class odd, ") for line in lines), lines
+
+
+def test_a_refused_command_leaves_the_settings_of_the_run(
+    whole: tuple[Path, dict[str, Any]], shards: Path
+) -> None:
+    """config.toml still says what was trained."""
+    before = (whole[0] / "config.toml").read_text()
+    with pytest.raises(AssertionError, match=r"run with other settings: optim\.lr_g"):
+        run_world(1, train_classes, shards, whole[0], (*OVERRIDES, "optim.lr_g=1e-3"))
+    assert (whole[0] / "config.toml").read_text() == before
 
 
 def test_run_of_a_class_equals_a_run_with_data_classes(
@@ -339,11 +341,7 @@ def test_class_killed_before_it_wrote_its_generator_is_finished(
     for folder in (first, run):
         (folder / "status.json").write_text(json.dumps(status(folder) | {"state": "running"}))
     [result] = run_world(1, train_classes, shards, run, OVERRIDES)
-    assert (result["state"], status(run)["state"], status(first)["state"]) == (
-        "done",
-        "done",
-        "done",
-    )
+    assert result["state"] == status(run)["state"] == status(first)["state"] == "done"
     assert (first / "generator.safetensors").exists()
     assert checkpoint_digest(first) == checkpoint_digest(
         sorted((whole[0] / "classes").iterdir())[0]

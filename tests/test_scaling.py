@@ -8,11 +8,12 @@ from distgan.config.flat import identity_hash
 from distgan.config.load import load_config
 from distgan.config.scaling import adaptations, scale_to_batch
 from distgan.errors import UserError
-from distgan.run.preflight import check_batch, remedied, settings_for
+from distgan.run.preflight import remedied, settings_for
 from distgan.runtime.distributed import World
 from tests.worlds import SMALL, rows, run_world, train_run
 
 STRONG = "cifar10-strong"
+ALONE = World(0, 1)
 
 
 def test_settings_follow_the_square_root_rule() -> None:
@@ -31,11 +32,28 @@ def test_a_remedy_follows_the_batch_size_like_any_setting() -> None:
     """It is meant for the reference batch, and the settings that it leaves out stay."""
     remedy = "collapse.remedy=['optim.lr_d=2e-4']"
     given = load_config(STRONG, ["train.batch_size=128", remedy])
-    before = scale_to_batch(given)
-    after = remedied(given, before)
+    before = settings_for(given, 1)
+    after = remedied(before, ALONE)
     assert after.optim.lr_d == pytest.approx(2e-4 * 8**0.5)
     assert after.optim.model_copy(update={"lr_d": before.optim.lr_d}) == before.optim
     assert after.train == before.train
+    assert settings_for(before, 1) == before  # so config.toml means the same
+
+
+def test_a_remedy_is_refused_with_a_batch_that_would_do() -> None:
+    """Eight processes share it in groups of four."""
+    remedy = "collapse.remedy=['optim.betas=[0.0,0.9]']"
+    with pytest.raises(UserError, match=r"collapse.remedy: .* at most train.batch_size=64"):
+        settings_for(load_config(STRONG, [remedy]), 8)
+
+
+def test_a_remedy_whose_groups_do_not_fit_is_refused() -> None:
+    """Also when a run that was rolled back resumes on more processes."""
+    remedy = "collapse.remedy=['loss.diversity.feature_distance=1']"
+    config = settings_for(load_config(STRONG, ["train.batch_size=16", remedy]), 1)
+    assert remedied(config, ALONE).loss.diversity.feature_distance == 1
+    with pytest.raises(UserError, match="cannot be split over 4 processes"):
+        remedied(config, World(0, 4))
 
 
 def test_a_remedy_beyond_the_rule_is_refused_at_the_start() -> None:
@@ -43,14 +61,14 @@ def test_a_remedy_beyond_the_rule_is_refused_at_the_start() -> None:
     remedy = "collapse.remedy=['optim.betas=[0.0,0.9]']"
     given = load_config(STRONG, ["train.batch_size=128", "collapse.action=rollback", remedy])
     with pytest.raises(UserError, match=r"collapse.remedy: train.batch_size=128 .* use at most"):
-        check_batch(settings_for(given, 1), World(0, 1), given=given)
+        settings_for(given, 1)
 
 
 def test_a_remedy_chooses_what_follows_other_settings() -> None:
     """Unrolled steps are SGD's if the discriminator's are, as without a rollback."""
     words = ["optim.name=sgd", "collapse.remedy=['loss.unroll_steps=5']"]
     config = load_config(None, words)
-    assert remedied(config, settings_for(config, 1)).loss.unroll_optimizer == "sgd"
+    assert remedied(settings_for(config, 1), ALONE).loss.unroll_optimizer == "sgd"
 
 
 def test_intervals_and_decay_stay_the_same_per_image() -> None:
@@ -159,4 +177,6 @@ def test_a_run_on_three_processes_starts_and_resumes_with_a_larger_batch(
         )
         assert {result["state"] for result in results} == {"done"}
     assert [row["progress/images"] for row in rows(tmp_path / "run")] == [12, 24]
+    with pytest.raises(AssertionError, match=r"other settings: train.batch_size was 12, now 4\. "):
+        run_world(1, train_run, shards, tmp_path / "run", overrides)
     assert "batch_size = 12\n" in (tmp_path / "run/config.toml").read_text()

@@ -25,6 +25,17 @@ LARGEST_FACTOR = 16  # of the batch that is chosen for many processes, unless th
 FEWEST_IMAGES = 4  # of a process in that batch, over which batch norm normalises
 
 
+FOLLOWERS = (  # of the batch size
+    "optim.lr_g",
+    "optim.lr_d",
+    "optim.betas",
+    "optim.epsilon",
+    "optim.weight_decay",
+    "optim.lookahead_steps",
+    "loss.penalty_interval",
+)
+
+
 def share_batch(config: Config, num_processes: int, *, group: int) -> Config:
     """Enlarge the reference batch if these processes cannot share it.
 
@@ -95,21 +106,13 @@ def scaled_optim(config: Config, factor: float, parts: int) -> dict[str, Any]:
 
 
 def adaptations(before: Config, after: Config) -> str:
-    """Return `setting old -> new; ...` for all that was derived from processes and batch."""
-    names = [
-        ("train", "batch_size"),
-        ("optim", "lr_g"),
-        ("optim", "lr_d"),
-        ("optim", "betas"),
-        ("optim", "weight_decay"),
-        ("optim", "lookahead_steps"),
-        ("loss", "penalty_interval"),
-    ]
+    """Return `setting old -> new; ...` for what was derived, except Adam's epsilon."""
     rows = []
-    for section, name in names:
+    for setting in ("train.batch_size", *FOLLOWERS):
+        section, _, name = setting.partition(".")
         old, new = (getattr(getattr(config, section), name) for config in (before, after))
-        if old != new:
-            rows.append(f"{section}.{name} {shown(old)} -> {shown(new)}")
+        if old != new and name != "epsilon":
+            rows.append(f"{setting} {shown(old)} -> {shown(new)}")
     return "; ".join(rows)
 
 

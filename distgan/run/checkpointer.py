@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 
 from distgan.config.flat import flat_values, identity_values
+from distgan.config.scaling import FOLLOWERS
 from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.evaluation.evaluator import Evaluator
@@ -207,7 +208,10 @@ def find_checkpoint(
     changed = {
         name: f"{name} was {then[name]}, now {now[name]}" for name in now if then[name] != now[name]
     }
-    conflicts = [text for name, text in changed.items() if name in identity]
+    different = [name for name in changed if name in identity]
+    if "train.batch_size" in different:  # setting it back sets back what follows it
+        different = [name for name in different if name not in FOLLOWERS]
+    conflicts = [changed[name] for name in different]
     if contents["fingerprint"] != fingerprint:
         was, is_now = str(contents["fingerprint"])[:12], fingerprint[:12]
         conflicts.append(f"the dataset's fingerprint was {was}, now {is_now}")

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from distgan.config.flat import changed_from_defaults, flat_values
-from distgan.config.load import with_overrides
+from distgan.config.flat import changed_from_defaults, flat_values, flatten, to_overrides
+from distgan.config.load import parse_override, with_overrides
 from distgan.config.scaling import adaptations, scale_to_batch, share_batch
 from distgan.config.schema import Config
 from distgan.errors import UserError
@@ -32,13 +32,10 @@ MACHINE_LOCAL = (  # settings that may differ between the machines of a run
 )
 
 
-def check_run(session: Session, config: Config, *, given: Config) -> None:
-    """Raise UserError if the images, the processes or the length do not suit the settings.
-
-    `given` are the settings before they were adapted to the processes and the batch size.
-    """
+def check_run(session: Session, config: Config) -> None:
+    """Raise UserError if the images, the processes or the length do not suit the settings."""
     check_image_size(session.reader)
-    check_batch(config, session.world, given=given)
+    check_batch(config, session.world)
     check_label_start(config, session.total_images)
 
 
@@ -54,21 +51,39 @@ def settings_for(config: Config, num_processes: int) -> Config:
     """Return the settings with which this many processes train; raises UserError.
 
     Processes that cannot share the batch of a preset get a larger one. Settings that follow the
-    batch size are derived from it.
+    batch size are derived from it, also those of `collapse.remedy`.
     """
     group = math.lcm(*group_sizes(config).values())
-    parts = num_processes * config.train.accumulate * group
-    return scale_to_batch(share_batch(config, num_processes, group=group), parts=parts)
+    shared = share_batch(config, num_processes, group=group)
+    adapted = scale_to_batch(shared, parts=parts_of_batch(config, num_processes))
+    remedy = config.collapse.remedy
+    if not remedy:
+        return adapted
+    try:
+        other = with_overrides(shared, remedy)
+        after = scale_to_batch(other, parts=parts_of_batch(other, num_processes))
+    except UserError as error:
+        raise UserError(f"collapse.remedy: {error}") from None
+    before, values = flat_values(adapted), flat_values(after)
+    typed = {name for override in remedy for name in flatten(parse_override(override))}
+    changed = {n: v for n, v in values.items() if n in typed or v not in (before[n], None)}
+    collapse = adapted.collapse.model_copy(update={"remedy": tuple(to_overrides(changed))})
+    return adapted.model_copy(update={"collapse": collapse})
 
 
-def remedied(given: Config, config: Config) -> Config:
-    """Return the settings in force after a rollback: those given, changed by `collapse.remedy`.
+def parts_of_batch(config: Config, num_processes: int) -> int:
+    """Return the number by which the batch must be divisible."""
+    return num_processes * config.train.accumulate * math.lcm(*group_sizes(config).values())
 
-    `config` are the settings before it. The batch stays as it is, and what follows its size is
-    derived from it as for any other setting.
+
+def remedied(config: Config, world: World) -> Config:
+    """Return the settings in force after a rollback, changed by `collapse.remedy`.
+
+    Raises UserError if these processes cannot share the batch then.
     """
-    batch = f"train.batch_size={config.train.batch_size}"
-    return scale_to_batch(with_overrides(given, [*config.collapse.remedy, batch]))
+    active = with_overrides(config, config.collapse.remedy)
+    check_division(active, world)
+    return active
 
 
 def check_label_start(config: Config, total_images: float) -> None:
@@ -82,15 +97,12 @@ def check_label_start(config: Config, total_images: float) -> None:
         )
 
 
-def check_batch(config: Config, world: World, *, given: Config) -> None:
-    """Raise UserError if the batch cannot be divided, with or without `collapse.remedy`.
-
-    `given` are the settings before they were adapted, as the remedy is in its turn.
-    """
+def check_batch(config: Config, world: World) -> None:
+    """Raise UserError if the batch cannot be divided, with or without `collapse.remedy`."""
     check_division(config, world)
     if config.collapse.action == "rollback":
         try:
-            check_division(remedied(given, config), world)
+            remedied(config, world)
         except UserError as error:
             raise UserError(f"collapse.remedy: {error}") from None
 
@@ -100,7 +112,7 @@ def check_division(config: Config, world: World) -> None:
     train = config.train
     groups = group_sizes(config)
     group = math.lcm(*groups.values())
-    parts = world.size * train.accumulate * group
+    parts = parts_of_batch(config, world.size)
     if train.batch_size % parts == 0:
         return
     below, above = train.batch_size // parts * parts, (train.batch_size // parts + 1) * parts
