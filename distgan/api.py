@@ -76,6 +76,8 @@ def run(config: Config, run_dir: Path | None, interrupt: Interrupt) -> TrainingR
 def equal_command(config: Config, run_dir: Path) -> list[str]:
     """Return the command line that trains the same in the same folder."""
     overrides = to_overrides(changed_from_defaults(config))
+    if config.optim.reference_batch is None:  # but the preset has one
+        overrides.append("optim.scaling=none")
     return ["distgan", "train", "--preset", "classic", "--run-dir", str(run_dir), *overrides]
 
 

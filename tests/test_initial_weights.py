@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from distgan.config.flat import identity_hash
 from distgan.config.load import load_config
@@ -145,6 +145,13 @@ def test_optimizers_of_a_network_with_more_weights_are_refused(
         start_from(gan, path, with_optimizers=True)
 
 
+def test_optimizers_of_another_kind_are_refused(shards: Path, tmp_path: Path, gan: GAN) -> None:
+    """Adam and AdamW have the same values, and differ in the kind of weight decay."""
+    run_world(1, train_run, shards, tmp_path / "run", [*ONE_STEP, "optim.name=adamw"])
+    with pytest.raises(UserError, match=r"trained with another optim\.name"):
+        start_from(gan, tmp_path / "run", with_optimizers=True)
+
+
 def test_a_resumed_run_does_not_start_over(shards: Path, trained: Path, tmp_path: Path) -> None:
     """Weights are read once: a resumed run equals an uninterrupted one, without the old run.
 
@@ -176,6 +183,12 @@ def test_weights_that_do_not_fit_are_named(
     assert "drawn anew: generator.project.weight" in events
     with pytest.raises(UserError, match="give a run folder, a checkpoint folder or a generator"):
         start_from(gan, tmp_path / "nowhere", with_optimizers=False)
+    tensors = list_checkpoints(trained / "checkpoints")[-1] / "tensors.safetensors"
+    with pytest.raises(UserError, match="give the folder of this checkpoint"):
+        start_from(gan, tensors, with_optimizers=False)
+    save_file({"parts.0.project.weight": torch.zeros(1)}, tmp_path / "generator.safetensors")
+    with pytest.raises(UserError, match="one per class; give the folder of one of them"):
+        start_from(gan, tmp_path, with_optimizers=False)
     (tmp_path / "broken").write_bytes(b"x" * 40)
     with pytest.raises(UserError, match=r"train\.init_from="):
         start_from(gan, tmp_path / "broken", with_optimizers=False)

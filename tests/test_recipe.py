@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import distgan
+from distgan.cli.training import check_settings
 from distgan.commands.sweep_file import plan_runs, read_sweep
 from distgan.config.flat import identity_values, to_toml
 from distgan.config.load import build_config, load_config
@@ -70,9 +71,13 @@ def test_the_classic_preset_is_the_plain_dcgan() -> None:
 def test_settings_may_fit_the_recipe_alone(shards: Path) -> None:
     """Penalties need a discriminator without batch norm; a setting that fits neither is refused."""
     assert choose_settings(None, ["loss.r1=0.1"], data=str(shards)).config.loss.r1 == 0.1
+    check_settings(None, ["loss.r1=0.1"], data=str(shards))
     with pytest.raises(UserError, match=r"unknown setting 'loss.r3'") as refused:
         choose_settings(None, ["loss.r3=0.1"], data=str(shards))
     assert "--preset classic" not in str(refused.value)
+    for preset, word in ((None, "loss.r3=0.1"), ("classic", "loss.r2=0.1")):
+        with pytest.raises(UserError, match=word[:7]):
+            check_settings(preset, [word], data=str(shards))
 
 
 def test_settings_that_do_not_fit_the_recipe_name_the_classic_preset(shards: Path) -> None:
@@ -114,6 +119,13 @@ def test_a_sweep_that_began_without_recipe_keeps_its_settings(shards: Path, tmp_
     names[0].entry.folder.mkdir(parents=True)
     (names[0].entry.folder / "config.toml").write_text(to_toml(old))
     assert plan_runs(read_sweep(file), folder=tmp_path / "runs") == names
+
+
+def test_a_sweep_may_try_what_fits_the_recipe_alone(shards: Path, tmp_path: Path) -> None:
+    """The plain DCGAN has batch norm in its discriminator, with which penalties are refused."""
+    file = tmp_path / "some.toml"
+    file.write_text(f"data = {str(shards)!r}\nkimg = 1\n[grid]\nloss.r1 = [0.1, 0.2]\n")
+    assert len(plan_runs(read_sweep(file), folder=tmp_path / "runs")) == 2
 
 
 def start_training(shards: Path, run_dir: Path) -> None:

@@ -11,7 +11,8 @@ import typer
 from typer import Argument, Option
 
 from distgan.cli.app import Overrides, app, command, expand_paths, flag
-from distgan.config.load import load_config, preset_names
+from distgan.config.load import build_config, load_config, preset_names
+from distgan.config.recipe import recipe_for
 from distgan.errors import RunFailed, UserError
 from distgan.reporting.console import say_in_terminal, show_error
 from distgan.runtime.signals import INTERRUPT
@@ -82,7 +83,7 @@ def run(
 
     A `dry` run only measures its first steps, and is `done`.
     """
-    load_config(preset, overrides, data=data)  # finds most mistakes before the slow imports
+    check_settings(preset, overrides, data=data)
     if os.environ.get("RANK", "0") == "0":
         say_in_terminal("starting ...")
     from distgan.per_class import PerClassTrainer
@@ -108,6 +109,19 @@ def run(
         state = trainer.run()
     leave_world()
     return state
+
+
+def check_settings(preset: str | None, overrides: Sequence[str], *, data: str | None) -> None:
+    """Find most mistakes before the slow imports, which must not take the time; raises UserError.
+
+    Without a preset the overrides must fit the plain DCGAN or the recipe, whose size is unknown.
+    """
+    try:
+        load_config(preset, overrides, data=data)
+    except UserError:
+        if preset is not None:
+            raise
+        build_config(recipe_for(64, 64, num_images=1), overrides, data=data)
 
 
 @command

@@ -271,11 +271,14 @@ def settings_of(label: str, preset: str | None, own: Sequence[str], data: str | 
 
 def has_classic_runs(sweep: Sweep, planned: Sequence[Planned], folder: Path) -> bool:
     """Return whether an earlier version, which trained a classic DCGAN, has begun this sweep."""
-    return any(
-        is_run_of(classic, find_folder(folder, label, seed, classic))
-        for label, seed, _, own in planned
-        for classic in [settings_of(label, "classic", own, sweep.data)]
-    )
+    for label, seed, _, own in planned:
+        try:
+            classic = settings_of(label, "classic", own, sweep.data)
+        except UserError:  # this cell fits the recipe alone
+            continue
+        if is_run_of(classic, find_folder(folder, label, seed, classic)):
+            return True
+    return False
 
 
 def find_folder(folder: Path, label: str, seed: int, config: Config) -> Path:

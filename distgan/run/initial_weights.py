@@ -94,6 +94,14 @@ def read_weights(path: Path) -> Weights:
             weights = load_file(path)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UserError(f"train.init_from={path}: {first_line(error)}") from None
+        first = next(iter(weights), "")
+        if first.startswith("parts."):
+            raise UserError(
+                f"train.init_from={path}: these are several GANs, one per class; give the folder "
+                "of one of them, in classes/ of that run"
+            )
+        if first.startswith((*NETWORK_OF_OPTIMIZER, *NETWORK_OF_OPTIMIZER.values(), EMA_PREFIX)):
+            raise UserError(f"train.init_from={path}: give the folder of this checkpoint")
         prefixes = ("generator.", EMA_PREFIX)
         named = {prefix + name: t for prefix in prefixes for name, t in weights.items()}
         return Weights(path, named, {})
@@ -122,7 +130,9 @@ def load_optimizers(
                 f"train.init_optimizers=true: {path} has no optimizers; give a checkpoint"
             )
         (now,), (then, *_) = optimizer.param_groups, players[name]["param_groups"]
-        if now.keys() != then.keys():
+        # Adam and AdamW differ in this value alone.
+        name_of_decay = "decoupled_weight_decay"
+        if now.keys() != then.keys() or now.get(name_of_decay) != then.get(name_of_decay):
             raise UserError(
                 f"train.init_optimizers=true: {path} was trained with another optim.name; "
                 "set the same, or leave the optimizers out"
