@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from distgan.config.flat import identity_hash
+from distgan.api import equal_command
+from distgan.config.flat import flat_values, identity_hash
 from distgan.config.load import load_config
 from distgan.config.scaling import adaptations, scale_to_batch
+from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.run.preflight import remedied, settings_for
 from distgan.runtime.distributed import World
@@ -84,6 +86,14 @@ def test_derived_settings_are_not_derived_again() -> None:
     """A run's config.toml holds what was derived, and means the same when it is read again."""
     scaled = scale_to_batch(load_config(STRONG, ["train.batch_size=128"]))
     assert scale_to_batch(scaled) == scaled
+
+
+def test_the_command_of_settings_without_a_reference_batch_trains_the_same() -> None:
+    """A run from Python records a command line, whose preset would follow the batch."""
+    config = Config.model_validate({"train": {"batch_size": 64}})
+    words = equal_command(config, Path("run"))[6:]
+    again = settings_for(load_config("classic", words), 1)
+    assert flat_values(again) == flat_values(settings_for(config, 1))
 
 
 @pytest.mark.parametrize("preset", ["digits", "cifar10", STRONG])
