@@ -13,6 +13,7 @@ from distgan.cli import app
 from distgan.commands.evaluate import (
     evaluate_inputs,
     is_from_other_data,
+    numbered_as,
     open_folder,
     open_input,
     thresholds_of,
@@ -21,6 +22,7 @@ from distgan.config.schema import Data, Evaluation, Thresholds
 from distgan.data import open_dataset
 from distgan.errors import UserError
 from distgan.images import write_image
+from distgan.labels import class_labels
 from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import build_generator
 from distgan.networks.generator_file import load_generator, save_generator, was_improving
@@ -138,6 +140,28 @@ def test_a_run_of_some_classes_is_compared_with_these(tmp_path: Path) -> None:
     settings = Evaluation(num_samples=300, extractor="random")
     [score] = evaluate_inputs([tmp_path], RunData(None, ("0", "1")), settings=settings, seed=0)
     assert score.result.protocol.num_reference == 180  # half of 178 zeros and 182 ones
+
+
+def test_a_run_whose_settings_are_damaged_is_not_compared_with_the_digits(tmp_path: Path) -> None:
+    """Nobody knows which images are its own."""
+    (tmp_path / "status.json").write_text("{}")
+    for content in (b"", b"[data"):
+        (tmp_path / "config.toml").write_bytes(content)
+        with pytest.raises(UserError, match=r"config.toml is damaged; name .* with --data"):
+            data_of([tmp_path])
+
+
+def test_classes_have_the_numbers_that_the_generator_knows(shards: Path) -> None:
+    """Two packed datasets may have the same classes in different orders."""
+    _, reader = open_dataset(Data(shards=str(shards)))
+    labels = class_labels(reader, None)
+    assert labels.names == ("even", "odd")
+    other = numbered_as(("odd", "even"), labels)
+    assert other is not None
+    ids = np.arange(reader.num_samples)
+    assert (other.of_samples(ids) == 1 - labels.of_samples(ids)).all()
+    assert (other.names, other.counts) == (("odd", "even"), labels.counts[::-1])
+    assert numbered_as(("odd", "even", "none"), labels) is None
 
 
 def test_a_folder_of_runs_is_not_scored_as_images(tmp_path: Path) -> None:

@@ -235,6 +235,12 @@ def test_a_batch_must_hold_whole_groups(overrides: list[str], fitting: str) -> N
     check_batch(config, World(0, 2))
 
 
+def test_a_folder_whose_name_cannot_be_written_down_is_refused() -> None:
+    """config.toml is UTF-8."""
+    with pytest.raises(UserError, match=r"this name is not UTF-8; rename the folder"):
+        load_config(None, data="shards\udcff")
+
+
 def test_identity_depends_on_what_changes_the_weights() -> None:
     """Seed, batch size and dataset change it; length, logging and checkpoints do not."""
     plain = identity_hash(Config(), "fingerprint")

@@ -75,7 +75,8 @@ def write_pages(run: Path) -> None:
     """Write both pages of a run, without the slow search for real images."""
     record = read_record(run)
     write_report(record, run / "report.html", search_nearest=False)
-    write_comparison(group_runs([record, record]), run.parent / "report.html")
+    page = run.parent / "report.html"
+    write_comparison(group_runs([record, record]), page, folder=run.parent)
 
 
 def test_damaged_lines_are_skipped_and_counted(run: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from distgan.config.flat import to_toml
 from distgan.config.schema import Config, Evaluation
+from distgan.reporting.comparison import group_runs, result_cells
 from distgan.reporting.metrics import explain_distance
 from distgan.reporting.run_record import read_record
 from distgan.reporting.summary import summarize
@@ -61,6 +62,37 @@ def test_evaluations_that_were_made_otherwise_are_not_compared(tmp_path: Path) -
     assert record.best_evaluation.values["quality/frechet"] == 0.8
     text = summarize(record)
     assert "first evaluation scored 1.2" in text and "all 2 evaluations" in text
+    assert record.curve("quality/frechet") == ([2.0, 3.0], [1.2, 0.8])
+    page = report_text(run)
+    assert "the best of 2 evaluations" in page and "Earlier evaluations were made in" in page
+
+
+def test_features_of_an_earlier_evaluation_do_not_name_the_score(tmp_path: Path) -> None:
+    """A run whose later evaluations have no FID has a best Fréchet distance, also in tables."""
+    run = write_run(tmp_path / "run", [9.0, 1.2, 0.8], verdict="healthy")
+    file = run / "evaluations.jsonl"
+    first, *others = file.read_text().splitlines()
+    first = first.replace("quality/frechet", "quality/fid").replace('"probe"', '"inception"')
+    file.write_text("\n".join([first, *others]) + "\n")
+    record = read_record(run)
+    assert record.best_metric == "quality/frechet"
+    (group,) = group_runs([record])
+    assert "best Fréchet distance" in group.columns
+    assert "0.8" in [cell.text for cell in group.results[0]]
+
+
+def test_a_row_of_the_comparison_is_one_evaluation(tmp_path: Path) -> None:
+    """Distance and coverage are those of the best checkpoint, whatever makes it the best."""
+    run = write_run(tmp_path / "run", [0.3, 0.9], verdict="healthy")
+    settings = Config(evaluation=Evaluation(best_metric="quality/coverage"))
+    (run / "config.toml").write_text(to_toml(settings))
+    file = run / "evaluations.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row, coverage in zip(rows, (0.4, 0.8), strict=True):
+        row["values"]["quality/coverage"] = coverage
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [cell.text for cell in result_cells(read_record(run), "quality/frechet")]
+    assert "0.9" in texts and "0.8" in texts and "0.3" not in texts
 
 
 @pytest.mark.parametrize(
@@ -70,6 +102,7 @@ def test_evaluations_that_were_made_otherwise_are_not_compared(tmp_path: Path) -
         ([2.0 / n for n in range(1, 81)], "healthy", "training to train.kimg=160 would"),
         ([1.2, 0.5, 0.5, 0.5, 0.6, 0.5], "healthy", "more images would help most"),
         ([1.2], "learning", "training to train.kimg=100 would help most"),
+        ([1.2], "learning", "One evaluation does not show whether the run was still improving"),
     ],
 )
 def test_the_advice_follows_from_the_curve(

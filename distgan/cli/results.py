@@ -119,7 +119,8 @@ def evaluate(
     show_scores(
         evaluate_inputs(
             inputs, real, settings=settings, seed=seed, num_reference=reference, json_file=json
-        )
+        ),
+        wanted=settings.metrics or (),
     )
 
 

@@ -85,6 +85,10 @@ class StepCost:
         """Return the time that the host needs to launch the step."""
         return self.launches * LAUNCH_US / 1e3
 
+    def fits(self, gpu: Gpu) -> bool:
+        """Return whether a step fits in a GPU's memory, as far as is counted."""
+        return self.peak_bytes <= gpu.memory_gb * 1e9
+
     def step_ms(self, gpu: str) -> float:
         """Return the least time of a step: launching or executing its kernels takes longer."""
         return max(self.launch_ms(), self.roofline_ms[gpu])
@@ -106,7 +110,9 @@ class Estimate:
             "gpus": [asdict(gpu) for gpu in GPUS],
             "step": asdict(self),
             "images_per_sec": {
-                gpu.name: rate(self.average, self.average.step_ms(gpu.name)) for gpu in GPUS
+                gpu.name: rate(self.average, self.average.step_ms(gpu.name))
+                for gpu in GPUS
+                if self.average.fits(gpu)
             },
         }
 
@@ -241,7 +247,9 @@ def gpu_rows(found: Estimate) -> list[list[str]]:
             f"{cost.roofline_ms[gpu.name]:.2f} ms",
             f"{cost.launch_ms():.2f} ms",
             "launches" if cost.launch_ms() > cost.roofline_ms[gpu.name] else "the GPU",
-            format_number(rate(cost, cost.step_ms(gpu.name))),
+            format_number(rate(cost, cost.step_ms(gpu.name)))
+            if cost.fits(gpu)
+            else f"does not fit in {gpu.memory_gb} GB",
         ]
         for gpu in GPUS
     ]

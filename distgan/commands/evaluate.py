@@ -1,16 +1,18 @@
 """`distgan evaluate`: compare generators, or folders of generated images, with packed shards."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from distgan.config.metrics import PUBLISHED_NAMES
 from distgan.config.schema import Data, Evaluation, Thresholds
 from distgan.data import open_dataset
 from distgan.errors import UserError
-from distgan.evaluation.evaluate import Fakes, Result, evaluate
+from distgan.evaluation.evaluate import Fakes, Result, check_names, evaluate
 from distgan.evaluation.evaluator import choose_extractor, real_images
 from distgan.evaluation.reference import prepare_reference
 from distgan.evaluation.verdict import Verdict, assess
@@ -24,7 +26,7 @@ from distgan.networks.generator_file import (
     was_improving,
 )
 from distgan.reporting.classes import class_lines
-from distgan.reporting.console import say, show_columns
+from distgan.reporting.console import say, show_columns, show_warning
 from distgan.reporting.metrics import explain_distance
 from distgan.run.clusters import FILE as CLUSTERS_FILE
 from distgan.run.clusters import read_clusters
@@ -84,6 +86,7 @@ def evaluate_inputs(
     """
     if json_file is not None:
         check_writable(json_file)
+    check_names(settings.metrics or ())
     world = World(0, 1)
     _, reader = open_dataset(Data(shards=data.shards, classes=data.classes))
     extractor, _ = choose_extractor(settings, reader, world=world)
@@ -154,13 +157,30 @@ def labels_of_classes(paths: list[Path], inputs: list[Input], reader: ShardReade
         return None
     ((wanted, path),) = found.items()
     if set(wanted) <= set(reader.index.class_names or ()):
-        return class_labels(reader, wanted)
+        return numbered_as(wanted, class_labels(reader, wanted))
     for folder in (path, *path.resolve().parents[:2]):
         clusters = read_clusters(folder / CLUSTERS_FILE)
         if clusters is not None and clusters.are_of(reader):
             labels = clusters.as_labels()
             return labels if labels.names == wanted else None
     return None
+
+
+def numbered_as(names: tuple[str, ...], labels: Labels) -> Labels | None:
+    """Return labels whose classes have the numbers of these names, None if one has no images.
+
+    Two packed datasets may have the same classes in different orders.
+    """
+    if set(names) != set(labels.names):
+        return None
+    numbers = np.array([names.index(name) for name in labels.names] + [-1])  # -1 remains -1
+    counts = dict(zip(labels.names, labels.counts, strict=True))
+    return replace(
+        labels,
+        names=names,
+        counts=tuple(counts[name] for name in names),
+        of_samples=lambda ids: numbers[labels.of_samples(ids)],
+    )
 
 
 def labels_asked_for(each: Input, num: int, *, seed: int) -> Tensor | None:
@@ -180,8 +200,11 @@ def format_value(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def show_scores(scores: list[Score]) -> None:
-    """Print all inputs' metrics and those of real images, the verdicts and the protocol."""
+def show_scores(scores: list[Score], *, wanted: Sequence[str] = ()) -> None:
+    """Print all inputs' metrics and those of real images, the verdicts and the protocol.
+
+    A warning names the `wanted` metrics that none of them has.
+    """
     reals = {name: value for score in scores for name, value in score.result.reals.items()}
     rows = []
     for name in dict.fromkeys(name for score in scores for name in score.result.values):
@@ -191,6 +214,13 @@ def show_scores(scores: list[Score]) -> None:
     if len(set(names)) < len(names):
         names = [score.name for score in scores]
     show_columns(["metric", *names, "real images"], rows)
+    measured = {name for score in scores for name in score.result.values}
+    absent = [each for each in wanted if not {each, PUBLISHED_NAMES.get(each)} & measured]
+    if absent:
+        show_warning(
+            f"not measured: {', '.join(absent)}; those of classes need `distgan probe` or "
+            "networks.condition=class, and those of Inception --extractor inception"
+        )
     for score in scores:
         if score.result.by_class:
             say(f"classes of {score.name}:")

@@ -179,8 +179,8 @@ def write_onnx(generator: Generator, out: Path, facts: dict[str, Any]) -> str:
         difference = max(difference, float((torch.from_numpy(images) - expected).abs().max()))
     if difference > TOLERANCE:
         raise UserError(
-            f"onnxruntime's images differ from torch's by {difference:.2g}; "
-            "use --format safetensors"
+            f"onnxruntime's images differ from torch's by {difference:.2g}, so {path} cannot be "
+            "used; distgan export RUN --format safetensors writes a file for PyTorch"
         )
     return f"wrote {path}; onnxruntime's images differ from torch's by at most {difference:.1g}"
 

@@ -42,7 +42,7 @@ def report(folder: Path, *, out: Path | None) -> Report:
         )
     groups = group_runs(records)
     with disk_errors(f"cannot write {page}", "; choose another place with --out"):
-        write_comparison(groups, page, warnings=warnings)
+        write_comparison(groups, page, folder=folder, warnings=warnings)
     return Report(page, groups, warnings)
 
 

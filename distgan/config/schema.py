@@ -61,8 +61,8 @@ class Config(Section):
     def check_san(self) -> "Config":
         if self.networks.san and self.loss.unroll_steps:
             raise ValueError(
-                "networks.san trains the direction of the last layer by a loss of its own, which "
-                "loss.unroll_steps does not unroll; leave one of them out"
+                "networks.san has a loss of its own, which loss.unroll_steps does not unroll; add "
+                "networks.san=false, or leave out loss.unroll_steps"
             )
         return self
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from distgan.config.section import Section, setting
 from shards.errors import without_secrets
@@ -19,6 +19,18 @@ class Data(Section):
         "If not set: the handwritten digits of scikit-learn.",
         identity=False,
     )
+
+    @field_validator("shards")
+    @classmethod
+    def check_encoding(cls, shards: str | None) -> str | None:
+        try:
+            (shards or "").encode()
+        except UnicodeEncodeError:  # config.toml could not be read again
+            raise ValueError(
+                f"data.shards={shards!r}: this name is not UTF-8; rename the folder"
+            ) from None
+        return shards
+
     cache_gb: float | None = setting(
         None,
         "Largest size of the cache of remote shards on each node, in GB. "

@@ -1,6 +1,7 @@
 """The evaluations, the verdict and the best checkpoint of a run in training, equal on all ranks."""
 
 import math
+import shlex
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,8 @@ def choose_extractor(
         ), "Inception: distances are FID and KID"
     if name == "random" or (name == "auto" and not cached.exists()):
         has_labels = name == "auto" and reader.index.class_names is not None
-        better = f"; better: distgan probe {reader.files.source}" if has_labels else ""
+        command = f"distgan probe {shlex.quote(str(reader.files.source))}"
+        better = f"; better: {command}" if has_labels else ""
         return RandomConv(), f"a fixed random convolution{better}"
     probe = Probe.load(cached if name in ("auto", "probe") else expand_user(name))
     accuracy = probe.card.accuracy

@@ -204,7 +204,7 @@ def prepare_reference(
     num_reference=50_000. `folder` is the cache, by default in the user's cache folder. Raises
     UserError if there are too few images.
     """
-    num_drawn = num_samples if num_reference is None else reals.num_images
+    num_drawn = min(num_samples, num_reference or num_samples)
     check_enough(reals.num_images, num_drawn, settings=settings)
     split = split_reals(reals.num_images, num_samples, num_reference, seed=split_seed)
     protocol = Protocol(
@@ -250,8 +250,9 @@ def measure_reals(
             settings=protocol.settings,
         )
 
-    shares = reals.class_shares
-    known = None if shares is None else torch.tensor(shares, dtype=torch.float64)
+    known = None
+    if reals.class_shares is not None and len(reals.class_shares) == extractor.num_classes:
+        known = torch.tensor(reals.class_shares, dtype=torch.float64)
     control = sample(split.control)
     measured = Reference.measure(sample(split.against), control, known_shares=known)
     values = metrics.compute(control, measured, published=extractor.published)

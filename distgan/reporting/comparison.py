@@ -22,6 +22,7 @@ from distgan.reporting.rendering import image_file_uri, render, write_page
 from distgan.reporting.run_record import RunRecord
 from distgan.run.files import comparable_part
 from distgan.text import NO_VALUE, format_duration, format_number, is_number, pluralize
+from shards.errors import printable
 
 COLUMNS = ("run", "state", "verdict", "kimg", "best {distance}", "coverage", "images/s", "time")
 NUM_TEXT_COLUMNS = 3  # the others are numbers
@@ -51,7 +52,8 @@ class Group:
     @property
     def distance(self) -> str:
         """Name of the distance that all runs have: FID in Inception's features."""
-        is_fid = any("quality/fid" in row.values for run in self.runs for row in run.evaluations)
+        rows = [row for run in self.runs for row in run.comparable_evaluations]
+        is_fid = any("quality/fid" in row.values for row in rows)
         return "quality/fid" if is_fid else "quality/frechet"
 
     @property
@@ -65,11 +67,13 @@ class Group:
         return [result_cells(run, self.distance) for run in self.runs]
 
 
-def write_comparison(groups: Sequence[Group], out: Path, *, warnings: Sequence[str] = ()) -> Path:
-    """Write the page that compares runs; raises OSError."""
+def write_comparison(
+    groups: Sequence[Group], out: Path, *, folder: Path, warnings: Sequence[str] = ()
+) -> Path:
+    """Write the page that compares the runs of a folder; raises OSError."""
     text = render(
         "comparison.html.j2",
-        title=out.resolve().parent.name,
+        title=printable(folder.resolve().name),
         is_live=False,
         warnings=warnings,
         num_runs=sum(len(group.runs) for group in groups),
@@ -190,11 +194,10 @@ def page_link(run: RunRecord, out: Path) -> str | None:
 def result_cells(run: RunRecord, distance: str) -> list[Cell]:
     """Return a run's row in the table of results, in the order of COLUMNS."""
     values = run.best_evaluation.values if run.best_evaluation else {}
-    distances = [row.values.get(distance) for row in run.comparable_evaluations]
-    best = min((number for number in distances if is_number(number)), default=None)
     rate = round(run.images_per_sec) if is_number(run.images_per_sec) else None
     texts = [run.name, run.status.state, run.verdict or NO_VALUE]
-    numbers = [run.images_seen / 1000, best, values.get("quality/coverage"), rate]
+    scores = [values.get(name) for name in (distance, "quality/coverage")]
+    numbers = [run.images_seen / 1000, *scores, rate]
     return [
         *(Cell(text, text) for text in texts),
         *(number_cell(number) for number in numbers),

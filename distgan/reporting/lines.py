@@ -1,5 +1,6 @@
 """Lines for the console: an evaluation, and how a run ended."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,4 +57,4 @@ def outcome_line(
     if state == "collapsed":
         return f"Collapsed at {kimg}: {reason}.{report}"
     time = "" if seconds is None else f" in {format_duration(seconds)}"
-    return f"Done: {kimg}{time}. {reason}.{report} Next: distgan sample {folder}"
+    return f"Done: {kimg}{time}. {reason}.{report} Next: distgan sample {shlex.quote(str(folder))}"

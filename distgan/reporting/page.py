@@ -113,7 +113,7 @@ def best_score(record: RunRecord) -> tuple[str, str, str]:
         f"{EVALUATION_METRICS[name].better} is better" if EVALUATION_METRICS[name].better else "",
         f"real images score {format_number(best.reals[name])}" if name in best.reals else "",
         f"at {format_kimg(best.images_seen)}, "
-        f"the best of {pluralize(len(record.evaluations), 'evaluation')}",
+        f"the best of {pluralize(len(record.comparable_evaluations), 'evaluation')}",
     ]
     return label, format_number(best.values[name]), "; ".join(filter(None, details))
 

@@ -137,7 +137,8 @@ class RunRecord:
         name = self.settings.get("evaluation.best_metric")
         name = name if isinstance(name, str) and name in RANKING_METRICS else "quality/frechet"
         published = PUBLISHED_NAMES.get(name, name)
-        return published if any(published in row.values for row in self.evaluations) else name
+        rows = self.comparable_evaluations
+        return published if any(published in row.values for row in rows) else name
 
     @cached_property
     def comparable_evaluations(self) -> list[EvaluationRow]:
@@ -168,10 +169,15 @@ class RunRecord:
         return next((row[name] for row in reversed(self.rows) if is_number(row.get(name))), None)
 
     def curve(self, name: str) -> tuple[list[float], list[float]]:
-        """Return (thousands of images, values) of a metric of training or evaluation."""
+        """Return (thousands of images, values) of a metric of training or evaluation.
+
+        Of evaluations only those that can be compared.
+        """
         points = [(row["progress/images"], row.get(name)) for row in self.rows]
         if name in EVALUATION_METRICS:
-            points = [(row.images_seen, row.values.get(name)) for row in self.evaluations]
+            points = [
+                (row.images_seen, row.values.get(name)) for row in self.comparable_evaluations
+            ]
         found = [
             (images / 1000, value) for images, value in points if isinstance(value, int | float)
         ]

@@ -70,7 +70,12 @@ def describe_advice(record: RunRecord, values: Sequence[float]) -> str:
     costs = [sign * value for value in values]
     recent = max(1, len(costs) // RECENT)
     earlier, latest = min(costs[:-recent], default=None), min(costs[-recent:])
-    if earlier is None or latest < earlier - (1 - BETTER) * abs(earlier):
+    if earlier is None:
+        return (
+            "One evaluation does not show whether the run was still improving; if it was, training "
+            f"to train.kimg={longer_kimg(record)} would help most."
+        )
+    if latest < earlier - (1 - BETTER) * abs(earlier):
         longer = longer_kimg(record)
         return f"The run was still improving, so training to train.kimg={longer} would help most."
     return (

@@ -44,7 +44,7 @@ class TensorBoardSink:
             # A resumed run repeats the steps after its checkpoint. This hides their old values.
             purge_step = images_seen + 1 if images_seen else None
             self.writer = SummaryWriter(str(folder / FOLDER), purge_step=purge_step)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             self.stop(error)
         self.add_table("settings", config)
 
@@ -92,10 +92,10 @@ class TensorBoardSink:
             options["global_step"] = self.images_seen
         try:
             getattr(self.writer, method)(*values, **options)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             self.stop(error)
 
-    def stop(self, error: OSError) -> None:
+    def stop(self, error: Exception) -> None:
         """Log nothing more."""
         self.writer = None
         self.warn(f"TensorBoard logging stopped: {first_line(error)}; training continues")

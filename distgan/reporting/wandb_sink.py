@@ -9,6 +9,7 @@ import netrc
 import os
 import queue
 import secrets
+import shlex
 import socket
 import sys
 import threading
@@ -137,7 +138,8 @@ class WandbSink:
     @property
     def sync_hint(self) -> str:
         """Advice on sending the data that the server has not received."""
-        return f"send the rest with: wandb sync {self.folder}/wandb/*run-*-{self.run_id}"
+        folder = shlex.quote(str(self.folder))
+        return f"send the rest with: wandb sync {folder}/wandb/*run-*-{self.run_id}"
 
     def work(self) -> None:
         """Start the run, log and finish. A failure ends only the logging."""

@@ -118,7 +118,11 @@ def data_of(inputs: Sequence[Path]) -> RunData:
         if not path.exists():
             raise UserError(f"no such file or folder: {path}")
         if (folder := run_of(path)) is not None:
-            data = read_toml(folder / "config.toml").get("data", {})
+            data = read_toml(folder / "config.toml").get("data")
+            if data is None:  # for the digits there are other settings in this table
+                raise UserError(
+                    f"{folder / 'config.toml'} is damaged; name the real images with --data"
+                )
             shards, classes = data.get("shards"), data.get("classes")
             found.append(
                 RunData(

@@ -269,6 +269,9 @@ def test_a_whole_reference_still_knows_copies(classifier: ExampleClassifier, fol
 def test_a_dataset_that_is_too_small_is_refused(classifier: ExampleClassifier) -> None:
     with pytest.raises(UserError, match="at least 12"):
         prepare_reference(RealImages(digits()[0].__getitem__, 8, "few"), classifier, world=ALONE)
+    reals = RealImages(digits()[0].__getitem__, 60, "enough")
+    with pytest.raises(UserError, match="5 images are too few"):
+        prepare_reference(reals, classifier, world=ALONE, num_samples=5, num_reference=60)
 
 
 def test_the_reference_is_measured_once(

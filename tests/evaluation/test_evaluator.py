@@ -17,7 +17,7 @@ from distgan.evaluation.verdict import History, assess
 from distgan.labels import class_labels
 from shards.format.index import read_index
 from shards.reader import ShardReader
-from tests.evaluation.sets import ALONE, digits
+from tests.evaluation.sets import ALONE, ExampleClassifier, digits
 
 
 class Noise(nn.Module):
@@ -176,3 +176,12 @@ def test_real_images_that_are_all_the_same_are_no_divergence(tmp_path: Path) -> 
     for fakes in (grey.expand(24, -1, -1, -1), grey.expand(24, -1, -1, -1) // 2, noise):
         result = evaluate(lambda a, b, x=fakes: x[a:b], prepared, RandomConv(), world=ALONE)
         assert assess(result).name != "diverged"
+
+
+def test_known_shares_of_other_classes_are_not_used(tmp_path: Path) -> None:
+    """The probe of another dataset has other classes than stacked digits."""
+    classifier = ExampleClassifier()
+    reals = RealImages(digits()[0].__getitem__, 60, "other", class_shares=(0.001,) * 1000)
+    found = prepare_reference(reals, classifier, world=ALONE, num_samples=20, folder=tmp_path)
+    assert found.reference.class_shares is not None
+    assert len(found.reference.class_shares) == classifier.num_classes

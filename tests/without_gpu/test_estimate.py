@@ -4,6 +4,7 @@ The work itself is tested in test_fake_device.py.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,16 @@ def test_rates_are_those_of_the_slower_of_launching_and_executing() -> None:
     (row, *_), (other, *_) = (gpu_rows(Estimate(c, c, c)) for c in (launched, executed))
     assert row[3] == "launches" and row[4] == "1,667"
     assert other[3] == "the GPU" and other[4] == "833.3"
+
+
+def test_a_step_that_does_not_fit_has_no_rate() -> None:
+    """Each GPU has memory of its own."""
+    large = replace(cost(launches=1000, roofline_ms=1.0), peak_bytes=20e9)
+    found = Estimate(large, large, large)
+    ends = {row[0]: row[4] for row in gpu_rows(found)}
+    assert ends["T4"] == "does not fit in 16 GB"
+    assert ends["RTX 4090"] == "1,667"
+    assert "T4" not in found.to_dict()["images_per_sec"]
 
 
 def test_steps_with_penalties_have_a_row_of_their_own() -> None:
