@@ -18,7 +18,6 @@ import os
 import signal
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -87,13 +86,13 @@ class DecodeWorkers:
         """
         process, receiver = self._workers[self._num_read % len(self._workers)]
         self._num_read += 1
-        started = math.inf if self._is_remote else time.monotonic()
+        patience = math.inf if self._is_remote else _MAX_WAIT_SEC
         header, pixels = bytearray(_HEADER.size), out.reshape(-1).data
         try:
-            self._receive(receiver, memoryview(header), started)
+            self._receive(receiver, memoryview(header), patience)
             (num_error_bytes,) = _HEADER.unpack(header)
             content = memoryview(bytearray(num_error_bytes)) if num_error_bytes else pixels
-            self._receive(receiver, content, started)
+            self._receive(receiver, content, patience)
         except (EOFError, OSError):
             if self._stop.is_set():
                 raise
@@ -114,8 +113,13 @@ class DecodeWorkers:
             process.join()
             receiver.close()
 
-    def _receive(self, receiver: Connection, into: memoryview, started: float) -> None:
-        """Fill `into`. Raises EOFError if the pipe is closed or `stop` is set."""
+    def _receive(self, receiver: Connection, into: memoryview, patience: float) -> None:
+        """Fill `into`. Raises EOFError if the pipe is closed or `stop` is set.
+
+        Raises ShardError if so many seconds were waited for. Time during which this process was
+        suspended does not count.
+        """
+        waited = 0.0
         while into:
             if receiver.poll(_POLL_SEC):
                 num_bytes = os.readv(receiver.fileno(), [into])
@@ -124,7 +128,7 @@ class DecodeWorkers:
                 into = into[num_bytes:]
             elif self._stop.is_set():
                 raise EOFError
-            elif time.monotonic() - started > _MAX_WAIT_SEC:
+            elif (waited := waited + _POLL_SEC) > patience:
                 raise ShardError(
                     f"a process that decodes images has sent nothing for {_MAX_WAIT_SEC:g} s: "
                     "start again, with data.workers=0 if it recurs"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,8 @@ class OutputFolder:
                 # The previous holder of the lock may have finished the dataset.
                 yield self._read_finished(bad_images, workers)
                 shutil.rmtree(self.work, ignore_errors=True)
+            # Once more without the lock, because NFS keeps an open file under another name.
+            shutil.rmtree(self.work, ignore_errors=True)
 
     def check_empty(self) -> None:
         """Raise ShardError if the folder holds files, but no shards."""
@@ -109,7 +111,7 @@ class OutputFolder:
                 f"{self.name} was packed before files of the source were changed: give a new "
                 f"folder, or delete {self.name} to pack it again"
             )
-        count = index.num_rejected - len(self.packing.source.skipped)
+        count = self._count_broken(index)
         if count > 0 and bad_images == "fail":
             raise ShardError(
                 f"{self.name} holds these images without {count} broken "
@@ -123,17 +125,30 @@ class OutputFolder:
             )
         return index
 
+    def _count_broken(self, index: ShardIndex) -> int:
+        """Return how many images of the source were left out, besides files that are no images."""
+        try:
+            names = [json.loads(line)["name"] for line in self._rejections().splitlines()]
+        except (ValueError, LookupError, TypeError):
+            names = []
+        if len(names) != index.num_rejected:  # the list was deleted or damaged
+            return index.num_rejected - len(self.packing.source.skipped)
+        known = set(self.packing.source.names) if names else set()
+        return sum(name in known for name in names)
+
     def _rejections(self) -> str:
         """Return the list of what was left out; it may have been deleted since."""
         with suppress(OSError):
             return read_regular(self.path / REJECTED_FILE).decode(errors="replace")
         return ""
 
-    def claim(self, shards: Container[int] | None = None) -> None:
-        """Record the plan in the work folder, or check that it is the same.
+    def claim(
+        self, shards: Container[int] | None = None, *, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Record the plan in the work folder, or check that it is the same, and what else is to be.
 
-        Also removes what a killed pack had half written of `shards`, by default of all. Raises
-        ShardError.
+        Then removes what a killed pack had half written of `shards`, by default of all. Raises
+        ShardError, also from `check`, and removes nothing in that case.
         """
         plan_file = self.work / "plan"
         with locked(self.work / "plan.lock", busy=None):
@@ -144,6 +159,7 @@ class OutputFolder:
                     f"{self.name} holds an unfinished pack of other images or settings: "
                     "delete it or give a new folder"
                 )
+            check()
         for leftover in self.work.glob("*.tmp"):
             match = _LEFTOVER.fullmatch(leftover.name)
             if shards is None or (match is not None and int(match[1]) in shards):

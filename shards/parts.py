@@ -97,8 +97,7 @@ def pack_part(
             joined = folder.read_same()
             if joined is not None:
                 return joined
-            folder.claim(numbers)
-            _claim_parts(folder, part)
+            folder.claim(numbers, check=lambda: _claim_parts(folder, part))
             shards = write_shards(packing, folder.path, numbers, workers, bad_images, progress)
     return PackedPart(
         len(shards),
@@ -142,15 +141,14 @@ def join_parts(
 
 def _claim_parts(folder: OutputFolder, part: Part) -> None:
     """Record the number of parts, or check that it is the same. Raises ShardError."""
-    with locked(folder.work / "plan.lock", busy=None):
-        total = _num_parts(folder)
-        if total is None:
-            write_atomic(folder.work / "parts", str(part.total))
-        elif total != part.total:
-            raise ShardError(
-                f"{folder.name} is packed in {total} parts, not {part.total}: give --part K/{total}"
-                ", or pack what is left in one go without --part"
-            )
+    total = _num_parts(folder)
+    if total is None:
+        write_atomic(folder.work / "parts", str(part.total))
+    elif total != part.total:
+        raise ShardError(
+            f"{folder.name} is packed in {total} parts, not {part.total}: give --part K/{total}"
+            ", or pack what is left in one go without --part"
+        )
 
 
 def _num_parts(folder: OutputFolder) -> int | None:

@@ -10,6 +10,7 @@ from PIL import Image
 from distgan.reporting.leaderboard import (
     Entry,
     difference_note,
+    evaluated_runs,
     gather_cells,
     to_markdown,
     to_table,
@@ -110,6 +111,15 @@ def test_runs_that_were_evaluated_differently_are_reported(tmp_path: Path) -> No
     assert "differ in extractor" in difference_note(
         gather_cells(entries, rank_by="quality/frechet")
     )
+
+
+def test_a_folder_has_the_same_runs_however_it_is_spelt() -> None:
+    """Runs are compared by the names of their folders."""
+    cells = [
+        [{"runs": [{"folder": folder, "protocol": {"seed": 0}}]}]
+        for folder in ("runs/s/lr-seed0-1", "/abs/runs/s/lr-seed0-1")
+    ]
+    assert evaluated_runs(cells[0]) == evaluated_runs(cells[1])
 
 
 def test_labels_have_no_effect_as_markup_in_the_leaderboard(tmp_path: Path) -> None:

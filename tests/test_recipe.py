@@ -1,5 +1,6 @@
 """Without a preset, images of one's own get the strong settings for their size and number."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -126,6 +127,23 @@ def test_a_sweep_may_try_what_fits_the_recipe_alone(shards: Path, tmp_path: Path
     file = tmp_path / "some.toml"
     file.write_text(f"data = {str(shards)!r}\nkimg = 1\n[grid]\nloss.r1 = [0.1, 0.2]\n")
     assert len(plan_runs(read_sweep(file), folder=tmp_path / "runs")) == 2
+
+
+def test_runs_on_other_images_are_not_taken_for_those_of_a_sweep(
+    shards: Path, tmp_path: Path
+) -> None:
+    """The data in its file may be edited, or be packed again in place."""
+    file, runs = tmp_path / "some.toml", tmp_path / "runs"
+    file.write_text(f"preset = 'digits'\ndata = {str(shards)!r}\n")
+    [run] = plan_runs(read_sweep(file), folder=runs)
+    run.entry.folder.mkdir(parents=True)
+    (run.entry.folder / "generator.safetensors").touch()
+    description = run.entry.folder / "generator.json"
+    description.write_text(json.dumps({"dataset": read_index(shards).fingerprint}))
+    assert len(plan_runs(read_sweep(file), folder=runs)) == 1
+    description.write_text(json.dumps({"dataset": "0" * 64}))
+    with pytest.raises(UserError, match=r"trained on other images .* give another --folder"):
+        plan_runs(read_sweep(file), folder=runs)
 
 
 def start_training(shards: Path, run_dir: Path) -> None:

@@ -23,6 +23,7 @@ from distgan.config.schema import Config, total_images
 from distgan.config.section import Section, setting
 from distgan.data import open_dataset
 from distgan.errors import UserError
+from distgan.networks.generator_file import dataset_of
 from distgan.reporting.leaderboard import Entry
 from distgan.run.files import read_status
 from distgan.run.folder import FINISHED_STATES
@@ -245,14 +246,22 @@ def plan_runs(sweep: Sweep, *, folder: Path, overrides: Sequence[str] = ()) -> l
     options = {"--preset": preset, "--data": sweep.data}
     head = [part for option, value in options.items() if value for part in (option, value)]
     runs: dict[Path, Run] = {}
-    num_samples: dict[str, int] = {}  # by the settings of the data
+    num_samples: dict[str, int] = {}  # by the settings of the data, as is the next
+    fingerprints: dict[str, str] = {}
     for label, seed, settings, own in planned:
         config = settings_of(label, preset, own, sweep.data)
         if (key := config.data.model_dump_json()) not in num_samples:
-            num_samples[key] = open_dataset(config.data)[1].num_samples
+            index, reader = open_dataset(config.data)
+            num_samples[key], fingerprints[key] = reader.num_samples, index.fingerprint
         run_dir = find_folder(folder, label, seed, config)
         if run_dir in runs:
-            raise UserError(f"two runs are the same: {label} with seed {seed}; remove one")
+            advice = "lower random.num" if sweep.random else "remove one"
+            raise UserError(f"two runs are the same: {label} with seed {seed}; {advice}")
+        if dataset_of(run_dir) not in (None, fingerprints[key]):
+            raise UserError(
+                f"{run_dir} was trained on other images than those of data now; "
+                "give another --folder"
+            )
         runs[run_dir] = Run(
             Entry(label, settings, seed, run_dir),
             (*head, "--run-dir", str(run_dir), *own),

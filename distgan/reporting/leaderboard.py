@@ -158,8 +158,8 @@ def difference_note(cells: Sequence[Cell]) -> str:
 
 
 def evaluated_runs(cells: Sequence[dict[str, Any]]) -> set[str]:
-    """Return the folders of all runs that have been evaluated, of cells as plain values."""
-    return {run["folder"] for cell in cells for run in cell["runs"] if run["protocol"]}
+    """Return the folders' names of all runs that have been evaluated, of cells as plain values."""
+    return {Path(run["folder"]).name for cell in cells for run in cell["runs"] if run["protocol"]}
 
 
 def read_leaderboard(folder: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import time
 from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
@@ -43,10 +44,11 @@ class RemoteFile:
         place.filesystem.invalidate_cache()
         found = self._try(lambda: place.filesystem.info(place.path))
         size = found.get("size")
-        if not isinstance(size, int):
+        if not isinstance(size, int) or found.get("partial") is False:
+            problem = "sends no parts of it" if isinstance(size, int) else "does not say its length"
             raise ShardError(
-                f"{self.name}: the server does not say how long it is, so it cannot be read in "
-                "place: download it, and pack the file"
+                f"{self.name}: the server {problem}, so it cannot be read in place: download it, "
+                "and pack the file"
             )
         names = ("ETag", "etag", "LastModified", "Last-Modified", "mtime")
         marks = [str(found.get(name)) for name in names]
@@ -54,12 +56,9 @@ class RemoteFile:
         return size, int.from_bytes(digest[:7])
 
     def open(self) -> BinaryIO:
-        """Open it for reading from front to back, with jumps."""
-        place = self._place
-        file: BinaryIO = self._try(
-            lambda: place.filesystem.open(place.path, "rb", block_size=_BLOCK_BYTES)
-        )
-        return file
+        """Open it for reading from front to back, with jumps; each read is tried as `read` is."""
+        size, _ = self.describe()
+        return io.BufferedReader(_Ranges(self, size), _BLOCK_BYTES)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset` on."""
@@ -88,3 +87,27 @@ class RemoteFile:
                 wait = self._retry.backoff_sec * 2 ** (number - 1)
                 time.sleep(min(wait, self._retry.max_backoff_sec))
         raise AssertionError("the last try returns or raises")
+
+
+class _Ranges(io.RawIOBase):
+    """A remote file of `size` bytes, read in ranges."""
+
+    def __init__(self, file: RemoteFile, size: int) -> None:
+        self._file, self._size, self._position = file, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        num = max(0, min(len(buffer), self._size - self._position))
+        buffer[:num] = self._file.read(self._position, num)
+        self._position += num
+        return num

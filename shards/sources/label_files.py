@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,12 +25,9 @@ def with_label_file(source: Source, file: Path) -> Source:
     label_of_path = _read(file)
     labels, used = [], set()
     for name in source.names:
-        key = name if name in label_of_path else os.path.splitext(name)[0]
+        key = _key(name, label_of_path)
         if key not in label_of_path:
-            missing = sum(
-                n not in label_of_path and os.path.splitext(n)[0] not in label_of_path
-                for n in source.names
-            )
+            missing = sum(_key(n, label_of_path) not in label_of_path for n in source.names)
             raise ShardError(
                 f"{name} has no label in {printable(file)}, like {missing:,} of "
                 f"{len(source):,} images: add it, or move it elsewhere"
@@ -46,6 +43,12 @@ def with_label_file(source: Source, file: Path) -> Source:
     numbers, class_names = number_classes(labels)
     digest = digest_of(source.names, source.sizes.tolist(), numbers)
     return replace(source, labels=numbers, class_names=class_names, digest=digest)
+
+
+def _key(name: str, label_of_path: Collection[str]) -> str:
+    """Return a name as the file has it: without `./`, and with or without its extension."""
+    name = name.removeprefix("./")
+    return name if name in label_of_path else os.path.splitext(name)[0]
 
 
 def _read(file: Path) -> dict[str, tuple[str, int]]:

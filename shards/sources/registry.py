@@ -12,6 +12,7 @@ from pathlib import Path
 
 from shards.errors import ShardError, describe_system_error, printable, without_secrets
 from shards.files import expand_user
+from shards.format.index import INDEX_FILE
 from shards.images import EXTENSIONS
 from shards.remote.files import is_url
 from shards.sources.folders import list_folder, open_folder, tables_of
@@ -60,6 +61,12 @@ def open_source(
             if split == "validation":
                 raise ShardError(f"{source} has no split {split!r}: leave out --split")
             _check_columns(str(source), columns)
+            if Path(source).is_dir() and not (Path(source) / INDEX_FILE).exists():
+                logging.getLogger(__name__).warning(
+                    "packing the dataset %s, not the folder of that name, which is ./%s",
+                    source,
+                    source,
+                )
             opened = NAMED_SOURCES[str(source)](split, root)
             if not with_labels:
                 opened = replace(opened, labels=None, class_names=None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,10 +29,10 @@ from shards.sources.source import (
 )
 
 _UNPACK_COMMANDS = {
-    b"\x1f\x8b": "gunzip -k",
-    b"BZh": "bunzip2 -k",
-    b"\xfd7zXZ": "unxz -k",
-    b"\x28\xb5\x2f\xfd": "unzstd -k",
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd --rm",
 }
 _TAR_NAME = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
 _MAX_OPEN_FILES = 64
@@ -115,6 +116,8 @@ def scan_members(file: BinaryIO, name: str, *, num_bytes: int) -> tuple[list[Ent
                     raise tarfile.ReadError(f"it ends inside {member.name}")
             elif is_image_name(member.name):
                 skipped.append(Skipped(printable(member.name), _kind(member)))
+    except ShardError:
+        raise
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise ShardError(
             f"{name} is not a whole tar ({printable(error)}): copy or download it again"
@@ -166,6 +169,7 @@ def _next_archive(file: BinaryIO) -> int | None:
 def _refuse_compressed(name: str, magic: bytes) -> None:
     for start, command in _UNPACK_COMMANDS.items():
         if magic.startswith(start):
-            raise ShardError(
-                f"{name} is compressed, but images are read in place: type `{command} {name}` first"
-            )
+            advice = f"type `{command} {shlex.quote(name)}` first"
+            if "://" in name:
+                advice = f"download it, and unpack it with {command}"
+            raise ShardError(f"{name} is compressed, but images are read in place: {advice}")

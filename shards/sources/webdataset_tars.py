@@ -22,6 +22,7 @@ from shards.sources.source import (
     digest_of,
     extension_of,
     is_hidden,
+    is_image_name,
     list_images,
 )
 from shards.sources.tars import ScannedTar, TarSource, scan_tar
@@ -49,9 +50,14 @@ def open_scanned(
     tar: ScannedTar, reopen: Callable[[ScannedTar], BinaryIO], *, with_labels: bool
 ) -> TarSource:
     """Open a tar of image files, or of samples, whose labels `reopen` is for; see `open_tar`."""
+    has_images = any(is_image_name(entry.path) for entry in tar.entries)
     if any(
         entry.path.endswith(".cls")
-        or (entry.path.endswith(".npy") and "/" not in entry.path.removeprefix("./"))
+        or (
+            not has_images  # beside images, an array is something else
+            and entry.path.endswith(".npy")
+            and "/" not in entry.path.removeprefix("./")
+        )
         for entry in tar.entries
     ):
         return _open_samples([tar], reopen, with_labels=with_labels)

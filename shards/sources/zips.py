@@ -35,7 +35,7 @@ class ZipSource(Source):
             self._zip = self._open()
         try:
             data = self._zip.read(self._zip.infolist()[self.members[item]])
-        except OSError:
+        except (OSError, ShardError):
             raise
         except Exception as error:  # as many types as there are compressors
             self._check_unchanged()
@@ -74,6 +74,8 @@ def list_zip(file: BinaryIO, name: str, *, with_labels: bool) -> tuple[Items, li
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
+    except ShardError:
+        raise
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
         raise ShardError(f"{name} is a damaged zip ({error}): copy or download it again") from error
     if any(member.flag_bits & 1 for member in members):

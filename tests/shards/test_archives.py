@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
@@ -144,8 +145,12 @@ def test_class_folders_may_be_links_to_hidden_folders(tmp_path: Path) -> None:
 def test_compressed_tars_are_refused_with_a_remedy(mode: str, tmp_path: Path) -> None:
     """A compressed tar cannot be read in place; the message says what to type."""
     path = write_tar(tmp_path / "x.tar", {"a.png": png()}, mode)
-    with pytest.raises(ShardError, match=r"compressed.*type `"):
+    with pytest.raises(ShardError, match=r"compressed.*type `") as refused:
         open_source(path)
+    command = str(refused.value).split("`")[1]
+    path.rename(path.with_name(f"x.tar.{mode[2:]}"))
+    subprocess.run(command.replace("x.tar", f"x.tar.{mode[2:]}"), shell=True, check=True)
+    assert len(open_source(tmp_path)) == 1  # the compressed file is no longer in the way
 
 
 def test_truncated_tars_are_refused(tmp_path: Path) -> None:

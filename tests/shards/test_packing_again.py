@@ -278,5 +278,11 @@ def test_every_image_left_out_is_listed(make_images: MakeImages, tmp_path: Path)
     }
     assert (index.num_samples, index.num_rejected) == (19, 3)
     assert verify(index.path) == []
+    (images / "a" / "other.heic").write_bytes(b"ftypheic")
     with pytest.raises(ShardError, match="without 1 broken image "):
         pack(images, index.path, size=16)
+    (images / "a" / "0000.png").write_bytes(png())
+    whole = pack(images, tmp_path / "whole", size=16)
+    for name in ("scan.heic", "other.heic"):
+        (images / "a" / name).unlink()
+    assert pack(images, whole.path, size=16) == whole  # without a file that was no image

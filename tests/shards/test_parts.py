@@ -116,8 +116,12 @@ def test_a_part_of_another_plan_or_division_is_refused(images: Path, tmp_path: P
     """The first part decides for all."""
     out = tmp_path / "out"
     pack_parts(images, out, 1)
-    with pytest.raises(ShardError, match=r"is packed in 3 parts, not 4: give --part K/3"):
-        pack_part(plan(images), out, Part(2, 4), workers=1)
+    half = out / ".packing" / "000002.tar.tmp"
+    half.write_bytes(b"what another part is writing")
+    for part in (Part(2, 4), Part(1, 1)):
+        with pytest.raises(ShardError, match=r"in 3 parts, not \d: give --part K/3"):
+            pack_part(plan(images), out, part, workers=1)
+        assert half.exists()
     (images / "a" / "0000.png").unlink()
     for act in (lambda: pack_parts(images, out, 2), lambda: join_parts(plan(images), out)):
         with pytest.raises(ShardError, match="unfinished pack of other images"):

@@ -138,6 +138,16 @@ def test_a_server_that_fails_for_a_while_is_asked_again(server: RangeServer) -> 
     source = open_remote(url, with_labels=False, retry=QUICK)
     server.failures = 1
     assert value(source, 3) >= 0
+    for name in ("images.tar", "images.zip"):
+        server.failures = 1  # while it is listed
+        source = open_remote(f"{server.url}/{name}", with_labels=False, retry=QUICK)
+        server.failures = 1
+        assert value(source, 3) >= 0
+        server.failures = 99
+        with pytest.raises(ShardError, match=r"tried 3 times: .*503"):
+            open_remote(f"{server.url}/{name}", with_labels=False, retry=QUICK)
+        server.failures = 0
+    source = open_remote(url, with_labels=False, retry=QUICK)
     server.failures = 99
     with pytest.raises(ShardError, match=r"images.tar, tried 3 times: .*503") as caught:
         value(source, 3)

@@ -84,6 +84,21 @@ def test_arrays_in_class_folders_have_the_classes_of_a_folder(tmp_path: Path) ->
     assert open_source(write_tar(tmp_path / "x.tar", files)).class_names == ("cat", "dog")
 
 
+def test_an_array_beside_images_is_something_else(tmp_path: Path) -> None:
+    """Such as their mean: the images have the classes of their folders."""
+    files = {"cat/1.png": png(), "dog/1.png": png(), "mean.npy": b"an array"}
+    source = open_source(write_tar(tmp_path / "x.tar", files))
+    assert (source.class_names, source.other_files) == (("cat", "dog"), {".npy": 1})
+
+
+def test_names_in_a_tar_may_begin_with_a_dot(tmp_path: Path) -> None:
+    """As `tar cf x.tar -C folder .` writes them; a file of labels names them with it or without."""
+    (tmp_path / "labels.csv").write_text("1.png,red\n./2.png,blue\n")
+    tar = write_tar(tmp_path / "x.tar", {"./1.png": png(), "./2.png": png()})
+    source = open_source(tar, label_file=tmp_path / "labels.csv")
+    assert source.class_names == ("blue", "red")
+
+
 def test_webdataset_samples_need_not_be_adjacent(tmp_path: Path) -> None:
     """The members of a sample find each other by key; npy in either layout is an image."""
     chw = io.BytesIO()
