@@ -4,6 +4,7 @@ run -> generator.safetensors + generator.json, or generator.onnx -> samples.png 
 """
 
 import hashlib
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -168,8 +169,9 @@ def write_onnx(generator: Generator, out: Path, facts: dict[str, Any]) -> str:
     assert program is not None
     # So that it is known to be of the generator.safetensors beside it; see `formats_in`.
     program.model.metadata_props[SHA256_KEY] = hashlib.sha256(weights_of(network)).hexdigest()
-    program.save(path, external_data=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    unchecked = path.with_suffix(".unchecked.onnx")
+    program.save(unchecked, external_data=False)
+    session = onnxruntime.InferenceSession(unchecked, providers=["CPUExecutionProvider"])
     difference = 0.0
     for num in (7, 1):
         batch = [each[:num] for each in inputs]
@@ -178,10 +180,12 @@ def write_onnx(generator: Generator, out: Path, facts: dict[str, Any]) -> str:
         expected = generate(network, *batch)
         difference = max(difference, float((torch.from_numpy(images) - expected).abs().max()))
     if difference > TOLERANCE:
+        unchecked.unlink()
         raise UserError(
-            f"onnxruntime's images differ from torch's by {difference:.2g}, so {path} cannot be "
-            "used; distgan export RUN --format safetensors writes a file for PyTorch"
+            f"onnxruntime's images differ from torch's by {difference:.2g}, so no ONNX file "
+            "is written; distgan export RUN --format safetensors writes a file for PyTorch"
         )
+    os.replace(unchecked, path)
     return f"wrote {path}; onnxruntime's images differ from torch's by at most {difference:.1g}"
 
 
