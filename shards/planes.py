@@ -25,6 +25,7 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION_TAG = 274
 _WHITE_IS_ZERO, _PALETTE, _CMYK = 0, 3, 5  # colour models of a TIFF (tag 262)
+_ASSOCIATED_ALPHA = 1  # colours were multiplied by it (tag 338)
 _LUMA = np.array([0.299, 0.587, 0.114])  # of ITU-R BT.601, as Pillow's
 _USUAL = (1, 3, 4)  # numbers of channels that Pillow converts into one another
 Planes = NDArray[Any]  # uint8 or uint16 [C, H, W]
@@ -228,8 +229,19 @@ def _tiff_planes(data: bytes) -> Planes | None:
         if {"Y", "X"} <= set(axes):
             array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (-2, -1))
         tag = page.tags.get(_ORIENTATION_TAG)
+        is_multiplied = page.extrasamples[:1] == (_ASSOCIATED_ALPHA,) and num_samples in (2, 4)
     planes = array.reshape(num_channels, *array.shape[-2:])
+    if is_multiplied and num_samples == num_channels:
+        planes = _divided_by_alpha(planes)
     return _upright(planes, 1 if tag is None else int(tag.value))
+
+
+def _divided_by_alpha(planes: Planes) -> Planes:
+    """Return the colours that were stored multiplied by the alpha, which is the last plane."""
+    most = np.iinfo(planes.dtype).max
+    alpha = np.maximum(planes[-1:], 1).astype(np.uint32)
+    colours = np.minimum(planes[:-1].astype(np.uint32) * most // alpha, most)
+    return np.concatenate([colours.astype(planes.dtype), planes[-1:]])
 
 
 def _is_multispectral(page: Any) -> bool:

@@ -120,6 +120,18 @@ def test_depths_are_converted_both_ways() -> None:
     assert np.array_equal(decode_image(npy(deep), size=8, channels=3, bits=8), pixels)
 
 
+def test_colours_that_were_multiplied_by_alpha_are_restored() -> None:
+    """A TIFF may store them so; what is transparent has no colour."""
+    alpha = np.array([[65535, 32768], [1, 0]], np.uint16)
+    colours = np.array([[[100, 200, 300]] * 2, [[1, 1, 1], [0, 0, 0]]], np.uint16)
+    stored = np.concatenate([colours, alpha[..., None]], 2)
+    data = tiff(stored, photometric="rgb", extrasamples="assocalpha")
+    found = decode_image(data, size=2, channels=4, bits=16)
+    assert found[:, 0, 0].tolist() == [100, 200, 300, 65535]
+    assert found[:, 0, 1].tolist() == [199, 399, 599, 32768]
+    assert found[:, 1].T.tolist() == [[65535, 65535, 65535, 1], [0, 0, 0, 0]]
+
+
 def test_alpha_is_kept_or_lies_on_a_background() -> None:
     """With four channels it is stored, with three the colour shows through."""
     pixels = np.zeros((4, 4, 4), np.uint8)
