@@ -90,12 +90,10 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray((pixels[0] if grey else pixels.permute(1, 2, 0)).cpu().numpy())
 
 
-def save_grid(
-    images: Tensor, path: Path, *, columns: int | None = None, scale: int | None = None
-) -> Path:
+def save_grid(images: Tensor, path: Path, *, columns: int | None = None) -> Path:
     """Write uint8 images [B, C, H, W] as a PNG grid; raises OSError."""
     buffer = io.BytesIO()
-    to_image(grid_pixels(images, columns=columns, scale=scale)).save(buffer, format="png")
+    to_image(grid_pixels(images, columns=columns)).save(buffer, format="png")
     write_atomic(path, buffer.getvalue())
     return path
 

@@ -230,16 +230,13 @@ def _check(name: str, value: object, allowed: Container[Any], remedy: str) -> No
 
 
 def _check_encoding(encoding: str, quality: int | None) -> None:
-    if encoding not in get_args(Encoding):
-        raise ShardError(
-            f"--encoding {encoding} is not possible: give one of {', '.join(get_args(Encoding))}"
-        )
+    encodings = get_args(Encoding)
+    _check("--encoding", encoding, encodings, f"one of {', '.join(encodings)}")
     if quality is not None and encoding != "jpeg":
         raise ShardError(
             f"--quality {quality} is for --encoding jpeg, and this is {encoding}: leave it out"
         )
-    if quality is not None and not 1 <= quality <= MAX_QUALITY:
-        raise ShardError(f"--quality {quality} is not possible: give 1 to {MAX_QUALITY}")
+    _check("--quality", quality, range(1, MAX_QUALITY + 1), f"1 to {MAX_QUALITY}")
 
 
 def _sides(size: int | tuple[int, int] | None) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from shards.format.index import (
 from shards.format.raw import NPY_HEADER_BYTES, npy_of_labels, npy_of_spans
 from shards.parts import Part
 from shards.processes import num_usable_cores, run
-from shards.verify_shard import BytesCheck, Damage, Keys, SamplesCheck
+from shards.verify_shard import OUT_OF_ORDER, BytesCheck, Damage, Keys, SamplesCheck
 
 _WHOLE = Part(1, 1)
 
@@ -69,7 +69,7 @@ def _problems_of_bytes(
     with closing(run(BytesCheck(index, intact), numbers, workers=workers)) as results:
         for number, found in results:
             if isinstance(found, Keys) and found.first <= last_key:
-                found = "has keys out of order"
+                found = OUT_OF_ORDER
             if isinstance(found, Keys):
                 last_key = found.last
             elif found is not None:

@@ -20,7 +20,7 @@ from shards.reader import ShardReader
 
 _CHUNK = 1024  # samples compared at a time
 _MAX_DECODER_DIFFERENCE = 2  # grey levels by which two JPEG decoders may differ
-_OUT_OF_ORDER = "has keys out of order"
+OUT_OF_ORDER = "has keys out of order"
 
 
 class Damage(Exception):
@@ -137,7 +137,7 @@ def _check_raw(
             rows = np.frombuffer(data, np.uint8).reshape(count, layout.stride)
             keys = layout.keys(rows)
             if not np.all(np.diff(keys, prepend=last_key) > 0) or keys[-1] >= 10**KEY_DIGITS:
-                raise Damage(_OUT_OF_ORDER)
+                raise Damage(OUT_OF_ORDER)
             last_key = int(keys[-1])
             first_key = int(keys[0]) if first_key is None else first_key
             layout.pixels(rows)[:] = 0
@@ -164,7 +164,7 @@ def _check_compressed(
             header = file.read(BLOCK)
             key = _key_of(header)
             if key is None or key <= last_key:
-                raise Damage(_OUT_OF_ORDER)
+                raise Damage(OUT_OF_ORDER)
             last_key = key
             first_key = key if first_key is None else first_key
             is_span = offset == end + BLOCK and 0 < length <= shard.num_bytes

@@ -20,7 +20,7 @@ from distgan.evaluation.by_class import (
     total_values,
     unpack,
 )
-from distgan.evaluation.extractors import FeatureExtractor
+from distgan.evaluation.extractors import Extractor
 from distgan.evaluation.metrics import MetricSettings, Sample
 from distgan.evaluation.reference import PreparedReference, Protocol, extract_sample
 from distgan.runtime.distributed import World
@@ -104,7 +104,7 @@ class Result:
 def evaluate(
     fakes: Fakes,
     prepared: PreparedReference,
-    extractor: FeatureExtractor,
+    extractor: Extractor,
     *,
     world: World,
     seed: int | None = None,
@@ -159,7 +159,7 @@ def check_names(names: Collection[str]) -> None:
 
 
 def class_fields(
-    sample: Sample, reference: metrics.Reference, extractor: FeatureExtractor
+    sample: Sample, reference: metrics.Reference, extractor: Extractor
 ) -> dict[str, Any]:
     """Return the fields of Result that describe classes; none if there are no classes."""
     if reference.class_shares is None:

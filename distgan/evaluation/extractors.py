@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,35 +28,14 @@ class Extracted(NamedTuple):
     logits: Tensor | None
 
 
-class FeatureExtractor(Protocol):
-    """A deterministic function of uint8 images [B, C, H, W], on any device, to `Extracted`.
-
-    The results are on the extractor's own device. `version` is a hash of everything that determines
-    the features. `class_names` is empty if the logits are not those of the data's classes.
-    `published` means that papers use the same features, so that distances are called FID and KID.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def version(self) -> str: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-    @property
-    def num_classes(self) -> int | None: ...
-    @property
-    def resize(self) -> str: ...
-    @property
-    def published(self) -> bool: ...
-    @property
-    def device(self) -> torch.device: ...
-    def __call__(self, images: Tensor) -> Extracted: ...
-
-
 class Extractor(nn.Module):
-    """Base of all extractors: a frozen network that always runs in fp32 and without gradients."""
+    """Base of all extractors: a frozen network that always runs in fp32 and without gradients.
+
+    It is a deterministic function of uint8 images [B, C, H, W], on any device, to `Extracted` on
+    its own. `version` is a hash of everything that determines the features. `class_names` is empty
+    if the logits are not those of the data's classes. `published` means that papers use the same
+    features, so that distances are called FID and KID.
+    """
 
     name: str
     version: str

@@ -25,15 +25,21 @@ def find_kinds(features: Tensor, world: World) -> Tensor:
     num_kinds = max(1, min(MOST_KINDS, len(features) // IMAGES_PER_KIND))
     centres = features.new_zeros(num_kinds, features.shape[1], dtype=torch.float64)
     if world.is_main:
-        from sklearn.cluster import KMeans
-        from sklearn.exceptions import ConvergenceWarning
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different images than kinds
-            found = KMeans(num_kinds, n_init=3, random_state=0).fit(features.double().cpu().numpy())
-        centres.copy_(torch.from_numpy(found.cluster_centers_))
+        centres.copy_(fit_centres(features, num_kinds, seed=0, num_starts=3))
     world.broadcast_([centres])
     return centres
+
+
+def fit_centres(features: Tensor, num: int, *, seed: int, num_starts: int) -> Tensor:
+    """Return the centres [num, d], float64, of clusters of features [n, d], by k-means."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    points = features.double().cpu().numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different images than clusters
+        found = KMeans(num, n_init=num_starts, random_state=seed).fit(points)
+    return torch.from_numpy(found.cluster_centers_)
 
 
 def kind_shares(features: Tensor, centres: Tensor, world: World) -> Tensor:

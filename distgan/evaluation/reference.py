@@ -26,7 +26,7 @@ from distgan.evaluation.by_class import (
     pack,
     total_values,
 )
-from distgan.evaluation.extractors import FeatureExtractor, detail, thumbnails
+from distgan.evaluation.extractors import Extractor, detail, thumbnails
 from distgan.evaluation.metrics import DEFAULT_SETTINGS, MetricSettings, Reference, Sample
 from distgan.evaluation.reference_cache import read_cache, write_cache
 from distgan.runtime.distributed import World
@@ -54,7 +54,7 @@ class RealImages:
     class_labels: Callable[[Tensor], Tensor] | None = None
     labels_version: str = ""
 
-    def labelled(self, indices: Tensor, extractor: FeatureExtractor) -> ClassLabels | None:
+    def labelled(self, indices: Tensor, extractor: Extractor) -> ClassLabels | None:
         """Return the labels of some images, None if a generator cannot be asked for any."""
         if self.class_labels is None:
             return None
@@ -135,7 +135,7 @@ def split_reals(
 def extract_sample(
     images: Callable[[int, int], Tensor],
     num: int,
-    extractor: FeatureExtractor,
+    extractor: Extractor,
     world: World,
     *,
     settings: MetricSettings,
@@ -187,7 +187,7 @@ def check_enough(
 
 def prepare_reference(
     reals: RealImages,
-    extractor: FeatureExtractor,
+    extractor: Extractor,
     *,
     world: World,
     num_samples: int = 10_000,
@@ -236,7 +236,7 @@ def measure_reals(
     reals: RealImages,
     split: Split,
     protocol: Protocol,
-    extractor: FeatureExtractor,
+    extractor: Extractor,
     world: World,
 ) -> tuple[Reference, dict[str, float]]:
     """Return the measured reference, and the metrics of other reals against it. Collective."""

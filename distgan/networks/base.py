@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from distgan.config.schema import Networks
-from distgan.networks.conditioning import ClassTable, ConditionalNorm, Modulation
+from distgan.networks.conditioning import ClassTable, ConditionalNorm, Layers, Modulation
 from distgan.networks.sizes import ImageSize, sides
 
 
@@ -102,10 +102,15 @@ class DiscriminatorSpec:
 class GeneratorNetwork(nn.Module):
     """Base class of generators: latents [B, Z], and labels if there are any, to images.
 
-    Images are [B, C, H, W] in [-1, 1]. A family of networks makes its norms with `norm`, ends its
-    construction with `add_condition`, and implements `make_images`. Labels act on the norms alone.
-    With `spec.code_dim` the latents act on them, too (self-modulation, Chen et al. 2019).
+    Images are [B, C, H, W] in [-1, 1]. A family of networks builds `project`, from latents to the
+    first maps, whose height and width are `start`, and the `layers` that follow. It makes its norms
+    with `norm`, and ends with `add_condition`. Labels act on the norms alone. With `spec.code_dim`
+    the latents act on them, too (self-modulation, Chen et al. 2019).
     """
+
+    start: tuple[int, int]
+    project: nn.Linear
+    layers: Layers
 
     def __init__(self, spec: GeneratorSpec) -> None:
         super().__init__()
@@ -137,7 +142,8 @@ class GeneratorNetwork(nn.Module):
 
     def make_images(self, latents: Tensor, modulation: list[Tensor] | None) -> Tensor:
         """Return images [B, C, H, W] in [-1, 1]; the modulation is that of all norms, or None."""
-        raise NotImplementedError
+        maps = self.project(latents).unflatten(1, (-1, *self.start))
+        return self.layers(maps.contiguous(memory_format=torch.channels_last), modulation)
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return images for latents [B, Z], and for labels int64 [B] or their weights [B, K]."""

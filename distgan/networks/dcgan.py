@@ -11,8 +11,7 @@ All these convolutions have a 4x4 kernel, stride 2 and padding 1. On a CPU, `bui
 with faster equivalents from `convolutions.py`.
 """
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distgan.networks.base import (
     Discriminator,
@@ -90,10 +89,6 @@ class DCGANGenerator(GeneratorNetwork):
         """Return layers that double the resolution."""
         up = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
         return [up, *self.activation(after)]
-
-    def make_images(self, latents: Tensor, modulation: list[Tensor] | None) -> Tensor:
-        maps = self.project(latents).unflatten(1, (-1, *self.start))
-        return self.layers(maps.contiguous(memory_format=torch.channels_last), modulation)
 
 
 class DCGANDiscriminator(Discriminator):

@@ -11,7 +11,6 @@ Images of other sizes begin with 3 to 7 pixels in place of 4 (`sizes.py`).
 import itertools
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from distgan.networks.base import (
@@ -77,10 +76,6 @@ class ResNetGenerator(GeneratorNetwork):
         )
         self.apply(init_resnet)
         self.add_condition()
-
-    def make_images(self, latents: Tensor, modulation: list[Tensor] | None) -> Tensor:
-        maps = self.project(latents).unflatten(1, (-1, *self.start))
-        return self.layers(maps.contiguous(memory_format=torch.channels_last), modulation)
 
 
 class DownBlock(nn.Module):

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES, RANKING_METRICS
 from distgan.images import is_whole_image
 from distgan.run.files import (
+    comparable_part,
     read_json,
     read_models,
     read_rows,
@@ -27,7 +28,6 @@ from shards.files import write_atomic
 JSON_FILE, MARKDOWN_FILE, SAMPLES_FILE = "leaderboard.json", "leaderboard.md", "samples.png"
 COLUMNS = ("quality/frechet", "quality/coverage", "diversity/modes")  # besides the ranking metric
 TILE, CAPTION_LINES, LINE, MARGIN = 264, 4, 15, 8  # pixels, except for the number of lines
-MAY_DIFFER = ("seed",)  # part of a protocol in which comparable evaluations differ
 
 
 class Leaderboard(BaseModel):
@@ -145,12 +145,14 @@ def published_name(cell: Cell, metric: str) -> str:
 
 def difference_note(cells: Sequence[Cell]) -> str:
     """Return a sentence if the runs were evaluated differently, and so cannot be compared."""
-    protocols = [run["protocol"] for cell in cells for run in cell.runs if run["protocol"]]
+    protocols = [
+        comparable_part(run["protocol"]) for cell in cells for run in cell.runs if run["protocol"]
+    ]
     differing = {
         name
         for protocol in protocols
         for name in protocol
-        if name not in MAY_DIFFER and protocol[name] != protocols[0].get(name)
+        if protocol[name] != protocols[0].get(name)
     }
     if not differing:
         return ""

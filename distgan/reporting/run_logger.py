@@ -29,7 +29,7 @@ from distgan.run.folder import FINISHED_STATES, RunFolder, explained
 from distgan.text import first_line, format_kimg
 from shards.files import write_atomic
 
-NO_PRESET = "run"  # name of runs without a preset
+NO_PRESET = "run"  # name of runs from Python, and of those of versions without a recipe
 REALS_FILE = "reals.png"  # among the samples
 
 

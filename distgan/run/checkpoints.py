@@ -3,7 +3,6 @@
 checkpoints/<kimg>/  tensors.safetensors  state.json  manifest.json (sizes and sha256 of both)
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection
@@ -19,7 +18,7 @@ from torch import Tensor
 from distgan.errors import UserError
 from distgan.networks.generator_file import CHECKPOINT_NAME as NAME
 from distgan.text import first_line
-from shards.files import sync_path
+from shards.files import sha256_of_file, sync_path
 
 FORMAT = "distgan-checkpoint/1"
 FILES = ("tensors.safetensors", "state.json")  # those listed in the manifest
@@ -78,9 +77,7 @@ def write_files(folder: Path, *, images_seen: int, tensors: Tensors, state: dict
 
 def describe(path: Path) -> dict[str, Any]:
     """Return the size and sha256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"num_bytes": path.stat().st_size, "sha256": digest}
+    return {"num_bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
 def load(path: Path) -> tuple[Tensors, dict[str, Any]]:

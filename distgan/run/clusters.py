@@ -7,7 +7,6 @@ The labels are stored with the run, so that a resumed run, perhaps on another ma
 
 import hashlib
 import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from torch import Tensor
 from distgan.config.schema import Config
 from distgan.errors import UserError
 from distgan.evaluation.evaluator import choose_extractor
-from distgan.evaluation.extractors import FeatureExtractor
+from distgan.evaluation.extractors import Extractor
+from distgan.evaluation.kinds import fit_centres
 from distgan.evaluation.metrics import DEFAULT_SETTINGS
 from distgan.evaluation.neighbours import squared_distances
 from distgan.evaluation.reference import CHUNK, extract_sample
@@ -114,7 +114,7 @@ def find_clusters(
     )
     centres = torch.zeros(num, extractor.dim, device=fitted.features.device)
     if world.is_main:
-        centres.copy_(fit_centres(fitted.features, num, seed=config.train.seed))
+        centres.copy_(fit_centres(fitted.features, num, seed=config.train.seed, num_starts=1))
     world.broadcast_([centres])  # rounding may differ between processors
     labels = torch.zeros(reader.num_samples, dtype=torch.int64)
     for chunk, part in enumerate(torch.arange(reader.num_samples).split(CHUNK)):
@@ -132,18 +132,7 @@ def find_clusters(
     )
 
 
-def fit_centres(features: Tensor, num: int, *, seed: int) -> Tensor:
-    """Return the centres [num, d] of clusters of features [n, d], by k-means."""
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different images than clusters
-        found = KMeans(num, n_init=1, random_state=seed).fit(features.double().cpu().numpy())
-    return torch.from_numpy(found.cluster_centers_)
-
-
-def nearest_centres(images: Tensor, extractor: FeatureExtractor, centres: Tensor) -> Tensor:
+def nearest_centres(images: Tensor, extractor: Extractor, centres: Tensor) -> Tensor:
     """Return the number [n] of the centre that is nearest to each image uint8 [n, C, H, W]."""
     features = extractor(images).features.cpu().double()
     return squared_distances(features, centres.cpu().double()).argmin(1)

@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from distgan.evaluation.evaluate import Result, evaluate
-from distgan.evaluation.extractors import Extracted, Extractor, FeatureExtractor, weights_hash
+from distgan.evaluation.extractors import Extracted, Extractor, weights_hash
 from distgan.evaluation.metrics import MetricSettings
 from distgan.evaluation.neighbours import squared_distances
 from distgan.evaluation.reference import PreparedReference, RealImages, split_reals
@@ -93,7 +93,7 @@ def controlled_sets() -> tuple[dict[str, Tensor], RealImages]:
 
 
 def score(
-    fakes: Tensor, prepared: PreparedReference, extractor: FeatureExtractor, world: World = ALONE
+    fakes: Tensor, prepared: PreparedReference, extractor: Extractor, world: World = ALONE
 ) -> Result:
     """Evaluate a tensor of images."""
     return evaluate(lambda start, stop: fakes[start:stop], prepared, extractor, world=world)
