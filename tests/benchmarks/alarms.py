@@ -6,7 +6,7 @@ Every run is a real one with its own seed; the same command resumes after an int
 trained twice, with labels (features of the dataset's probe) and as if there were none (the random
 convolution); evaluations do not change what is trained.
 
-healthy      small networks with the settings of `cifar10-strong`
+healthy      small networks, plainer than those of `cifar10-strong`, with its other settings
 complete     the generator learns fast, the discriminator too slowly
 partial      a generator of half of the classes goes on with all of them, but hardly learns
 winning      a healthy run goes on with a fast discriminator and a generator that hardly learns
@@ -33,7 +33,8 @@ SHARED = (
     "--preset", "cifar10-strong", "data.flip=false", "train.kimg=24", "evaluation.every_kimg=3",
     "networks.generator_width=16", "networks.discriminator_width=16", "train.cpu_threads=1",
     "log.wandb=disabled", "log.report=false", "log.samples_every_kimg=24",
-    "checkpoint.every_kimg=24",
+    "checkpoint.every_kimg=24", "networks.generator_refinements=0",
+    "networks.self_modulation=false", "networks.san=false",
 )  # fmt: skip
 PLAIN = ("networks.minibatch_stddev=0", "loss.adversarial=bce", "loss.r1=0", "loss.r2=0")
 KINDS: dict[str, tuple[str, ...]] = {
