@@ -13,7 +13,6 @@ short a time (2 threads reached 0.3 to 0.6 times the rate of 2 processes on 2 bu
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 import signal
 import struct
@@ -86,13 +85,12 @@ class DecodeWorkers:
         """
         process, receiver = self._workers[self._num_read % len(self._workers)]
         self._num_read += 1
-        patience = math.inf if self._is_remote else _MAX_WAIT_SEC
         header, pixels = bytearray(_HEADER.size), out.reshape(-1).data
         try:
-            self._receive(receiver, memoryview(header), patience)
+            self._receive(receiver, memoryview(header))
             (num_error_bytes,) = _HEADER.unpack(header)
             content = memoryview(bytearray(num_error_bytes)) if num_error_bytes else pixels
-            self._receive(receiver, content, patience)
+            self._receive(receiver, content)
         except (EOFError, OSError):
             if self._stop.is_set():
                 raise
@@ -113,13 +111,13 @@ class DecodeWorkers:
             process.join()
             receiver.close()
 
-    def _receive(self, receiver: Connection, into: memoryview, patience: float) -> None:
+    def _receive(self, receiver: Connection, into: memoryview) -> None:
         """Fill `into`. Raises EOFError if the pipe is closed or `stop` is set.
 
-        Raises ShardError if so many seconds were waited for. Time during which this process was
+        Raises ShardError if nothing comes for too long. Time during which this process was
         suspended does not count.
         """
-        waited = 0.0
+        waited = 0.0  # seconds
         while into:
             if receiver.poll(_POLL_SEC):
                 num_bytes = os.readv(receiver.fileno(), [into])
@@ -128,7 +126,9 @@ class DecodeWorkers:
                 into = into[num_bytes:]
             elif self._stop.is_set():
                 raise EOFError
-            elif (waited := waited + _POLL_SEC) > patience:
+            else:
+                waited += _POLL_SEC
+            if waited > _MAX_WAIT_SEC and not self._is_remote:
                 raise ShardError(
                     f"a process that decodes images has sent nothing for {_MAX_WAIT_SEC:g} s: "
                     "start again, with data.workers=0 if it recurs"
