@@ -73,4 +73,4 @@ def test_a_job_survives_the_loss_of_two_of_four_nodes(
     )
     assert undisturbed.restarts == 0
     provenance = json.loads((job.run / "provenance.json").read_text())
-    assert provenance["world"] == {"processes": 8, "device": "cpu"}
+    assert provenance["world"] == {"processes": 8, "nodes": 4, "device": "cpu"}
