@@ -177,7 +177,7 @@ def test_two_nodes_form_one_world(undisturbed: Job) -> None:
     """One process per node, rank zero on the first, and every image seen once."""
     undisturbed.until("COMPLETED")
     provenance = json.loads((undisturbed.run / "provenance.json").read_text())
-    assert provenance["world"] == {"processes": 2, "device": "cpu"}
+    assert provenance["world"] == {"processes": 2, "nodes": 2, "device": "cpu"}
     assert (provenance["host"], provenance["slurm"]["SLURM_JOB_ID"]) == (
         "node1",
         undisturbed.number,
