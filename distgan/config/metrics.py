@@ -201,6 +201,11 @@ EVALUATION_METRICS = {
         "kinds",
         "lower",
     ),
+    "diversity/missing_pixel_kinds": Metric(
+        "The same for about 20 clusters of the pixels of thumbnails, with less than a fifth.",
+        "kinds",
+        "lower",
+    ),
     "diversity/modes": Metric("Classes with at least one generated image.", "classes", "higher"),
     "diversity/effective_classes": Metric(
         "Number of classes in equal use: the exponential of their entropy.", "classes", "higher"

@@ -129,6 +129,19 @@ class Thresholds(Section):
         identity=False,
         ge=0,
     )
+    missing_pixel_kinds: float = setting(
+        2,
+        "Partial collapse: more than this number of the kinds of real images are missing, "
+        "which are found as about 20 clusters of the pixels of thumbnails.",
+        identity=False,
+        ge=0,
+    )
+    recognisable_precision: float = setting(
+        0.3,
+        "Kinds that are missing in pixels count "
+        "once precision reaches this fraction of the reals' precision.",
+        identity=False,
+    )
     coverage_fall: float = setting(
         0.6,
         "Partial collapse: coverage below this fraction of the run's own best coverage; "

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from distgan.config.monitoring import Thresholds
 from distgan.evaluation import distances, metrics
-from distgan.evaluation.metrics import MetricSettings, Reference, Sample
+from distgan.evaluation.metrics import Reference
+from distgan.evaluation.sample import MetricSettings, Sample
 from distgan.runtime.distributed import World
 
 ALONE = World(0, 1)

@@ -21,8 +21,8 @@ from distgan.evaluation.by_class import (
     unpack,
 )
 from distgan.evaluation.extractors import Extractor
-from distgan.evaluation.metrics import MetricSettings, Sample
 from distgan.evaluation.reference import PreparedReference, Protocol, extract_sample
+from distgan.evaluation.sample import MetricSettings, Sample
 from distgan.runtime.distributed import World
 
 Fakes = Callable[[int, int], Tensor]

@@ -15,7 +15,7 @@ from distgan.evaluation.batch_diversity import BatchDiversity
 from distgan.evaluation.by_class import CLASSWISE_METRICS, count_labels, fewest_images
 from distgan.evaluation.evaluate import Result, check_names, evaluate
 from distgan.evaluation.extractors import Extractor, Inception, RandomConv
-from distgan.evaluation.metrics import DEFAULT_SETTINGS, measurable
+from distgan.evaluation.metrics import measurable
 from distgan.evaluation.probe import Probe, StackedProbe, probe_path
 from distgan.evaluation.reference import (
     PreparedReference,
@@ -24,6 +24,7 @@ from distgan.evaluation.reference import (
     prepare_reference,
     split_reals,
 )
+from distgan.evaluation.sample import DEFAULT_SETTINGS
 from distgan.evaluation.tracker import VerdictTracker, young_images
 from distgan.evaluation.verdict import Verdict
 from distgan.images import to_uint8

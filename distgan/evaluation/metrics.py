@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,76 +11,8 @@ from distgan.config.metrics import PUBLISHED_NAMES
 from distgan.evaluation import distances, kinds, modes, neighbours
 from distgan.evaluation.distances import Moments
 from distgan.evaluation.extractors import mirrored
+from distgan.evaluation.sample import Sample
 from distgan.runtime.distributed import World
-
-
-@dataclass(frozen=True)
-class MetricSettings:
-    """Constants of the metrics."""
-
-    k_precision: int = 3  # neighbours for precision and recall
-    k_coverage: int = 5  # neighbours for density, coverage and copies
-    near_quantile: float = 0.01  # fraction of reals that count as duplicates and as copies
-    confidence: float = 0.7  # posterior from which a class counts as certain
-    missing_below: float = 0.1  # a class is missing below this fraction of the reals' share
-    kernel_subsets: int = 10
-    kernel_subset_size: int = 1000
-
-
-DEFAULT_SETTINGS = MetricSettings()
-
-
-class Sample:
-    """A set of images: features [n, d], logits [n, C] or None, and what follows from them.
-
-    `thumbnails` is the same set of images with their averaged pixels as features, and `detail` [n]
-    says how sharp each image is. Signs of trouble in the features are confirmed by them; both are
-    None for thumbnails themselves.
-    """
-
-    def __init__(
-        self,
-        features: Tensor,
-        logits: Tensor | None,
-        *,
-        num_classes: int | None,
-        world: World,
-        settings: MetricSettings,
-        thumbnails: "Sample | None" = None,
-        detail: Tensor | None = None,
-    ) -> None:
-        self.features, self.logits, self.num_classes = features, logits, num_classes
-        self.thumbnails, self.detail = thumbnails, detail
-        self.world, self.settings = world, settings
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    @cached_property
-    def moments(self) -> Moments:
-        return distances.moments(self.features, self.world)
-
-    @cached_property
-    def neighbours(self) -> Tensor:
-        """Squared distances [n, k_coverage] to the nearest others."""
-        k = max(self.settings.k_precision, self.settings.k_coverage)
-        return neighbours.neighbour_distances(self.features, k, self.world)
-
-    def radii(self, k: int) -> Tensor:
-        """Return squared distances [n] to the k-th nearest other."""
-        return self.neighbours[:, k - 1]
-
-    @cached_property
-    def class_counts(self) -> Tensor:
-        """Numbers of images [C] by predicted class."""
-        assert self.logits is not None and self.num_classes is not None
-        return modes.class_histogram(self.logits.argmax(1).cpu(), self.num_classes)
-
-    @cached_property
-    def confident_counts(self) -> Tensor:
-        """Numbers of images [C] by predicted class, of those classified with confidence."""
-        assert self.logits is not None
-        return modes.confident_counts(self.logits, confidence=self.settings.confidence)
 
 
 @dataclass(frozen=True)
@@ -121,10 +52,7 @@ class Reference:
         closeness, _ = neighbours.relative_distances(
             others.features, reals.features, reals.radii(settings.k_coverage), reals.world
         )
-        centres = shares = None
-        if reals.thumbnails is not None:
-            centres = kinds.find_kinds(reals.features, reals.world)
-            shares = kinds.kind_shares(reals.features, centres, reals.world)
+        centres = kinds.find_kinds(reals.features, reals.world)
         confident = predicted = None
         if reals.num_classes is not None:
             confident = modes.shares_of(reals.confident_counts)
@@ -140,7 +68,7 @@ class Reference:
             label_shares=predicted if known_shares is None else known_shares,
             shares_are_exact=known_shares is not None,
             kinds=centres,
-            kind_shares=shares,
+            kind_shares=kinds.kind_shares(reals.features, centres, reals.world),
             thumbnails=thumbnails,
             detail=None if reals.detail is None else float(reals.detail.double().mean()),
         )
@@ -249,14 +177,20 @@ def pixel_values(fakes: Sample, reals: Reference) -> dict[str, float]:
 
 
 def kind_values(fakes: Sample, reals: Reference) -> dict[str, float]:
-    """Return the number of kinds of real images that the fakes lack."""
-    if reals.kinds is None or reals.kind_shares is None:
-        return {}
+    """Return the numbers of kinds of real images that the fakes lack, in features and in pixels."""
+    settings, small, small_reals = fakes.settings, fakes.thumbnails, reals.thumbnails
+    values = {"diversity/missing_kinds": count_missing(fakes, reals, settings.missing_below)}
+    if small is not None and small_reals is not None:
+        missing = count_missing(small, small_reals, settings.missing_pixels_below)
+        values["diversity/missing_pixel_kinds"] = missing
+    return values
+
+
+def count_missing(fakes: Sample, reals: Reference, below: float) -> float:
+    """Return how many kinds of `reals` have less than `below` times their share among `fakes`."""
+    assert reals.kinds is not None and reals.kind_shares is not None
     shares = kinds.kind_shares(fakes.features, reals.kinds, fakes.world)
-    missing = kinds.missing_kinds(
-        shares, reals.kind_shares * len(reals), below=fakes.settings.missing_below
-    )
-    return {"diversity/missing_kinds": float(missing)}
+    return float(kinds.missing_kinds(shares, reals.kind_shares * len(reals), below=below))
 
 
 def class_values(fakes: Sample, reals: Reference) -> dict[str, float]:
@@ -293,7 +227,7 @@ GROUPS: dict[tuple[str, ...], Compute] = {
     ("diversity/duplicates",): duplicate_values,
     ("diversity/copies", "diversity/confirmed_copies"): copy_values,
     ("quality/detail", "diversity/pixel_spread", "diversity/pixel_duplicates"): pixel_values,
-    ("diversity/missing_kinds",): kind_values,
+    ("diversity/missing_kinds", "diversity/missing_pixel_kinds"): kind_values,
     CLASS_METRICS: class_values,
 }
 VERDICT_METRICS = (
@@ -308,6 +242,7 @@ VERDICT_METRICS = (
     "diversity/pixel_spread",
     "diversity/pixel_duplicates",
     "diversity/missing_kinds",
+    "diversity/missing_pixel_kinds",
     "diversity/effective_classes",
     "diversity/missing_classes",
 )

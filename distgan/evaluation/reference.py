@@ -27,13 +27,14 @@ from distgan.evaluation.by_class import (
     total_values,
 )
 from distgan.evaluation.extractors import Extractor, detail, thumbnails
-from distgan.evaluation.metrics import DEFAULT_SETTINGS, MetricSettings, Reference, Sample
+from distgan.evaluation.metrics import Reference
 from distgan.evaluation.reference_cache import read_cache, write_cache
+from distgan.evaluation.sample import DEFAULT_SETTINGS, MetricSettings, Sample
 from distgan.runtime.distributed import World
 from shards.files import cache_folder
 
 CHUNK = 125  # images per call of the extractor; another number would round differently
-CACHE_FORMAT = 5
+CACHE_FORMAT = 6
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ from typing import Any
 
 from distgan.config.monitoring import Thresholds
 from distgan.evaluation.evaluate import Result
+from distgan.evaluation.evidence import Evidence, History
 from distgan.evaluation.verdict import (
     DEFAULT_THRESHOLDS,
     NAMES,
-    Evidence,
-    History,
     Verdict,
     assess,
     infinite_values,

@@ -22,9 +22,9 @@ from distgan.errors import UserError
 from distgan.evaluation.evaluator import choose_extractor
 from distgan.evaluation.extractors import Extractor
 from distgan.evaluation.kinds import fit_centres
-from distgan.evaluation.metrics import DEFAULT_SETTINGS
 from distgan.evaluation.neighbours import squared_distances
 from distgan.evaluation.reference import CHUNK, extract_sample
+from distgan.evaluation.sample import DEFAULT_SETTINGS
 from distgan.images import save_grid
 from distgan.labels import Labels
 from distgan.reporting.console import say

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from distgan.evaluation.evaluate import Result, evaluate
 from distgan.evaluation.extractors import Extracted, Extractor, weights_hash
-from distgan.evaluation.metrics import MetricSettings
 from distgan.evaluation.neighbours import squared_distances
 from distgan.evaluation.reference import PreparedReference, RealImages, split_reals
+from distgan.evaluation.sample import MetricSettings
 from distgan.runtime.distributed import World
 
 ALONE = World(0, 1)

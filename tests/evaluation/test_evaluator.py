@@ -11,9 +11,10 @@ from distgan.errors import UserError
 from distgan.evaluation.batch_diversity import BatchDiversity
 from distgan.evaluation.evaluate import evaluate
 from distgan.evaluation.evaluator import Evaluator
+from distgan.evaluation.evidence import History
 from distgan.evaluation.extractors import RandomConv
 from distgan.evaluation.reference import RealImages, prepare_reference
-from distgan.evaluation.verdict import History, assess
+from distgan.evaluation.verdict import assess
 from distgan.labels import class_labels
 from shards.format.index import read_index
 from shards.reader import ShardReader

@@ -44,12 +44,14 @@ def test_kinds_of_digits_are_missed_by_half_of_the_digits_alone() -> None:
     sets["one class"] = images[labels == 3].repeat(9, 1, 1, 1)[:NUM]
     extractor = ExampleClassifier()
     prepared = prepare_reference(reals, extractor, world=ALONE, num_samples=NUM, settings=SETTINGS)
-    missing = {
-        name: score(sets[name], prepared, extractor).values["diversity/missing_kinds"]
+    found = {
+        name: score(sets[name], prepared, extractor).values
         for name in ("all classes", "half of the classes", "one class")
     }
-    assert missing["all classes"] == 0
-    assert missing["one class"] > missing["half of the classes"] >= 2
+    for metric in ("diversity/missing_kinds", "diversity/missing_pixel_kinds"):
+        missing = {name: values[metric] for name, values in found.items()}
+        assert missing["all classes"] == 0
+        assert missing["one class"] > missing["half of the classes"] >= 2
 
 
 def test_mirrored_copies_are_copies_in_features_that_ignore_sides() -> None:

@@ -8,6 +8,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from distgan.evaluation import distances, modes, neighbours
+from distgan.evaluation.batch_diversity import BatchDiversity
 from distgan.evaluation.distances import Moments
 from tests.evaluation.sets import ALONE
 
@@ -187,3 +188,18 @@ def test_fidelity_equals_prdc() -> None:
     found = fidelity(X, Y)
     assert (found.density, found.coverage) == pytest.approx((theirs["density"], theirs["coverage"]))
     assert (found.precision, found.recall) == pytest.approx((narrow["precision"], narrow["recall"]))
+
+
+def test_batch_diversity_compares_with_reals() -> None:
+    draw = torch.Generator().manual_seed(0)
+    reals = torch.rand(128, 3, 32, 32, generator=draw) * 2 - 1
+    diversity = BatchDiversity.of_reals(reals)
+    alike = {name: float(value) for name, value in diversity.metrics(reals[64:]).items()}
+    assert abs(alike["diversity/batch_ratio"] - 1) < 0.05
+    assert alike["diversity/batch_duplicates"] < 0.1
+    one = {
+        name: float(value)
+        for name, value in diversity.metrics(reals[:1].repeat(64, 1, 1, 1)).items()
+    }
+    assert one["diversity/batch_ratio"] < 0.01
+    assert one["diversity/batch_duplicates"] == 1
