@@ -1,10 +1,11 @@
 """How often the verdict on a run is wrong: false alarms, and troubles that are missed, on digits.
 
-    python -m tests.benchmarks.alarms [--runs 10] [--folder runs/alarms] [--only labelled]
+    python -m tests.benchmarks.alarms [--runs 10] [--folder runs/alarms]
 
 Every run is a real one with its own seed; the same command resumes after an interruption. Each is
-trained twice, with labels (features of the dataset's probe) and as if there were none (the random
-convolution); evaluations do not change what is trained.
+judged with labels while it trains, in the features of the dataset's probe, and afterwards as if
+there were none: its checkpoints are evaluated in those of the random convolution, and its metrics
+reported, in the order of training. Evaluations do not change what is trained.
 
 healthy      small networks, plainer than those of `cifar10-strong`, with its other settings
 complete     the generator learns fast, the discriminator too slowly
@@ -24,16 +25,23 @@ from itertools import product
 from pathlib import Path
 from statistics import mean
 
+import torch
+
+from distgan.config.load import load_config
+from distgan.evaluation.evaluator import Evaluator
 from distgan.evaluation.probe import probe_path
+from distgan.networks.generator_file import checkpoint_folders, load_generator
 from distgan.run.files import read_rows
+from distgan.runtime.distributed import World
 from shards.format.index import read_index
+from shards.reader import ShardReader
 from tests.benchmarks.common import command_line, distgan, machine, train
 
 SHARED = (
     "--preset", "cifar10-strong", "data.flip=false", "train.kimg=24", "evaluation.every_kimg=3",
     "networks.generator_width=16", "networks.discriminator_width=16", "train.cpu_threads=1",
     "log.wandb=disabled", "log.report=false", "log.samples_every_kimg=24",
-    "checkpoint.every_kimg=24", "networks.generator_refinements=0",
+    "checkpoint.every_kimg=3", "checkpoint.keep=20", "networks.generator_refinements=0",
     "networks.self_modulation=false", "networks.san=false",
 )  # fmt: skip
 PLAIN = ("networks.minibatch_stddev=0", "loss.adversarial=bce", "loss.r1=0", "loss.r2=0")
@@ -54,7 +62,7 @@ RIGHT = {
     "winning": ("unbalanced",),
     "diverged": ("diverged",),
 }
-FEATURES = {"labelled": "probe", "unlabelled": "random"}
+FEATURES = ("labelled", "unlabelled")
 NO_TROUBLE = ("healthy", "learning")
 
 
@@ -71,17 +79,16 @@ class Outcome:
         return self.alarm in RIGHT[kind]
 
 
-def run(folder: Path, name: str, *, features: str, seed: int) -> None:
+def run(folder: Path, name: str, *, seed: int) -> None:
     """Train one run, or resume it, unless it has ended."""
-    out = folder / features / f"{name}-{seed}"
+    out = folder / f"{name}-{seed}"
     start = []
     if name in BEGINNINGS:
-        start = [f"train.init_from={folder / features / f'{BEGINNINGS[name]}-{seed}'}"]
+        start = [f"train.init_from={folder / f'{BEGINNINGS[name]}-{seed}'}"]
     options = ("--data", folder / "digits", "--run-dir", out, f"train.seed={seed}")
-    extractor = f"evaluation.extractor={FEATURES[features]}"
     if not is_over(out):
         settings = HALF if name == "half" else KINDS[name]
-        train(*SHARED, *settings, *start, *options, extractor, check=False)
+        train(*SHARED, *settings, *start, *options, "evaluation.extractor=probe", check=False)
 
 
 def is_over(folder: Path) -> bool:
@@ -90,15 +97,48 @@ def is_over(folder: Path) -> bool:
     return status.exists() and json.loads(status.read_text())["state"] in ("done", "failed")
 
 
-def outcome(folder: Path, kind: str, labelled: Path) -> Outcome:
-    """Return what a run did. `labelled` is the same training, evaluated with labels."""
-    alarms = [
-        event
-        for event in read_rows(folder / "events.jsonl")
-        if event.get("verdict", "healthy") not in NO_TROUBLE
-    ]
-    first = alarms[0] if alarms else {"verdict": "none", "images_seen": math.nan}
-    return Outcome(has_trouble(kind, labelled), first["verdict"], first["images_seen"] / 1000)
+def outcome(folder: Path, kind: str, features: str) -> Outcome:
+    """Return what a run did."""
+    verdicts = judge_again(folder) if features == "unlabelled" else verdicts_of(folder)
+    alarms = (each for each in verdicts if each[1] not in NO_TROUBLE)
+    images_seen, name = next(alarms, (math.nan, "none"))
+    return Outcome(has_trouble(kind, folder), name, images_seen / 1000)
+
+
+def verdicts_of(folder: Path) -> list[tuple[int, str]]:
+    """Return the verdicts of a run while it trained, each with the images seen."""
+    events = read_rows(folder / "events.jsonl")
+    return [(each["images_seen"], each["verdict"]) for each in events if "verdict" in each]
+
+
+def judge_again(folder: Path, extractor: str = "random") -> list[tuple[int, str]]:
+    """Return the verdicts that a run on all classes would have had in other features."""
+    config = load_config(str(folder / "config.toml"))
+    reader = ShardReader(read_index(folder.parent / "digits"))
+    evaluator = Evaluator(
+        reader,
+        evaluation=config.evaluation.model_copy(update={"extractor": extractor}),
+        thresholds=config.collapse.thresholds,
+        classes=None,
+        world=World(0, 1),
+        device=torch.device("cpu"),
+        seed=config.train.seed,
+        total_images=24_000,
+        micro_batch_size=config.train.batch_size,
+    )
+    checkpoints = {round(1000 * float(path.name)): path for path in checkpoint_folders(folder)}
+    found = []
+    for row in read_rows(folder / "metrics.jsonl"):
+        images_seen = row["progress/images"]
+        verdict = evaluator.tracker.add_report(row, images_seen=images_seen)
+        found.append((images_seen, verdict.name))
+        if images_seen in checkpoints and images_seen:
+            generator = load_generator(checkpoints[images_seen])
+            _, verdict, _ = evaluator.evaluate(
+                generator.network, generator.spec.latent_dim, images_seen=images_seen
+            )
+            found.append((images_seen, verdict.name))
+    return found
 
 
 def has_trouble(kind: str, folder: Path) -> bool:
@@ -149,30 +189,24 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--runs", type=int, default=10, help="of each kind")
     parser.add_argument("--folder", type=Path, default=Path("runs/alarms"))
-    parser.add_argument("--only", choices=FEATURES, help="train only these, and print no table")
     options = parser.parse_args()
     shards = options.folder / "digits"
     distgan("pack", "digits", shards)
     if not probe_path(read_index(shards).fingerprint).exists():
         distgan("probe", shards)
-    wanted = [options.only] if options.only else list(FEATURES)
-    for seed, features in product(range(options.runs), wanted):
-        for name in ("half", *KINDS):
-            run(options.folder, name, features=features, seed=seed)
-    if not options.only:
-        print("\n".join([*table(collect(options.folder, options.runs)), "", machine()]))
+    for seed, name in product(range(options.runs), ("half", *KINDS)):
+        run(options.folder, name, seed=seed)
+    torch.set_num_threads(1)
+    print("\n".join([*table(collect(options.folder, options.runs)), "", machine()]))
 
 
 def collect(folder: Path, runs: int) -> dict[tuple[str, str], list[Outcome]]:
     """Return the outcomes of all runs, by kind and features."""
-    names = {kind: [f"{kind}-{seed}" for seed in range(runs)] for kind in KINDS}
     return {
         (kind, features): [
-            outcome(folder / features / name, kind, folder / "labelled" / name)
-            for name in names[kind]
+            outcome(folder / f"{kind}-{seed}", kind, features) for seed in range(runs)
         ]
-        for kind in KINDS
-        for features in FEATURES
+        for kind, features in product(KINDS, FEATURES)
     }
 
 
