@@ -73,14 +73,14 @@ DISTANCE = """
 `quality/frechet` says how much the generated images as a whole differ from real ones, in their look
 and in their variety. Lower is better. Its scale depends on the features, so compare a value with
 the two that stand beside it: real images against other real ones, and the first evaluation of the
-run. Measured on 22 and 30 November 2026 ([results.md](results.md),
+run. Measured on 22 and 30 November and 1 December 2026 ([results.md](results.md),
 [lab/presets.md](lab/presets.md)):
 
 | images, features | real images | early in training | later |
 | --- | --- | --- | --- |
 | CIFAR-10, its probe, `cifar10-strong` | 0.02 | 2.4 after 100 kimg | 1.0 after 500 kimg |
 | CIFAR-10, its probe, `cifar10` | 0.02 | 13 after 100 kimg | 4.6 after 500 kimg |
-| anime faces, random, `anime-faces-strong` | 0.04 | | 0.11 after 131 kimg |
+| anime faces, random, `anime-faces-strong` | 0.04 | | 0.074 after 131 kimg |
 | anime faces, random, `anime-faces` | 0.04 | | 0.80 after 131 kimg |
 | 6,000 of them, random, no preset | 0.15 | 2.5 after 4 kimg | 1.9 after 8 kimg |
 

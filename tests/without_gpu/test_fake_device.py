@@ -21,8 +21,8 @@ LAUNCHES: list[tuple[Case, int]] = [
     ({"preset": "cifar10-conditional"}, 292),
     ({"preset": "stacked-mnist"}, 296),
     ({"preset": "anime-faces", "size": 64}, 244),
-    ({"preset": "anime-faces-strong", "size": 64}, 264),
-    ({"preset": "anime-faces-strong", "size": 64, "penalty": True}, 446),
+    ({"preset": "anime-faces-strong", "size": 64}, 368),
+    ({"preset": "anime-faces-strong", "size": 64, "penalty": True}, 547),
     ({"preset": "anime-faces-conditional", "size": 64, "penalty": True}, 514),
 ]
 
