@@ -98,6 +98,7 @@ class Trainer:
         Returns notes for the user, and the origin of the first weights, empty if they were drawn.
         """
         notes, labels = self.checkpointer.restore_newest(), self.session.labels
+        notes += self.evaluator.warnings
         if labels is not None and (warning := labels.warning()):
             notes.append(warning)
         settings = self.config.train

@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from distgan.commands.export import CARD_MARK, export
+from distgan.commands.export import CARD_MARK, export, write_onnx
 from distgan.networks.base import GeneratorSpec
 from distgan.networks.build import GENERATORS, build_generator
 from distgan.networks.generator_file import load_generator, save_generator
@@ -65,7 +65,9 @@ def test_card_shows_how_to_generate_images_without_distgan(
     )
     network = build_generator(spec)
     if network.modulation is not None:
-        torch.nn.init.normal_(network.modulation.weight)  # at first it changes nothing
+        # At first it changes nothing; weights of 1 would amplify rounding.
+        draw = torch.Generator().manual_seed(0)
+        torch.nn.init.normal_(network.modulation.weight, std=0.3, generator=draw)
     network(sample_latents(16, spec, seed=0))  # so that norm statistics are not the initial ones
     save_generator(network.eval(), spec, tmp_path, facts={})
     out = tmp_path / "out"
@@ -121,6 +123,21 @@ def both(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert (code, "onnxruntime's images differ from torch's by at most" in said) == (0, True), said
     assert "left out" not in said
     return out
+
+
+def test_a_failed_check_leaves_no_onnx_file(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'distgan[onnx]'")
+    pytest.importorskip("onnxscript", reason="pip install 'distgan[onnx]'")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(RuntimeError, match="no such operator"):
+        write_onnx(load_generator(run), tmp_path, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_onnx_takes_batches_of_any_size(run: Path, both: Path) -> None:

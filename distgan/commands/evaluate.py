@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distgan.config.metrics import PUBLISHED_NAMES
 from distgan.config.schema import Data, Evaluation, Thresholds
 from distgan.data import open_dataset
 from distgan.errors import UserError
 from distgan.evaluation.evaluate import Fakes, Result, check_names, evaluate
-from distgan.evaluation.evaluator import choose_extractor, real_images
+from distgan.evaluation.evaluator import choose_extractor, describe_absent, real_images
 from distgan.evaluation.reference import prepare_reference
 from distgan.evaluation.verdict import Verdict, assess
 from distgan.labels import Labels, class_labels
@@ -215,12 +214,8 @@ def show_scores(scores: list[Score], *, wanted: Sequence[str] = ()) -> None:
         names = [score.name for score in scores]
     show_columns(["metric", *names, "real images"], rows)
     measured = {name for score in scores for name in score.result.values}
-    absent = [each for each in wanted if not {each, PUBLISHED_NAMES.get(each)} & measured]
-    if absent:
-        show_warning(
-            f"not measured: {', '.join(absent)}; those of classes need `distgan probe` or "
-            "networks.condition=class, and those of Inception --extractor inception"
-        )
+    for warning in describe_absent(wanted, measured, "--extractor inception"):
+        show_warning(warning)
     for score in scores:
         if score.result.by_class:
             say(f"classes of {score.name}:")

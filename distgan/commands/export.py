@@ -170,22 +170,24 @@ def write_onnx(generator: Generator, out: Path, facts: dict[str, Any]) -> str:
     # So that it is known to be of the generator.safetensors beside it; see `formats_in`.
     program.model.metadata_props[SHA256_KEY] = hashlib.sha256(weights_of(network)).hexdigest()
     unchecked = path.with_suffix(".unchecked.onnx")
-    program.save(unchecked, external_data=False)
-    session = onnxruntime.InferenceSession(unchecked, providers=["CPUExecutionProvider"])
     difference = 0.0
-    for num in (7, 1):
-        batch = [each[:num] for each in inputs]
-        feeds = {name: each.numpy() for name, each in zip(names, batch, strict=True)}
-        (images,) = session.run(None, feeds)
-        expected = generate(network, *batch)
-        difference = max(difference, float((torch.from_numpy(images) - expected).abs().max()))
-    if difference > TOLERANCE:
-        unchecked.unlink()
-        raise UserError(
-            f"onnxruntime's images differ from torch's by {difference:.2g}, so no ONNX file "
-            "is written; distgan export RUN --format safetensors writes a file for PyTorch"
-        )
-    os.replace(unchecked, path)
+    try:
+        program.save(unchecked, external_data=False)
+        session = onnxruntime.InferenceSession(unchecked, providers=["CPUExecutionProvider"])
+        for num in (7, 1):
+            batch = [each[:num] for each in inputs]
+            feeds = {name: each.numpy() for name, each in zip(names, batch, strict=True)}
+            (images,) = session.run(None, feeds)
+            expected = generate(network, *batch)
+            difference = max(difference, float((torch.from_numpy(images) - expected).abs().max()))
+        if difference > TOLERANCE:
+            raise UserError(
+                f"onnxruntime's images differ from torch's by {difference:.2g}, so no ONNX file "
+                "is written; distgan export RUN --format safetensors writes a file for PyTorch"
+            )
+        os.replace(unchecked, path)
+    finally:
+        unchecked.unlink(missing_ok=True)
     return f"wrote {path}; onnxruntime's images differ from torch's by at most {difference:.1g}"
 
 

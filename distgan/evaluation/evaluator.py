@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from distgan.config.metrics import EVALUATION_METRICS, PUBLISHED_NAMES
 from distgan.config.schema import Evaluation, Thresholds
 from distgan.errors import UserError
 from distgan.evaluation.batch_diversity import BatchDiversity
-from distgan.evaluation.by_class import CLASSWISE_METRICS, count_labels, fewest_images
+from distgan.evaluation.by_class import ACCURACY, CLASSWISE_METRICS, count_labels, fewest_images
 from distgan.evaluation.evaluate import Result, check_names, evaluate
 from distgan.evaluation.extractors import Extractor, Inception, RandomConv
 from distgan.evaluation.metrics import measurable
@@ -164,6 +165,15 @@ class Evaluator:
         listed = self.settings.metrics
         return None if listed is None else {*listed, self.best_metric}
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know about the settings of evaluations."""
+        own = measurable(
+            has_classes=self.extractor.num_classes is not None, published=self.extractor.published
+        )
+        known = {*own, *((*CLASSWISE_METRICS, ACCURACY) if self.labels else ())}
+        return describe_absent(self.settings.metrics or (), known, "evaluation.extractor=inception")
+
     def evaluate(
         self, generator: torch.nn.Module, latent_dim: int, *, images_seen: int
     ) -> tuple[Result, Verdict, bool]:
@@ -251,6 +261,17 @@ class Evaluator:
             self.notes.append(f"best checkpoint: by {before} before, by {self.best_metric} now")
         if self.notes:
             self.best_value, self.best_images = None, None
+
+
+def describe_absent(wanted: Collection[str], known: Collection[str], option: str) -> list[str]:
+    """Return a warning if wanted metrics are not among the known ones; `option` is Inception's."""
+    absent = [each for each in wanted if not {each, PUBLISHED_NAMES.get(each)} & set(known)]
+    if not absent:
+        return []
+    return [
+        f"not measured: {', '.join(absent)}; those of classes need `distgan probe` or "
+        f"networks.condition=class, and those of Inception {option}"
+    ]
 
 
 def check_classes(labels: Labels, reals: RealImages, *, evaluation: Evaluation, seed: int) -> None:

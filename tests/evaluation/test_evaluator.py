@@ -62,6 +62,15 @@ def test_a_collapse_is_named_whichever_metrics_are_listed(
     assert set(result.values) == {*metrics, "quality/frechet"}
 
 
+def test_listed_metrics_that_the_features_do_not_allow_are_named(shards: Path) -> None:
+    metrics = ("quality/frechet", "quality/fid", "diversity/modes", "quality/class_frechet")
+    (warning,) = make_evaluator(shards, metrics=metrics, extractor="random").warnings
+    assert warning.startswith(
+        "not measured: quality/fid, diversity/modes, quality/class_frechet; those of classes need"
+    )
+    assert not make_evaluator(shards, metrics=("quality/kernel",)).warnings
+
+
 def test_the_best_metric_is_measured_though_it_is_not_listed(shards: Path) -> None:
     evaluator = make_evaluator(shards, metrics=("quality/kernel",), best_metric="diversity/vendi")
     found = [
