@@ -11,9 +11,11 @@ from distgan.networks.base import (
     DiscriminatorSpec,
     GeneratorSpec,
     MinibatchStddev,
+    images_at_once,
 )
 from distgan.networks.build import GENERATORS, build_discriminator, build_generator
 from distgan.networks.ema import GeneratorEma, recalibrate_batch_norm
+from distgan.networks.latents import generate
 from distgan.networks.mixture import spec_from_dict
 from distgan.runtime.randomness import normal, uniform
 
@@ -245,13 +247,32 @@ def test_ema_moves_halfway_in_its_halflife() -> None:
     torch.testing.assert_close(trained.generator.project.weight, (start + 1.0) / 2)
 
 
+def test_large_images_are_made_in_smaller_batches_that_are_the_same_images() -> None:
+    """256 images of 256 pixels would need gigabytes for the maps of a layer."""
+    sizes = []
+    for size, at_once in ((32, 256), (64, 256), ((64, 96), 170), (256, 16)):
+        spec = GeneratorSpec(
+            architecture="dcgan", image_size=size, channels=1, width=4, latent_dim=7
+        )
+        generator = build_generator(spec).eval()
+        assert images_at_once(generator) == at_once
+    generator.register_forward_hook(lambda _, __, images: sizes.append(len(images)))
+    latents = torch.randn(20, 7)
+    images = generate(generator, latents)
+    assert sizes == [16, 4]
+    torch.testing.assert_close(images[16:], generator(latents[16:]), rtol=0, atol=1e-5)
+    sizes.clear()
+    recalibrate_batch_norm(generator, latents)
+    assert sizes == [10, 10]
+
+
 def test_recalibrated_statistics_are_those_of_the_latents() -> None:
     """Running statistics become the mean and variance over the latents; momentum stays the same."""
     generator = build_generator(
         GeneratorSpec(architecture="dcgan", image_size=32, channels=1, width=4, latent_dim=7)
     ).eval()
     latents = torch.randn(64, 7)
-    recalibrate_batch_norm(generator, latents, num_batches=1)
+    recalibrate_batch_norm(generator, latents)
     maps = generator.project(latents).unflatten(1, (-1, 4, 4))
     norm = generator.layers[0]
     torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)))

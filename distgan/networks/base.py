@@ -99,6 +99,17 @@ class DiscriminatorSpec:
         )
 
 
+MOST_AT_ONCE = 256
+PIXELS_AT_ONCE = MOST_AT_ONCE * 64**2
+
+
+def images_at_once(generator: nn.Module) -> int:
+    """Return how many images a generator makes at once: large ones need no more memory."""
+    assert isinstance(generator.spec, GeneratorSpec)
+    height, width = sides(generator.spec.image_size)
+    return min(MOST_AT_ONCE, PIXELS_AT_ONCE // (height * width))
+
+
 class GeneratorNetwork(nn.Module):
     """Base class of generators: latents [B, Z], and labels if there are any, to images.
 

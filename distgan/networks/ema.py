@@ -10,6 +10,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from distgan.networks.base import images_at_once
+
 # The half-life is at most this fraction of the images seen, so that the drawn weights are forgotten
 # (Karras et al. 2020, StyleGAN2-ADA, which has no such ramp either if weights were loaded).
 RAMP_UP = 0.05
@@ -36,13 +38,11 @@ class GeneratorEma:
 
 
 @torch.no_grad()
-def recalibrate_batch_norm(
-    generator: nn.Module, latents: Tensor, *condition: Tensor, num_batches: int = 4
-) -> None:
+def recalibrate_batch_norm(generator: nn.Module, latents: Tensor, *condition: Tensor) -> None:
     """Set the running statistics of every BatchNorm layer to their means over the latents [N, Z].
 
     A conditional generator's labels [N] follow them, with the shares that they have in training.
-    The latents are split into `num_batches` batches. The layers end in eval mode.
+    The latents are split into batches of equal size. The layers end in eval mode.
     """
     norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -50,6 +50,7 @@ def recalibrate_batch_norm(
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over batches
         norm.train()
+    num_batches = -(-len(latents) // images_at_once(generator))
     for batch in zip(*(part.chunk(num_batches) for part in (latents, *condition)), strict=True):
         generator(*batch)
     for norm, momentum in zip(norms, momenta, strict=True):

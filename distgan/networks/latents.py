@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity
 
-from distgan.networks.base import GeneratorSpec
+from distgan.networks.base import GeneratorSpec, images_at_once
 from distgan.runtime.randomness import normal
 
 
@@ -20,12 +20,10 @@ def sample_latents(num: int, spec: GeneratorSpec, *, seed: int, first: int = 0) 
 
 
 @torch.no_grad()
-def generate(
-    generator: nn.Module, latents: Tensor, labels: Tensor | None = None, *, batch_size: int = 256
-) -> Tensor:
+def generate(generator: nn.Module, latents: Tensor, labels: Tensor | None = None) -> Tensor:
     """Return images [N, C, H, W] in [-1, 1] for latents [N, Z], and labels, made in batches."""
     inputs = [latents] if labels is None else [latents, labels]
-    batches = zip(*(each.split(batch_size) for each in inputs), strict=True)
+    batches = zip(*(each.split(images_at_once(generator)) for each in inputs), strict=True)
     return torch.cat([generator(*batch).float() for batch in batches])
 
 

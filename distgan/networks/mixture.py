@@ -89,6 +89,7 @@ class Mixture(nn.Module):
 
     def __init__(self, spec: MixtureSpec, parts: Iterable[nn.Module]) -> None:
         super().__init__()
+        self.spec = spec
         self.parts = nn.ModuleList(parts)
         inner = torch.special.ndtri(torch.tensor(spec.boundaries[1:-1], dtype=torch.float64))
         self.register_buffer("bounds", inner.float(), persistent=False)
