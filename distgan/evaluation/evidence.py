@@ -9,6 +9,7 @@ from distgan.evaluation.evaluate import Result
 from distgan.evaluation.modes import FEWEST_EXPECTED
 
 BETTER = 0.98  # a distance counts as better than the best from this fraction of it on
+FULL_VARIETY = 0.9  # from these fractions of the reals' coverage and recall on no kind is missing
 RECALL_FALL = 0.8  # a fall of coverage is confirmed by recall below this fraction of its best
 
 
@@ -163,13 +164,15 @@ class Evidence:
         """The number of kinds of reals that are missing, in features or in pixels; 0 by chance.
 
         Poor fakes lack kinds in features, too, but then their recall is low for all kinds. In the
-        pixels of thumbnails they have all kinds as soon as they resemble the reals at all.
+        pixels of thumbnails they have all kinds as soon as they resemble the reals at all; that
+        some are missing there is confirmed by coverage or recall in features.
         """
         t, found = self.thresholds, 0.0
         if self.are_plausible and self.has_recall:
             found = self.beyond_reals("diversity/missing_kinds", t.missing_kinds)
         is_recognisable = self.relative("quality/precision") >= t.recognisable_precision
-        if is_recognisable and not self.are_blurred:
+        varieties = self.relative("quality/coverage"), self.relative("quality/recall")
+        if is_recognisable and not self.are_blurred and min(varieties) < FULL_VARIETY:
             pixels = self.beyond_reals("diversity/missing_pixel_kinds", t.missing_pixel_kinds)
             found = max(found, pixels)
         return found

@@ -247,6 +247,8 @@ def test_poor_images_that_lack_kinds_in_pixels_are_a_partial_collapse() -> None:
     assert assess(result(5, 0.3, **poor | {"missing_pixel_kinds": 2.0})).name == "learning"
     assert assess(result(5, 0.3, **poor | {"precision": 0.1})).name == "learning"  # noise
     assert assess(result(5, 0.3, **poor, detail=0.4)).name == "learning"  # blurred
+    varied = assess(result(5, 0.95, **poor, recall=0.75))  # which features do not confirm
+    assert varied.name == "learning"
     improving = assess(result(5, 0.3, **poor), was_improving=True)
     assert improving.name == "learning"
     assert "5 kinds of reals missing so far" in improving.detail
